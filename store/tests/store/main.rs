@@ -1,0 +1,5 @@
+//! The store's integration tests: one binary, since each would link everything anew.
+
+#![allow(clippy::unwrap_used, reason = "clippy knows tests by #[test] and not their fixtures")]
+
+mod memory;

@@ -1,1 +1,3 @@
-//! Placeholder
+//! Placeholder.
+
+pub mod hypervisor;

@@ -1,0 +1,1 @@
+//! The suite that every hypervisor passes, fake or real.

@@ -1,1 +1,30 @@
-//! Placeholder
+//! What the cloud knows, as plain data: typed ids, resources, their lifecycles and limits, and how they are read
+//! from and shown in the public contract. Everything here is pure: time, ids and randomness are arguments, and
+//! no code waits, stores or sends.
+
+pub mod address;
+pub mod agency;
+pub mod assignment;
+pub mod cluster;
+pub mod condition;
+pub mod convert;
+pub mod event;
+pub mod flavor;
+pub mod id;
+pub mod image;
+pub mod limits;
+pub mod lookup;
+pub mod name;
+pub mod network;
+pub mod node;
+pub mod pool;
+pub mod record;
+pub mod sealed;
+pub mod time;
+pub mod vm;
+pub mod volume;
+
+pub use id::*;
+pub use name::Name;
+pub use record::{Kind, Meta, Resource, Scope, Stored};
+pub use time::TimeMs;

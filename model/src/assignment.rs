@@ -1,0 +1,80 @@
+//! The truth of placement: one record per node of what it must run and must not run. Whatever plan wants to put a
+//! VM on a node guards this record, so two plans can never oversubscribe it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Stored;
+use crate::{NodeId, PoolId, VmId, VolumeId};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    pub node: NodeId,
+    #[serde(default)]
+    pub vms: BTreeMap<VmId, VmEntry>,
+    /// Volumes of local pools whose files lie on this node.
+    #[serde(default)]
+    pub volumes: BTreeMap<VolumeId, VolumeEntry>,
+}
+
+/// What the node has to do with one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmEntry {
+    pub incarnation: u64,
+    pub intent: Intent,
+    /// Held as if running, from placement until the agent has confirmed that the guest is gone.
+    pub reservation: Reservation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// The guest shall be as its record says.
+    Wanted,
+    /// The guest shall be off and its domain gone.
+    Stop,
+    /// This and every lower incarnation shall be destroyed: the VM is another node's.
+    Stale,
+}
+
+/// Capacity held by one VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    pub vcpus: u32,
+    /// Guest memory and QEMU's own overhead, MiB.
+    pub memory_mib: u64,
+}
+
+/// Disk space held by one volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeEntry {
+    pub pool: PoolId,
+    pub size_mib: u32,
+}
+
+impl Assignment {
+    pub fn empty(node: NodeId) -> Self {
+        Self { node, vms: BTreeMap::new(), volumes: BTreeMap::new() }
+    }
+
+    /// The sum of all reservations.
+    pub fn reserved(&self) -> Reservation {
+        self.vms.values().fold(Reservation::default(), |sum, vm| Reservation {
+            vcpus: sum.vcpus + vm.reservation.vcpus,
+            memory_mib: sum.memory_mib + vm.reservation.memory_mib,
+        })
+    }
+
+    /// Virtual disk size promised in one pool on this node, MiB.
+    pub fn promised_mib(&self, pool: PoolId) -> u64 {
+        self.volumes.values().filter(|v| v.pool == pool).map(|v| u64::from(v.size_mib)).sum()
+    }
+}
+
+impl Stored for Assignment {
+    const KIND: &'static str = "assignment";
+    fn key(&self) -> String {
+        self.node.to_string()
+    }
+}

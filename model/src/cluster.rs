@@ -1,0 +1,102 @@
+//! Records of the cluster itself: its identity, its controllers, who leads, who may join, and which requests were
+//! already answered.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::record::{Stored, resource};
+use crate::sealed::Sealed;
+use crate::{ClusterId, ControllerId, JoinTokenId, Kind, Meta, Name, Scope, TimeMs};
+
+/// What this cluster is. There is one such record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub name: String,
+    /// The data format in use; new encodings are written only at their level.
+    pub level: u32,
+    /// The CA's certificate, PEM.
+    pub ca_certificate: String,
+    /// The CA's private key, sealed.
+    pub ca_key: Sealed,
+    /// Digests of the tokens that are cloud admins, hex.
+    pub admin_tokens: Vec<String>,
+}
+
+impl Stored for Cluster {
+    const KIND: &'static str = "cluster";
+    fn key(&self) -> String {
+        "self".into()
+    }
+}
+
+/// A process of the control plane. Its part in the Raft group is the group's own record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controller {
+    pub meta: Meta,
+    /// host:port for clients, agents and other controllers.
+    pub address: String,
+    /// Its seat in the Raft group; made with the data directory.
+    pub member: u64,
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub level: u32,
+}
+
+resource!(Controller, Controller, |_| Scope::Cluster);
+
+impl Controller {
+    pub fn id(&self) -> ControllerId {
+        ControllerId(self.meta.id)
+    }
+}
+
+/// A permission to join. The secret itself is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    pub id: JoinTokenId,
+    pub kind: JoinKind,
+    /// SHA-256 of the secret, hex.
+    pub digest: String,
+    pub expire_time: TimeMs,
+    pub uses_left: u32,
+    /// The only name that may join by it.
+    #[serde(default)]
+    pub name: Option<Name>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinKind {
+    Node,
+    Controller,
+}
+
+impl Stored for JoinToken {
+    const KIND: &'static str = "join_token";
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+/// A request that was answered, so that its repetition gets the same answer. Kept for an hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Who asked, and the client's id for it.
+    pub caller: String,
+    pub request_id: Uuid,
+    pub time: TimeMs,
+    pub kind: Kind,
+    /// The resource that it made or changed.
+    pub subject: Uuid,
+    /// SHA-256 of the request, hex: the same id with another content is refused.
+    pub digest: String,
+}
+
+impl Stored for Request {
+    const KIND: &'static str = "request";
+    fn key(&self) -> String {
+        format!("{}/{}", self.caller, self.request_id)
+    }
+}

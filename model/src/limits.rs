@@ -1,0 +1,51 @@
+//! Every limit of the cloud in one place. What is not limited will one day be too large.
+
+/// Labels of one resource.
+pub const LABELS: usize = 32;
+/// A label's key or value, bytes.
+pub const LABEL_BYTES: usize = 63;
+/// A display name, characters.
+pub const DISPLAY_NAME_CHARS: usize = 200;
+/// An agency's description, characters.
+pub const DESCRIPTION_CHARS: usize = 1_000;
+pub const VCPUS: std::ops::RangeInclusive<u32> = 1..=256;
+/// A guest's memory, MiB.
+pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=4_194_304;
+/// A volume's virtual size, MiB.
+pub const VOLUME_MIB: std::ops::RangeInclusive<u32> = 1..=67_108_864;
+pub const DISKS: usize = 16;
+pub const INTERFACES: usize = 8;
+pub const SSH_KEYS: usize = 32;
+/// One public key, bytes.
+pub const SSH_KEY_BYTES: usize = 8 * 1024;
+pub const USER_DATA_BYTES: usize = 48 * 1024;
+/// A kernel's command line, bytes.
+pub const COMMAND_LINE_BYTES: usize = 2_048;
+pub const MTU: std::ops::RangeInclusive<u32> = 576..=9_216;
+pub const DNS_SERVERS: usize = 4;
+/// Address ranges of one subnet.
+pub const RANGES: usize = 16;
+/// A network device's name, bytes (Linux's IFNAMSIZ less one).
+pub const DEVICE_NAME_BYTES: usize = 15;
+/// Failure-domain keys of one node, and values of one key.
+pub const FAILURE_DOMAINS: usize = 16;
+/// How long ACPI may take at most, seconds.
+pub const STOP_DEADLINE_S: u32 = 3_600;
+/// How long ACPI may take if nobody said, seconds.
+pub const STOP_DEADLINE_DEFAULT_S: u32 = 120;
+pub const PAGE_SIZE_DEFAULT: usize = 100;
+pub const PAGE_SIZE_MAX: usize = 1_000;
+/// A request body, bytes.
+pub const BODY_BYTES: usize = 256 * 1024;
+/// How long an address rests after its VM is gone, ms.
+pub const ADDRESS_REST_MS: u64 = 10 * 60 * 1_000;
+/// How long events stay in the store, ms.
+pub const EVENT_KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long answered requests are remembered, ms.
+pub const REQUEST_KEEP_MS: u64 = 60 * 60 * 1_000;
+/// Virtual CPUs promised per real one when nobody said, percent.
+pub const CPU_OVERCOMMIT_DEFAULT_PERCENT: u32 = 400;
+/// VMs of one node; it bounds the assignment record, which must fit one transaction.
+pub const VMS_PER_NODE: usize = 1_000;
+/// A stored image, bytes.
+pub const IMAGE_BYTES: u64 = 1 << 40;

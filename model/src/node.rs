@@ -1,0 +1,121 @@
+//! Nodes: hypervisor hosts. Their liveness is the leader's memory; only transitions are recorded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::condition::Conditions;
+use crate::record::resource;
+use crate::{Meta, NodeId, PoolId, Scope, SessionId, TimeMs};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub meta: Meta,
+    pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Key to its values; the node is lost when all values of one key are.
+    #[serde(default)]
+    pub failure_domains: BTreeMap<String, BTreeSet<String>>,
+    /// Virtual CPUs promised per real one, percent; 0 means the default.
+    #[serde(default)]
+    pub cpu_overcommit_percent: u32,
+    /// Memory promised per real memory, percent; 0 means 100.
+    #[serde(default)]
+    pub memory_overcommit_percent: u32,
+    /// Kept for the host, MiB; 0 means the default.
+    #[serde(default)]
+    pub reserve_memory_mib: u32,
+    /// YYYY-MM-DD, or empty.
+    #[serde(default)]
+    pub support_ends: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub phase: NodePhase,
+    #[serde(default)]
+    pub conditions: Conditions,
+    /// libvirt's host UUID: a second node with the same is a cloned machine.
+    #[serde(default)]
+    pub host_uuid: Uuid,
+    /// The last session that was accepted; committed before anything is sent on it.
+    #[serde(default)]
+    pub session: Option<SessionId>,
+    #[serde(default)]
+    pub boot_id: String,
+    #[serde(default)]
+    pub address: String,
+    #[serde(default)]
+    pub inventory: Inventory,
+    #[serde(default)]
+    pub pools: BTreeMap<PoolId, PoolSeen>,
+    /// libvirt domains that are not ours.
+    #[serde(default)]
+    pub foreign: u32,
+    #[serde(default)]
+    pub phase_time: TimeMs,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodePhase {
+    #[default]
+    Joining,
+    Ready,
+    Unreachable,
+    NotReady,
+}
+
+/// What a node has, as its agent found it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inventory {
+    pub hostname: String,
+    pub agent_version: String,
+    pub libvirt_version: String,
+    pub qemu_version: String,
+    /// kvm, or qemu for emulation.
+    pub acceleration: String,
+    pub cpu_model: String,
+    pub cpu_features: Vec<String>,
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub numa_cells: Vec<NumaCell>,
+    pub bridges: Vec<String>,
+    pub clock_offset_ms: i64,
+    pub machine_types: Vec<String>,
+    pub firmware: Vec<String>,
+    pub tpm: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaCell {
+    pub id: u32,
+    pub cpus: Vec<u32>,
+    pub memory_mib: u64,
+}
+
+/// A pool as one node sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSeen {
+    pub ready: bool,
+    pub capacity_mib: u64,
+    pub used_mib: u64,
+    #[serde(default)]
+    pub message: String,
+}
+
+resource!(Node, Node, |_| Scope::Cluster);
+
+impl Node {
+    pub fn id(&self) -> NodeId {
+        NodeId(self.meta.id)
+    }
+}

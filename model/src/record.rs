@@ -120,6 +120,10 @@ pub trait Stored:
     const KIND: &'static str;
     /// The rest of its key: a UUID, or what else is unique in the kind.
     fn key(&self) -> String;
+    /// Where its name is unique and its name, for a resource.
+    fn scoped_name(&self) -> Option<(Scope, &Name)> {
+        None
+    }
 }
 
 /// A record with a name: what the public contract shows.
@@ -137,6 +141,9 @@ macro_rules! resource {
             const KIND: &'static str = $crate::Kind::$kind.word();
             fn key(&self) -> String {
                 self.meta.id.to_string()
+            }
+            fn scoped_name(&self) -> Option<($crate::Scope, &$crate::Name)> {
+                Some(($crate::Resource::scope(self), &self.meta.name))
             }
         }
 

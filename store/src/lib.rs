@@ -5,8 +5,11 @@
 //! `contract` (feature `contract`) proves every backend by the same cases.
 
 pub mod backend;
+pub mod cache;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod hub;
 pub mod kv;
 pub mod mvcc;
+pub mod typed;
+pub mod view;

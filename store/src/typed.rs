@@ -1,0 +1,196 @@
+//! Typed transactions: a draft of the future, and its commit under guards.
+//!
+//! Its invariant: every record that a draft writes is guarded by the revision that the draft read, so a commit
+//! either finds the world as it was drafted from, or changes nothing. A lost reply is settled here by sending the
+//! same transaction again: its guards let it happen once. Deliberately absent: decisions, and retries of a
+//! conflict, which need the decision to be taken anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tamdao_model::{Resource, Scope, Stored};
+use uuid::Uuid;
+
+use crate::kv::{Guard, Key, Kv, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Read, Revision, StoreError, Txn};
+use crate::view::{Envelope, Held, View};
+
+/// How often a transaction with a lost reply is sent again before its outcome is called unknown.
+const SETTLE_ATTEMPTS: usize = 5;
+
+/// A view of the future, and what has to be written to reach it.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    view: View,
+    id: Uuid,
+    writes: BTreeMap<Key, Write>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Write {
+    guard: Option<Guard>,
+    /// None deletes.
+    value: Option<Bytes>,
+}
+
+impl Draft {
+    /// Starts from a view. `id` names the transaction and must be fresh.
+    pub fn new(view: View, id: Uuid) -> Self {
+        Self { view, id, writes: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// The future as drafted so far.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Records to be written, deletions too.
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Whether it fits one transaction beside one more guard, the leader's.
+    pub fn fits(&self) -> bool {
+        self.writes.len() < MAX_TXN_OPS && self.bytes < MAX_TXN_BYTES - 4_096
+    }
+
+    /// Writes a record, new or changed.
+    pub fn put<T: Held>(&mut self, record: T) {
+        let key = key_of(&record);
+        let value = encode(self.id, &record);
+        let rows = T::rows_mut(&mut self.view);
+        let before = rows.get(record.key());
+        let guard = match before {
+            Some(row) => Guard::Unchanged(key.clone(), row.revision),
+            None => Guard::Absent(key.clone()),
+        };
+        // In a draft a row keeps the revision that it stands on, so that a second write has the same guard.
+        let revision = before.map_or(Revision::ZERO, |row| row.revision);
+        rows.put(key.clone(), Arc::new(record), revision);
+        self.write(key, guard, Some(value));
+    }
+
+    /// Deletes a record; one that is not there changes nothing.
+    pub fn delete<T: Held>(&mut self, key: impl std::fmt::Display) {
+        let key = key_in::<T>(&key);
+        if let Some(row) = T::rows_mut(&mut self.view).remove(key.as_str()) {
+            let guard = Guard::Unchanged(key.clone(), row.revision);
+            self.write(key, guard, None);
+        }
+    }
+
+    /// Writes a new resource and takes its name.
+    pub fn create<T: Held + Resource>(&mut self, resource: T) {
+        let key = name_key::<T>(resource.scope(), resource.meta().name.as_str());
+        let value = Bytes::from(resource.meta().id.to_string());
+        self.write(key.clone(), Guard::Absent(key), Some(value));
+        self.put(resource);
+    }
+
+    /// Deletes a resource and frees its name.
+    pub fn remove<T: Held + Resource>(&mut self, id: Uuid) {
+        let Some(row) = T::rows(&self.view).get(id) else { return };
+        let name = name_key::<T>(row.scope(), row.meta().name.as_str());
+        self.delete::<T>(id);
+        // The name's record changes only together with the resource's, which is guarded.
+        self.bytes += name.as_str().len();
+        match self.writes.get(&name).is_some_and(|write| matches!(write.guard, Some(Guard::Absent(_)))) {
+            true => drop(self.writes.remove(&name)),
+            false => drop(self.writes.insert(name, Write { guard: None, value: None })),
+        }
+    }
+
+    fn write(&mut self, key: Key, guard: Guard, value: Option<Bytes>) {
+        self.bytes += 2 * key.as_str().len() + value.as_ref().map_or(0, Bytes::len);
+        match self.writes.get_mut(&key) {
+            // The first guard stays: it speaks of what is committed.
+            Some(write) => match (&write.guard, &value) {
+                // Made and deleted in one draft: nothing to do at all.
+                (Some(Guard::Absent(_)), None) => drop(self.writes.remove(&key)),
+                _ => write.value = value,
+            },
+            None => drop(self.writes.insert(key, Write { guard: Some(guard), value })),
+        }
+    }
+
+    /// The transaction, with further guards such as the leader's.
+    pub fn into_txn(self, guards: impl IntoIterator<Item = Guard>) -> Txn {
+        let mut txn =
+            Txn { guards: guards.into_iter().collect(), ops: Vec::with_capacity(self.writes.len()) };
+        for (key, write) in self.writes {
+            txn.guards.extend(write.guard);
+            txn.ops.push(match write.value {
+                Some(value) => Op::Put(key, value),
+                None => Op::Delete(key),
+            });
+        }
+        txn
+    }
+
+    /// The transaction's id, which every record written by it carries.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+}
+
+/// Commits, and after a lost reply finds out what became of it.
+///
+/// # Errors
+/// As [`Kv::commit`]; `Unknown` only when another writer has come since, or the store cannot be reached.
+pub async fn commit(kv: &dyn Kv, id: Uuid, txn: Txn) -> Result<Revision, StoreError> {
+    let mut outcome = kv.commit(txn.clone()).await;
+    for _ in 0..SETTLE_ATTEMPTS {
+        match outcome {
+            // The guards let the same transaction happen once, however often it is sent.
+            Err(StoreError::Unknown) => outcome = kv.commit(txn.clone()).await,
+            Err(StoreError::Conflict { .. }) => break,
+            settled => return settled,
+        }
+    }
+    match outcome {
+        Err(StoreError::Conflict { key }) => match written_by(kv, id, &txn).await? {
+            Some(revision) => Ok(revision),
+            None => Err(StoreError::Conflict { key }),
+        },
+        other => other,
+    }
+}
+
+/// The revision at which this transaction was applied, if one of its records still shows it.
+async fn written_by(kv: &dyn Kv, id: Uuid, txn: &Txn) -> Result<Option<Revision>, StoreError> {
+    for op in &txn.ops {
+        let Op::Put(key, value) = op else { continue };
+        // Names hold no envelope; every transaction writes at least one record that does.
+        if !value.starts_with(b"{") {
+            continue;
+        }
+        let Some(entry) = kv.get(key, Read::Linearizable).await? else { continue };
+        let envelope: Option<Envelope<serde::de::IgnoredAny>> = serde_json::from_slice(&entry.value).ok();
+        if envelope.is_some_and(|envelope| envelope.txn == id) {
+            return Ok(Some(entry.mod_revision));
+        }
+    }
+    Ok(None)
+}
+
+fn key_of<T: Stored>(record: &T) -> Key {
+    key_in::<T>(&record.key())
+}
+
+fn key_in<T: Stored>(key: &impl std::fmt::Display) -> Key {
+    Key::new(format!("/{}/{key}", T::KIND)).expect("kinds, ids and names make valid keys")
+}
+
+fn name_key<T: Stored>(scope: Scope, name: &str) -> Key {
+    Key::new(format!("/name/{}/{scope}/{name}", T::KIND)).expect("kinds, ids and names make valid keys")
+}
+
+fn encode<T: Stored>(txn: Uuid, record: &T) -> Bytes {
+    let envelope = Envelope { txn, record };
+    Bytes::from(serde_json::to_vec(&envelope).expect("records are plain data"))
+}

@@ -45,7 +45,32 @@ pub const EVENT_KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 pub const REQUEST_KEEP_MS: u64 = 60 * 60 * 1_000;
 /// Virtual CPUs promised per real one when nobody said, percent.
 pub const CPU_OVERCOMMIT_DEFAULT_PERCENT: u32 = 400;
+/// Memory kept for a host when nobody said and 2 % are less, MiB.
+pub const RESERVE_MEMORY_DEFAULT_MIB: u64 = 512;
 /// VMs of one node; it bounds the assignment record, which must fit one transaction.
 pub const VMS_PER_NODE: usize = 1_000;
 /// A stored image, bytes.
 pub const IMAGE_BYTES: u64 = 1 << 40;
+/// An agency's contact, characters.
+pub const CONTACT_CHARS: usize = 200;
+/// An image's URL, bytes.
+pub const URL_BYTES: usize = 2_048;
+/// A pool's path, bytes.
+pub const PATH_BYTES: usize = 1_024;
+pub const VLAN_TAGS: std::ops::RangeInclusive<u32> = 1..=4_094;
+/// Virtual CPUs promised per real one, percent.
+pub const CPU_OVERCOMMIT_PERCENT: std::ops::RangeInclusive<u32> = 100..=3_200;
+/// Memory promised per real memory, percent.
+pub const MEMORY_OVERCOMMIT_PERCENT: std::ops::RangeInclusive<u32> = 100..=300;
+/// Virtual disk size promised per real size, percent.
+pub const POOL_OVERCOMMIT_PERCENT: std::ops::RangeInclusive<u32> = 100..=1_000;
+/// Terms of one label selector.
+pub const SELECTOR_TERMS: usize = 32;
+/// Paths of one field mask.
+pub const MASK_PATHS: usize = 64;
+/// Violations listed for one request; nobody reads more.
+pub const VIOLATIONS: usize = 50;
+/// One text in an agent's report, characters; the rest is cut off.
+pub const REPORT_TEXT_CHARS: usize = 2_000;
+/// Addresses that one guest is believed to have.
+pub const GUEST_ADDRESSES: usize = 64;

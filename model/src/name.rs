@@ -56,6 +56,11 @@ impl Name {
         Ok(Self(text.into()))
     }
 
+    /// The first name of all in their order.
+    pub fn lowest() -> Self {
+        Self("a".into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::assignment::Reservation;
 use crate::condition::Conditions;
+use crate::limits;
+use crate::pool::Pool;
 use crate::record::resource;
 use crate::{Meta, NodeId, PoolId, Scope, SessionId, TimeMs};
 
@@ -117,5 +120,29 @@ resource!(Node, Node, |_| Scope::Cluster);
 impl Node {
     pub fn id(&self) -> NodeId {
         NodeId(self.meta.id)
+    }
+
+    /// What VMs may take: physical less reserve, times the overcommit ratio.
+    pub fn allocatable(&self) -> Reservation {
+        let or = |set: u32, default: u32| u64::from(if set == 0 { default } else { set });
+        let cpu = or(self.spec.cpu_overcommit_percent, limits::CPU_OVERCOMMIT_DEFAULT_PERCENT);
+        let memory = or(self.spec.memory_overcommit_percent, 100);
+        let reserve = match self.spec.reserve_memory_mib {
+            0 => (self.status.inventory.memory_mib / 50).max(limits::RESERVE_MEMORY_DEFAULT_MIB),
+            set => u64::from(set),
+        };
+        let vcpus = u64::from(self.status.inventory.cpus) * cpu / 100;
+        Reservation {
+            vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
+            memory_mib: self.status.inventory.memory_mib.saturating_sub(reserve) * memory / 100,
+        }
+    }
+
+    /// Virtual disk size that may be promised in one pool here, MiB; 0 where it cannot be used.
+    pub fn pool_allocatable_mib(&self, pool: &Pool) -> u64 {
+        self.status.pools.get(&pool.id()).filter(|seen| seen.ready).map_or(0, |seen| {
+            let real = seen.capacity_mib.saturating_sub(u64::from(pool.spec.reserve_mib));
+            real * u64::from(pool.spec.overcommit_percent.max(100)) / 100
+        })
     }
 }

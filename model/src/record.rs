@@ -132,6 +132,10 @@ pub trait Resource: Stored {
     fn meta(&self) -> &Meta;
     fn meta_mut(&mut self) -> &mut Meta;
     fn scope(&self) -> Scope;
+    /// [`Self::RESOURCE`] of a value.
+    fn resource_kind(&self) -> Kind {
+        Self::RESOURCE
+    }
 }
 
 /// Implements [`Stored`] and [`Resource`] for a struct with a field `meta`.

@@ -29,3 +29,13 @@ impl<'de> Deserialize<'de> for Sealed {
         STANDARD.decode(text).map(Self).map_err(serde::de::Error::custom)
     }
 }
+
+/// A secret on its way to be sealed. It is never stored, and printing it for debugging shows its length only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Unsealed(pub String);
+
+impl fmt::Debug for Unsealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unsealed({} bytes)", self.0.len())
+    }
+}

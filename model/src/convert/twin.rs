@@ -1,0 +1,73 @@
+//! Enums that the model and the contract both have. A pair is written once, and a variant that one side lacks does
+//! not compile. What zero means is said where the field is read, because it differs.
+
+use tamdao_proto::{agent, v1};
+
+use crate::cluster::JoinKind;
+use crate::condition::ConditionStatus;
+use crate::event::Severity;
+use crate::image::{ImageKind, ImagePhase};
+use crate::node::NodePhase;
+use crate::pool::PoolKind;
+use crate::vm::{
+    ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, OsType, Power, RunPolicy, VmPhase,
+};
+use crate::volume::VolumePhase;
+
+/// An enum of the model with its number in the contract.
+pub trait Twin: Copy + PartialEq + Sized + 'static {
+    /// Every variant with its name in the contract, in the contract's order.
+    fn words() -> Vec<(Self, &'static str)>;
+
+    /// The contract's number.
+    fn number(self) -> i32;
+
+    /// The variant of this number; none for 0 and for numbers that are not known.
+    fn from_number(number: i32) -> Option<Self>;
+}
+
+macro_rules! twins {
+    ($($model:ty => $proto:ty { $($variant:ident),+ $(,)? })+) => {$(
+        impl Twin for $model {
+            fn words() -> Vec<(Self, &'static str)> {
+                vec![$((<$model>::$variant, <$proto>::$variant.as_str_name())),+]
+            }
+
+            fn number(self) -> i32 {
+                match self {
+                    $(<$model>::$variant => <$proto>::$variant as i32),+
+                }
+            }
+
+            fn from_number(number: i32) -> Option<Self> {
+                match <$proto>::try_from(number).ok()? {
+                    <$proto>::Unspecified => None,
+                    $(<$proto>::$variant => Some(<$model>::$variant)),+
+                }
+            }
+        }
+    )+};
+}
+
+twins! {
+    ConditionStatus => v1::ConditionStatus { True, False, Unknown }
+    Severity => v1::EventSeverity { Info, Warning }
+    JoinKind => v1::JoinTokenKind { Node, Controller }
+    NodePhase => v1::NodePhase { Joining, Ready, Unreachable, NotReady }
+    PoolKind => v1::PoolKind { Dir }
+    VolumePhase => v1::VolumePhase { Pending, Creating, Available, Growing, Deleting, Failed }
+    ImagePhase => v1::ImagePhase { Pending, Importing, Available, Failed }
+    ImageKind => v1::ImageKind { Disk, Kernel, Initrd, Iso }
+    DiskKind => v1::DiskKind { Disk, Cdrom }
+    Firmware => v1::Firmware { Bios, Uefi }
+    OsType => v1::OsType { Linux, Windows }
+    Graphics => v1::Graphics { None, Vnc }
+    RunPolicy => v1::RunPolicy { Always, OnFailure, Stopped }
+    Power => v1::Power { On, Off, Paused }
+    VmPhase => v1::VmPhase {
+        Pending, Scheduled, Starting, Running, Paused, Stopping, Stopped, Deleting, Failed, Unknown,
+    }
+    GuestState => agent::v1::GuestState { Absent, Preparing, Starting, Running, Paused, Stopping, Stopped }
+    GuestExit => agent::v1::GuestExit { ByItself, OnOrder, Failed }
+    ActionKind => agent::v1::ActionKind { Reboot, Reset }
+}

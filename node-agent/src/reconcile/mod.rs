@@ -1,0 +1,302 @@
+//! The decision: from what is wanted and what is, the steps to take now, and the report. Pure: no I/O, no clock,
+//! no randomness; equal input gives equal output.
+//!
+//! Invariants: a guest is stopped, reset or destroyed only by an entry received in the present session that names
+//! its incarnation or a higher one; a guest begins only so, or again on the same boot under the same incarnation;
+//! only what we paused, and what QEMU paused for want of room, goes on; a volume that was made is never made
+//! again. Deliberately absent: doing (`operate`), and the memory of failures between calls (`Efforts`).
+
+mod disk;
+mod effort;
+mod guest;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tamdao_proto::agent::v1 as wire;
+use tamdao_proto::v1::GuestStatus;
+use uuid::Uuid;
+
+pub use effort::{Effort, Efforts, Subject, back_off_ms};
+
+use crate::desired::{Desired, Digest};
+use crate::hypervisor::{Domain, Exit};
+use crate::ledger::{End, State};
+
+/// What a pool's directory was found to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolFact {
+    pub ready: bool,
+    pub capacity_mib: u64,
+    pub used_mib: u64,
+    /// Why it is not ready, or that it is almost full.
+    pub message: String,
+}
+
+impl PoolFact {
+    /// Room left, MiB.
+    #[must_use]
+    pub fn free_mib(&self) -> u64 {
+        self.capacity_mib.saturating_sub(self.used_mib)
+    }
+}
+
+/// What a volume's path was found to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileFact {
+    pub exists: bool,
+    /// What it takes on disk, MiB.
+    pub used_mib: u64,
+}
+
+/// All that a decision is made of.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// ms of CLOCK_BOOTTIME.
+    pub now_ms: u64,
+    pub boot_id: &'a str,
+    pub desired: &'a Desired,
+    /// As last seen; `hypervisor_away` says whether that is now.
+    pub domains: &'a BTreeMap<Uuid, Domain>,
+    pub foreign: u32,
+    /// Why the hypervisor does not answer; nothing is done to guests then.
+    pub hypervisor_away: Option<&'a str>,
+    /// Domains were seen at least once, so that a report may be complete.
+    pub observed: bool,
+    /// How domains that are gone have ended, where that is known.
+    pub exits: &'a BTreeMap<Uuid, Exit>,
+    pub ledger: &'a State,
+    pub pools: &'a BTreeMap<Uuid, PoolFact>,
+    pub files: &'a BTreeMap<Uuid, FileFact>,
+    /// Images in the cache.
+    pub images: &'a BTreeSet<Digest>,
+    pub guests: &'a BTreeMap<Uuid, GuestStatus>,
+    pub efforts: &'a Efforts,
+    /// Subjects on which a step is at work.
+    pub busy: &'a BTreeMap<Subject, Step>,
+}
+
+/// Why a paused guest may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    /// It was created by a start of ours that did not come to its end.
+    FirstTime,
+    /// The user takes back the pause.
+    OnOrder,
+    /// QEMU paused it for want of room, and there is room.
+    Room,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Write down how a guest ended.
+    RecordEnd {
+        vm: Uuid,
+        end: End,
+    },
+    /// Write down that a guest of ours runs, or waits for its first resume: recognised after the ledger missed it.
+    Recognise {
+        vm: Uuid,
+        paused: bool,
+    },
+    /// Clear what is left of a VM that has no business here any more, and write down its highest incarnation.
+    Tidy {
+        vm: Uuid,
+        incarnation: u64,
+    },
+    /// Seed, filter, domain, run. `again` counts as a restart by the run policy.
+    Start {
+        vm: Uuid,
+        again: bool,
+    },
+    Resume {
+        vm: Uuid,
+        why: Go,
+    },
+    Pause {
+        vm: Uuid,
+    },
+    /// Ask by ACPI; the time to destroy is set when it is asked first.
+    Shutdown {
+        vm: Uuid,
+        deadline_ms: u64,
+        reboot: bool,
+    },
+    /// Kill every domain of the VM up to this incarnation.
+    Destroy {
+        vm: Uuid,
+        incarnation: u64,
+        stale: bool,
+    },
+    Reboot {
+        vm: Uuid,
+        action: Uuid,
+        deadline_ms: u64,
+    },
+    Reset {
+        vm: Uuid,
+        action: Uuid,
+    },
+    /// Bring a running guest to the entry's generation.
+    Update {
+        vm: Uuid,
+    },
+    FetchImage {
+        digest: Digest,
+    },
+    /// Write down a file that is there and not in the ledger.
+    RecogniseVolume {
+        volume: Uuid,
+    },
+    MakeVolume {
+        volume: Uuid,
+    },
+    GrowVolume {
+        volume: Uuid,
+        size_mib: u32,
+    },
+    DeleteVolume {
+        volume: Uuid,
+    },
+}
+
+impl Step {
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::RecordEnd { vm, .. }
+            | Self::Recognise { vm, .. }
+            | Self::Tidy { vm, .. }
+            | Self::Start { vm, .. }
+            | Self::Resume { vm, .. }
+            | Self::Pause { vm }
+            | Self::Shutdown { vm, .. }
+            | Self::Destroy { vm, .. }
+            | Self::Reboot { vm, .. }
+            | Self::Reset { vm, .. }
+            | Self::Update { vm } => Subject::Vm(*vm),
+            Self::FetchImage { digest } => Subject::Image(digest.clone()),
+            Self::RecogniseVolume { volume }
+            | Self::MakeVolume { volume }
+            | Self::GrowVolume { volume, .. }
+            | Self::DeleteVolume { volume } => Subject::Volume(*volume),
+        }
+    }
+
+    /// The kind, for back-off and logs.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RecordEnd { .. } => "record-end",
+            Self::Recognise { .. } => "recognise",
+            Self::Tidy { .. } => "tidy",
+            Self::Start { .. } => "start",
+            Self::Resume { .. } => "resume",
+            Self::Pause { .. } => "pause",
+            Self::Shutdown { .. } => "shutdown",
+            Self::Destroy { .. } => "destroy",
+            Self::Reboot { .. } => "reboot",
+            Self::Reset { .. } => "reset",
+            Self::Update { .. } => "update",
+            Self::FetchImage { .. } => "fetch-image",
+            Self::RecogniseVolume { .. } => "recognise-volume",
+            Self::MakeVolume { .. } => "make-volume",
+            Self::GrowVolume { .. } => "grow-volume",
+            Self::DeleteVolume { .. } => "delete-volume",
+        }
+    }
+}
+
+/// What to do now, what to say, and when to look again if nothing happens before.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// In order; at most one for each subject.
+    pub steps: Vec<Step>,
+    /// Everything; what changed is found by comparing with the last one.
+    pub report: wire::Report,
+    /// ms of CLOCK_BOOTTIME.
+    pub wake_ms: Option<u64>,
+    /// Subjects that do well again: their failures no longer count.
+    pub well: Vec<Subject>,
+}
+
+impl Decision {
+    fn wake(&mut self, at_ms: u64) {
+        if at_ms != u64::MAX {
+            self.wake_ms = Some(self.wake_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
+        }
+    }
+}
+
+/// Decides for the whole node.
+#[must_use]
+pub fn decide(view: &View<'_>) -> Decision {
+    let mut decision = Decision::default();
+    // Volumes and images come first: a guest starts in the pass in which the last of them is seen to be ready.
+    let mut wanted_now = BTreeSet::new();
+    for (id, wanted) in &view.desired.volumes {
+        let report = disk::decide(view, *id, wanted, &mut wanted_now, &mut decision);
+        decision.report.volumes.push(report);
+    }
+    let mut vms: BTreeSet<Uuid> = view.desired.vms.keys().copied().collect();
+    vms.extend(view.domains.keys());
+    vms.extend(view.ledger.vms.iter().filter(|(_, record)| guest::believed_alive(record)).map(|(id, _)| *id));
+    for id in vms {
+        if let Some(report) = guest::decide(view, id, &mut wanted_now, &mut decision) {
+            decision.report.vms.push(report);
+        }
+    }
+    for digest in wanted_now {
+        fetch(view, digest, &mut decision);
+    }
+    let report = &mut decision.report;
+    report.complete = view.observed;
+    report.foreign = view.foreign;
+    report.health = view.hypervisor_away.unwrap_or_default().to_owned();
+    report.cached_images = view.images.iter().map(ToString::to_string).collect();
+    for id in view.desired.pools.keys() {
+        let fact = view.pools.get(id).cloned().unwrap_or_default();
+        report.pools.push(wire::PoolReport {
+            pool_id: id.to_string(),
+            ready: fact.ready,
+            capacity_mib: fact.capacity_mib,
+            used_mib: fact.used_mib,
+            message: fact.message,
+        });
+    }
+    decision
+}
+
+/// Has an image fetched unless it is being fetched, or failed a moment ago.
+fn fetch(view: &View<'_>, digest: Digest, decision: &mut Decision) {
+    let subject = Subject::Image(digest.clone());
+    if view.images.contains(&digest) || view.busy.contains_key(&subject) {
+        return;
+    }
+    match view.efforts.wait(&subject, "fetch-image", (0, 0), view.now_ms) {
+        Some(at_ms) => decision.wake(at_ms),
+        None => decision.steps.push(Step::FetchImage { digest }),
+    }
+}
+
+/// A problem that is not a failed try.
+fn problem(reason: &str, message: impl Into<String>, permanent: bool) -> wire::Problem {
+    wire::Problem { reason: reason.to_owned(), message: message.into(), permanent, attempts: 0 }
+}
+
+/// Takes a step unless an earlier failure of the same kind makes it wait; returns that failure's problem.
+fn attempt(view: &View<'_>, stamp: (u64, u64), step: Step, decision: &mut Decision) -> Option<wire::Problem> {
+    let subject = step.subject();
+    let earlier = view
+        .efforts
+        .get(&subject)
+        .filter(|effort| effort.step == step.kind() && effort.stamp == stamp)
+        .map(|effort| effort.problem.clone());
+    match view.efforts.wait(&subject, step.kind(), stamp, view.now_ms) {
+        Some(at_ms) => decision.wake(at_ms),
+        None => decision.steps.push(step),
+    }
+    earlier
+}

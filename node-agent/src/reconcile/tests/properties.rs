@@ -1,0 +1,241 @@
+//! Properties of every decision, over generated nodes that need not make sense.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use tamdao_proto::v1::{Power, RunPolicy};
+
+use super::fixture::{Node, domain, id, wanted_vm};
+use super::world::World;
+use crate::desired::{ActionKind, Intent, VolumeIntent, WantedAction, WantedPool, WantedVm, WantedVolume};
+use crate::hypervisor::{DomainState, Exit, PauseReason};
+use crate::ledger::{End, Life, Stop, VmRecord, VolumeRecord};
+use crate::reconcile::{FileFact, Go, PoolFact, Step};
+
+fn wanted() -> impl Strategy<Value = WantedVm> {
+    let action = proptest::option::of((1..3u128, any::<bool>()));
+    let intent = prop_oneof![4 => Just(Intent::Wanted), 1 => Just(Intent::Stop), 1 => Just(Intent::Stale)];
+    let power = prop_oneof![3 => Just(Power::On), 1 => Just(Power::Off), 1 => Just(Power::Paused)];
+    let run = prop_oneof![Just(RunPolicy::Always), Just(RunPolicy::OnFailure), Just(RunPolicy::Stopped)];
+    let numbers = (1..4u64, 1..3u64, any::<bool>(), any::<bool>());
+    (numbers, intent, power, run, action, proptest::collection::btree_set(1..3u128, 0..2)).prop_map(
+        |((incarnation, generation, stop_force, fresh), intent, power, run, action, volumes)| WantedVm {
+            incarnation,
+            generation,
+            intent,
+            power,
+            run,
+            stop_force,
+            fresh,
+            action: action.map(|(n, reboot)| WantedAction {
+                id: id(n),
+                kind: if reboot { ActionKind::Reboot } else { ActionKind::Reset },
+                deadline_ms: 60_000,
+            }),
+            volumes: volumes.into_iter().map(|n| (id(n), id(1))).collect(),
+            ..wanted_vm()
+        },
+    )
+}
+
+fn state() -> impl Strategy<Value = DomainState> {
+    use DomainState::{Crashed, Paused, Running, ShuttingDown};
+    prop_oneof![
+        4 => Just(Running),
+        1 => Just(ShuttingDown),
+        1 => Just(Crashed),
+        1 => Just(Paused(PauseReason::NotYetRun)),
+        1 => Just(Paused(PauseReason::OnDemand)),
+        1 => Just(Paused(PauseReason::IoError)),
+        1 => Just(Paused(PauseReason::Migration)),
+        1 => Just(Paused(PauseReason::Other)),
+    ]
+}
+
+fn record() -> impl Strategy<Value = VmRecord> {
+    let life = prop_oneof![Just(Life::New), Just(Life::Starting), Just(Life::Running), Just(Life::Ended)];
+    let end = proptest::option::of(prop_oneof![
+        Just(End::ByItself),
+        Just(End::OnOrder),
+        Just(End::Failed),
+        Just(End::Migrated)
+    ]);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (1..4u64, life, end, flags, proptest::option::of(0..400_000u64), proptest::option::of(1..3u128)).prop_map(
+        |(incarnation, life, end, (old_boot, reboot, paused, untidy), stop, action)| VmRecord {
+            incarnation,
+            generation: 1,
+            life,
+            end: end.filter(|_| life == Life::Ended),
+            boot_id: if old_boot { "b0" } else { "b1" }.into(),
+            stop: stop.map(|deadline_ms| Stop { deadline_ms, asked_ms: 50_000 }),
+            reboot,
+            paused,
+            untidy,
+            action: action.map(id),
+            ended_ms: 90_000,
+            ..VmRecord::default()
+        },
+    )
+}
+
+fn volume() -> impl Strategy<Value = (WantedVolume, Option<VolumeRecord>, bool)> {
+    let intent = prop_oneof![2 => Just(VolumeIntent::Make), 2 => Just(VolumeIntent::Keep), 1 => Just(VolumeIntent::Delete)];
+    let record = proptest::option::of((any::<bool>(), any::<bool>(), 50..200u32));
+    (intent, any::<bool>(), record, any::<bool>()).prop_map(|(intent, fresh, record, exists)| {
+        let wanted = WantedVolume { pool: id(1), intent, size_mib: 100, image: None, fresh };
+        let record = record.map(|(made, deleted, size_mib)| VolumeRecord {
+            pool: id(1),
+            made: made && !deleted,
+            deleted,
+            size_mib,
+            image: None,
+        });
+        (wanted, record, exists)
+    })
+}
+
+prop_compose! {
+    fn node()(
+        wanted in proptest::collection::btree_map(1..4u128, wanted(), 0..3),
+        domains in proptest::collection::btree_map(1..4u128, (1..4u64, state()), 0..3),
+        records in proptest::collection::btree_map(1..4u128, record(), 0..3),
+        volumes in proptest::collection::btree_map(1..3u128, volume(), 0..2),
+        exits in proptest::collection::btree_map(1..4u128, prop_oneof![Just(Exit::Shutdown), Just(Exit::Crashed), Just(Exit::Migrated)], 0..3),
+        away in proptest::bool::weighted(0.1),
+        free in prop_oneof![Just(10u64), Just(500u64)],
+        ready in proptest::bool::weighted(0.9),
+        complete in any::<bool>(),
+    ) -> Node {
+        let mut node = Node { now_ms: 100_000, boot_id: "b1".into(), away: away.then(|| "away".into()), ..Node::default() };
+        node.desired.complete = complete;
+        node.desired.vms = wanted.into_iter().map(|(n, wanted)| (id(n), wanted)).collect();
+        node.domains = domains.into_iter().map(|(n, (i, state))| (id(n), domain(id(n), i, 1, state))).collect();
+        node.ledger.vms = records.into_iter().map(|(n, record)| (id(n), record)).collect();
+        node.exits = exits.into_iter().map(|(n, exit)| (id(n), exit)).collect();
+        node.desired.pools.insert(id(1), WantedPool { name: "p".into(), path: "/p".into(), shared: false });
+        node.pools.insert(id(1), PoolFact { ready, capacity_mib: 1000, used_mib: 1000 - free, message: String::new() });
+        for (n, (wanted, record, exists)) in volumes {
+            node.desired.volumes.insert(id(n), wanted);
+            node.ledger.volumes.extend(record.map(|record| (id(n), record)));
+            node.files.insert(id(n), FileFact { exists, used_mib: 1 });
+        }
+        node
+    }
+}
+
+fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
+    let entry = |vm| node.desired.vms.get(vm);
+    let known = |vm| {
+        let record = node.ledger.vms.get(vm).map_or(0, |record| record.incarnation);
+        record.max(node.domains.get(vm).map_or(0, |domain| domain.incarnation))
+    };
+    match step {
+        Step::RecordEnd { .. } | Step::Recognise { .. } | Step::Tidy { .. } => {}
+        Step::Start { vm, .. } => {
+            let wanted = entry(vm).expect("a start without an entry");
+            prop_assert!(!node.domains.contains_key(vm), "a second domain");
+            prop_assert!(wanted.intent == Intent::Wanted && wanted.power == Power::On);
+            prop_assert!(wanted.incarnation >= known(vm), "an older incarnation");
+            let again = node.ledger.vms.get(vm).is_some_and(|record| {
+                record.boot_id == node.boot_id
+                    && record.incarnation == wanted.incarnation
+                    && record.life == Life::Ended
+            });
+            prop_assert!(wanted.fresh || again, "the start rule");
+            for (volume, _) in &wanted.volumes {
+                let record = node.ledger.volumes.get(volume);
+                prop_assert!(record.is_some_and(|record| record.made) && node.files[volume].exists);
+            }
+        }
+        Step::Resume { vm, why } => {
+            let (record, here) = (&node.ledger.vms[vm], &node.domains[vm]);
+            match why {
+                Go::FirstTime => {
+                    prop_assert_eq!(here.state, DomainState::Paused(PauseReason::NotYetRun));
+                    prop_assert!(entry(vm).is_some_and(|wanted| wanted.fresh));
+                }
+                Go::OnOrder => prop_assert!(record.paused && entry(vm).is_some_and(|wanted| wanted.fresh)),
+                Go::Room => prop_assert_eq!(here.state, DomainState::Paused(PauseReason::IoError)),
+            }
+        }
+        Step::Pause { vm }
+        | Step::Shutdown { vm, .. }
+        | Step::Reboot { vm, .. }
+        | Step::Reset { vm, .. }
+        | Step::Update { vm }
+        | Step::Destroy { vm, .. } => {
+            let wanted = entry(vm).expect("an order without an entry: absence is never a command");
+            prop_assert!(wanted.fresh, "cut off, and acting");
+            prop_assert!(node.domains[vm].incarnation <= wanted.incarnation, "a newer guest is touched");
+        }
+        Step::MakeVolume { volume } => {
+            let record = node.ledger.volumes.get(volume);
+            prop_assert!(!record.is_some_and(|record| record.made || record.deleted), "made again");
+            prop_assert!(!node.files[volume].exists, "made over a file");
+            prop_assert_eq!(node.desired.volumes[volume].intent, VolumeIntent::Make);
+            prop_assert!(node.desired.volumes[volume].fresh);
+        }
+        Step::DeleteVolume { volume } => {
+            prop_assert_eq!(node.desired.volumes[volume].intent, VolumeIntent::Delete);
+            let used = node.desired.vms.iter().any(|(vm, wanted)| {
+                node.domains.contains_key(vm) && wanted.volumes.iter().any(|(id, _)| id == volume)
+            });
+            prop_assert!(!used && node.desired.volumes[volume].fresh);
+        }
+        Step::GrowVolume { volume, size_mib } => {
+            prop_assert!(node.ledger.volumes[volume].size_mib < *size_mib);
+        }
+        Step::FetchImage { .. } | Step::RecogniseVolume { .. } => {}
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_step_is_allowed(node in node()) {
+        let decision = node.decide();
+        let subjects: BTreeSet<_> = decision.steps.iter().map(Step::subject).collect();
+        prop_assert_eq!(subjects.len(), decision.steps.len(), "one step at a time for each subject");
+        prop_assert_eq!(&decision, &node.decide(), "equal input, equal output");
+        for step in &decision.steps {
+            check_step(&node, step)?;
+        }
+        if node.away.is_some() {
+            let touches = |step: &Step| matches!(step.subject(), crate::reconcile::Subject::Vm(_));
+            prop_assert!(!decision.steps.iter().any(touches));
+        }
+        for (vm, _) in node.domains.iter().filter(|(vm, _)| !node.desired.vms.contains_key(*vm)) {
+            let said = decision.report.vms.iter().find(|report| report.vm_id == vm.to_string());
+            prop_assert!(said.is_some_and(|said| said.unknown == node.desired.complete), "unknown, and said");
+        }
+        for report in &decision.report.vms {
+            let vm = uuid::Uuid::try_parse(&report.vm_id).unwrap();
+            if report.gone {
+                let here = node.domains.get(&vm);
+                prop_assert!(here.is_none_or(|here| here.incarnation > node.desired.vms[&vm].incarnation));
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_comes_to_rest(node in node(), deaf in any::<bool>()) {
+        let mut world = World { node, deaf, ..World::default() };
+        // Guests of these would wait for a state that the model does not bring.
+        world.node.domains.retain(|_, here| !matches!(here.state, DomainState::ShuttingDown));
+        prop_assert!(world.settle(), "still at work: {:?}", world.node.decide().steps);
+        prop_assert!(world.makings.values().all(|times| *times <= 1), "a volume is made once");
+        for (vm, wanted) in &world.node.desired.vms {
+            if wanted.fresh && wanted.intent != Intent::Wanted && world.node.away.is_none() {
+                let here = world.node.domains.get(vm);
+                let refused = world.node.ledger.vms.get(vm).is_some_and(|record| {
+                    wanted.intent == Intent::Stop && record.incarnation > wanted.incarnation
+                });
+                let gone = here.is_none_or(|here| here.incarnation > wanted.incarnation);
+                prop_assert!(gone || refused, "it stayed");
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! From the store's records to the engine's shapes: the one place that applies overcommit and reserves. Pure; the
+//! caller passes the records of one revision. Deliberately absent: which VMs count as placed, which the nodes'
+//! assignments say.
+//!
+//! A view is built so: [`pool`] for each pool, [`node`] for each node with its assignment, then for each entry of
+//! each assignment [`placed`] of its VM, assigned to that node.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tamdao_model::assignment::{Assignment, VmEntry};
+use tamdao_model::limits::CPU_OVERCOMMIT_DEFAULT_PERCENT;
+use tamdao_model::network::Network;
+use tamdao_model::node::{Node, NodePhase};
+use tamdao_model::pool::Pool;
+use tamdao_model::vm::{Firmware, Graphics, Vm};
+use tamdao_model::volume::Volume;
+use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
+
+use crate::overhead::{emulation_overhead_mib, overhead_mib};
+use crate::shape::{Cell, Day, DiskNeed, NodePool, NodeShape, PoolShape, SharedRoom, VmShape};
+
+/// Why a record cannot be read as a shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    #[error("volume {0} is not known")]
+    VolumeUnknown(VolumeId),
+    #[error("pool {0} is not known")]
+    PoolUnknown(PoolId),
+    #[error("network {0} is not known")]
+    NetworkUnknown(NetworkId),
+}
+
+/// Virtual CPUs that a node may promise.
+pub fn vcpus_allocatable(node: &Node) -> u32 {
+    let percent = match node.spec.cpu_overcommit_percent {
+        0 => CPU_OVERCOMMIT_DEFAULT_PERCENT,
+        percent => percent,
+    };
+    share(u64::from(node.status.inventory.cpus), percent).try_into().unwrap_or(u32::MAX)
+}
+
+/// Memory that a node may promise, MiB: physical less reserve, times overcommit.
+pub fn memory_allocatable_mib(node: &Node) -> u64 {
+    let physical = node.status.inventory.memory_mib;
+    let reserve = match node.spec.reserve_memory_mib {
+        0 => (physical / 50).max(512),
+        reserve => u64::from(reserve),
+    };
+    let percent = match node.spec.memory_overcommit_percent {
+        0 => 100,
+        percent => percent,
+    };
+    share(physical.saturating_sub(reserve), percent)
+}
+
+/// Virtual size that a pool of this real size may promise, MiB. A pool that is really as full as its reserve allows
+/// promises nothing more.
+pub fn pool_allocatable_mib(pool: &Pool, capacity_mib: u64, used_mib: u64) -> u64 {
+    let reserve = u64::from(pool.spec.reserve_mib);
+    if used_mib.saturating_add(reserve) >= capacity_mib {
+        return 0;
+    }
+    share(capacity_mib - reserve, pool.spec.overcommit_percent.max(100))
+}
+
+fn share(amount: u64, percent: u32) -> u64 {
+    u64::try_from(u128::from(amount) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+}
+
+/// A pool; a shared one with what its nodes see of it and with the sizes of all its volumes, placed or not.
+///
+/// `seen` is (capacity, used) by each node that has it ready; the smallest capacity and the largest use count.
+pub fn pool(pool: &Pool, seen: impl Iterator<Item = (u64, u64)>, promised_mib: u64) -> PoolShape {
+    let shared = pool.spec.shared.then(|| {
+        let worst = seen.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let (capacity, used) = worst.unwrap_or((0, 0));
+        SharedRoom { capacity_mib: pool_allocatable_mib(pool, capacity, used), held_mib: promised_mib }
+    });
+    PoolShape { id: pool.id(), name: pool.meta.name.as_str().into(), shared }
+}
+
+/// A node with the pools that it should hold. The volumes of its assignment are what it holds on disk.
+pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item = &'a Pool>) -> NodeShape {
+    let inventory = &node.status.inventory;
+    let id = node.id();
+    let here = |pool: &Pool| {
+        let seen = node.status.pools.get(&pool.id());
+        let (ready, capacity, used) = seen.map_or((false, 0, 0), |s| (s.ready, s.capacity_mib, s.used_mib));
+        match pool.spec.shared {
+            true => NodePool { ready, ..NodePool::default() },
+            false => NodePool {
+                ready,
+                capacity_mib: pool_allocatable_mib(pool, capacity, used),
+                held_mib: assignment.promised_mib(pool.id()),
+            },
+        }
+    };
+    let cell_vcpus = |cpus: usize| {
+        let whole = u64::from(inventory.cpus.max(1));
+        let part = u64::from(vcpus_allocatable(node)) * cpus as u64 / whole;
+        u32::try_from(part).unwrap_or(u32::MAX)
+    };
+    NodeShape {
+        id,
+        name: node.meta.name.as_str().into(),
+        labels: node.meta.labels.clone(),
+        domains: node.spec.failure_domains.clone(),
+        ready: node.status.phase == NodePhase::Ready,
+        cordoned: node.spec.cordoned,
+        vcpus: vcpus_allocatable(node),
+        memory_mib: memory_allocatable_mib(node),
+        pools: pools.filter(|pool| pool.is_on(id)).map(|pool| (pool.id(), here(pool))).collect(),
+        cells: inventory
+            .numa_cells
+            .iter()
+            .map(|cell| Cell { vcpus: cell_vcpus(cell.cpus.len()), memory_mib: cell.memory_mib })
+            .collect(),
+        cpu_model: inventory.cpu_model.clone(),
+        cpu_features: inventory.cpu_features.iter().cloned().collect(),
+        emulation: inventory.acceleration == "qemu",
+        bridges: inventory.bridges.iter().cloned().collect(),
+        firmware: inventory.firmware.iter().cloned().collect(),
+        tpm: inventory.tpm,
+        support_ends: day(&node.spec.support_ends),
+    }
+}
+
+/// Reads YYYY-MM-DD; none if it is anything else.
+fn day(text: &str) -> Option<Day> {
+    let mut parts = text.split('-').map(|part| part.parse::<u32>().ok());
+    match (parts.next()??, parts.next()??, parts.next()??, parts.next()) {
+        (year @ 1..=9_999, month @ 1..=12, day @ 1..=31, None) => {
+            Some(Day(year * 10_000 + month * 100 + day))
+        }
+        _ => None,
+    }
+}
+
+/// A VM that asks for a place.
+///
+/// A volume of a local pool that already lies on a node pins the VM to that node. Shared volumes count as held by
+/// the pool since they were made as records, so they ask for the pool and for no further room.
+pub fn vm<'a>(
+    vm: &Vm,
+    volume: impl Fn(VolumeId) -> Option<&'a Volume>,
+    pool: impl Fn(PoolId) -> Option<&'a Pool>,
+    network: impl Fn(NetworkId) -> Option<&'a Network>,
+) -> Result<VmShape, ShapeError> {
+    let mut shape = VmShape::bare(vm.id(), vm.meta.name.as_str(), 0, 0);
+    for id in vm.volumes() {
+        let volume = volume(id).ok_or(ShapeError::VolumeUnknown(id))?;
+        let pool = pool(volume.spec.pool).ok_or(ShapeError::PoolUnknown(volume.spec.pool))?;
+        let on = volume.status.node.filter(|_| !pool.spec.shared);
+        shape.pin = shape.pin.or(on);
+        let size_mib = if pool.spec.shared { 0 } else { u64::from(volume.spec.size_mib) };
+        shape.disks.push(DiskNeed { pool: volume.spec.pool, size_mib, on });
+    }
+    for interface in &vm.spec.interfaces {
+        let network = network(interface.network).ok_or(ShapeError::NetworkUnknown(interface.network))?;
+        shape.bridges.insert(network.spec.provider.bridge().to_owned());
+    }
+    let display = u32::from(vm.spec.graphics != Graphics::None);
+    let devices = vm.spec.disks.len() + vm.spec.interfaces.len();
+    let devices = u32::try_from(devices).unwrap_or(u32::MAX).saturating_add(display);
+    let memory = u64::from(vm.spec.memory_mib);
+    shape.reservation.vcpus = vm.spec.vcpus;
+    shape.reservation.memory_mib = memory + overhead_mib(vm.spec.vcpus, memory, false, devices);
+    shape.emulation_extra_mib = emulation_overhead_mib();
+    // An admin's pin is the stronger one: a VM whose disks lie elsewhere is then told so.
+    shape.pin = vm.spec.pin.or(shape.pin);
+    shape.labels = vm.spec.node_labels.clone();
+    shape.firmware = firmware(vm);
+    shape.tpm = vm.spec.tpm;
+    shape.agency = Some(vm.agency);
+    Ok(shape)
+}
+
+fn firmware(vm: &Vm) -> BTreeSet<String> {
+    // Kernel and initrd are loaded by QEMU itself, but its firmware still runs first.
+    let name = match (vm.spec.firmware, vm.spec.secure_boot) {
+        (_, true) => "uefi-secure",
+        (Firmware::Uefi, false) => "uefi",
+        (Firmware::Bios, false) => "bios",
+    };
+    BTreeSet::from([name.to_owned()])
+}
+
+/// A VM that holds a place on a node by its assignment's entry: what it holds is the entry's, whatever its record
+/// asks now, and its disks are the node's by record. `asked` is the shape of its record, if there still is one.
+pub fn placed(node: NodeId, id: VmId, entry: &VmEntry, asked: Option<VmShape>) -> Arc<VmShape> {
+    let mut shape = asked.unwrap_or_else(|| VmShape::bare(id, &id.to_string(), 0, 0));
+    shape.reservation = entry.reservation;
+    shape.emulation_extra_mib = 0;
+    for disk in &mut shape.disks {
+        disk.on = Some(node);
+    }
+    Arc::new(shape)
+}

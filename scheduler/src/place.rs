@@ -1,0 +1,258 @@
+//! Where a VM goes. The answer is the node with the highest score among those that keep every rule, the lowest id
+//! among equals; it is what looking at every node would give, found by looking at few. The method is best-first
+//! branch and bound (Land and Doig 1960) over the blocks of the index: a block is opened only while its bound can
+//! still beat the best node found. Deliberately absent: queues, retries and commits, which are the controller's.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
+use std::sync::Arc;
+
+use tamdao_model::assignment::Reservation;
+use tamdao_model::{NodeId, VmId};
+
+use crate::filter::Ask;
+use crate::index::{Amounts, Entry};
+use crate::reason::{Reason, ReasonKind};
+use crate::score::Points;
+use crate::shape::VmShape;
+use crate::view::View;
+
+/// The place for one VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    pub vm: VmId,
+    pub node: NodeId,
+    /// What it holds there; what the node's assignment must say.
+    pub reservation: Reservation,
+    pub score: i64,
+    /// In the order of [`crate::score::TABLE`].
+    pub points: Points,
+}
+
+/// Why no node does. Each node is counted once, under its first reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rejection {
+    pub nodes: u32,
+    pub by_reason: BTreeMap<ReasonKind, Tally>,
+    /// The reason that is not any node's own, such as a full shared pool.
+    pub cluster: Option<Reason>,
+}
+
+/// How many nodes one reason rules out, and the one that lacks least.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub nodes: u32,
+    pub nearest: NodeId,
+    pub nearest_name: Arc<str>,
+    pub reason: Reason,
+}
+
+/// The place for a VM, or why there is none. The view is not changed.
+pub fn place(view: &View, vm: &VmShape) -> Result<Placement, Rejection> {
+    let ask = Ask::new(view, vm);
+    search(&ask).ok_or_else(|| rejection(&ask))
+}
+
+/// As [`place`], without working out why not.
+pub fn find(view: &View, vm: &VmShape) -> Option<Placement> {
+    search(&Ask::new(view, vm))
+}
+
+/// A VM of a batch that has no place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRejection {
+    /// Its position in the batch.
+    pub index: usize,
+    pub rejection: Rejection,
+}
+
+/// Places for all or for none, in the order of the batch; with places for all, the view has them assigned. Every
+/// VM is placed by the rules among those before it, priority first, then large before small.
+pub fn place_all(view: &mut View, batch: &[Arc<VmShape>]) -> Result<Vec<Placement>, BatchRejection> {
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|i| {
+        let size = &batch[*i].reservation;
+        (std::cmp::Reverse((batch[*i].priority, size.memory_mib, size.vcpus)), *i)
+    });
+    let mut fork = view.clone();
+    let mut places = vec![None; batch.len()];
+    for index in order {
+        let vm = &batch[index];
+        let placement = place(&fork, vm).map_err(|rejection| BatchRejection { index, rejection })?;
+        assign(&mut fork, placement.node, vm);
+        places[index] = Some(placement);
+    }
+    *view = fork;
+    Ok(places.into_iter().flatten().collect())
+}
+
+/// Places each VM that has a place and assigns it in the view. Higher priority goes first, then the order of the
+/// batch; the answers are in the order of the batch.
+pub fn place_each(view: &mut View, batch: &[Arc<VmShape>]) -> Vec<Result<Placement, Rejection>> {
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|i| (std::cmp::Reverse(batch[*i].priority), *i));
+    let mut answers: Vec<_> = batch.iter().map(|_| Err(Rejection::default())).collect();
+    for index in order {
+        let vm = &batch[index];
+        let answer = place(view, vm);
+        if let Ok(placement) = &answer {
+            assign(view, placement.node, vm);
+        }
+        answers[index] = answer;
+    }
+    answers
+}
+
+pub(crate) fn assign(view: &mut View, node: NodeId, vm: &Arc<VmShape>) {
+    view.assign(node, vm.clone()).expect("a place is never on an unknown node or where the VM already is");
+}
+
+/// The best node so far.
+struct Best {
+    score: i64,
+    points: Points,
+    entry: Entry,
+}
+
+impl Best {
+    /// Whether a score on this node is better: higher, or equal with a lower id.
+    fn is_beaten_by(&self, score: i64, id: NodeId) -> bool {
+        (score, std::cmp::Reverse(id)) > (self.score, std::cmp::Reverse(self.entry.id))
+    }
+}
+
+fn search(ask: &Ask) -> Option<Placement> {
+    if ask.cluster_reason().is_some() {
+        return None;
+    }
+    let mut judge = Judge { ask, traits: vec![None; ask.view.traits().len()], best: None };
+    if let Some(slots) = ask.candidates() {
+        for slot in slots {
+            if let Some(row) = ask.view.row(slot) {
+                judge.consider(&row.entry);
+            }
+        }
+    } else {
+        judge.search_blocks();
+    }
+    let best = judge.best?;
+    let emulation = ask.view.row(best.entry.slot)?.shape.emulation;
+    Some(Placement {
+        vm: ask.vm.id,
+        node: best.entry.id,
+        reservation: ask.vm.reservation_on(emulation),
+        score: best.score,
+        points: best.points,
+    })
+}
+
+struct Judge<'a> {
+    ask: &'a Ask<'a>,
+    /// For each set of traits, once asked: whether it fits, and whether it emulates.
+    traits: Vec<Option<(bool, bool)>>,
+    best: Option<Best>,
+}
+
+impl Judge<'_> {
+    fn search_blocks(&mut self) {
+        let blocks = self.ask.view.index().blocks();
+        let weights = self.ask.view.weights();
+        let mut open = Vec::new();
+        for (at, block) in blocks.iter().enumerate() {
+            let bounds = &block.bounds;
+            let fits = bounds.traits.is_none_or(|traits| self.traits_fit(traits).0);
+            if fits && self.ask.may_have_room(bounds) {
+                let limit = weights.total(&self.ask.limit(bounds));
+                open.push((limit, std::cmp::Reverse(bounds.id_min), at));
+            }
+        }
+        // Among equal bounds the lowest id comes first, so that a tie ends the search early.
+        let mut open = BinaryHeap::from(open);
+        while let Some((limit, std::cmp::Reverse(id_min), at)) = open.pop() {
+            if self.best.as_ref().is_some_and(|best| !best.is_beaten_by(limit, id_min)) {
+                // Blocks with the same bound and a higher id, or a lower bound, cannot win either.
+                return;
+            }
+            for entry in blocks[at].entries.iter() {
+                self.consider(entry);
+            }
+        }
+    }
+
+    fn consider(&mut self, entry: &Entry) {
+        let (fits, emulation) = self.traits_fit(entry.traits);
+        if !fits {
+            return;
+        }
+        let need: Amounts = self.ask.need(entry, emulation);
+        if !self.ask.entry_fits(entry, &need) {
+            return;
+        }
+        let points = self.ask.points(entry, &need);
+        let score = self.ask.view.weights().total(&points);
+        if self.best.as_ref().is_none_or(|best| best.is_beaten_by(score, entry.id)) {
+            self.best = Some(Best { score, points, entry: *entry });
+        }
+    }
+
+    fn traits_fit(&mut self, number: u32) -> (bool, bool) {
+        let ask = self.ask;
+        let Some(known) = self.traits.get_mut(number as usize) else { return (false, false) };
+        *known.get_or_insert_with(|| {
+            let traits = ask.view.traits().get(number);
+            traits.map_or((false, false), |traits| (ask.traits_fit(traits), traits.emulation))
+        })
+    }
+}
+
+/// Counts the first reason of each node.
+pub(crate) fn rejection(ask: &Ask) -> Rejection {
+    let mut rejection = Rejection { cluster: ask.cluster_reason(), ..Rejection::default() };
+    for row in ask.view.rows_by_id() {
+        rejection.nodes += 1;
+        let Some(reason) = ask.reasons(row).next() else { continue };
+        let tally = rejection.by_reason.entry(reason.kind()).or_insert_with(|| Tally {
+            nodes: 0,
+            nearest: row.shape.id,
+            nearest_name: row.shape.name.clone(),
+            reason: reason.clone(),
+        });
+        tally.nodes += 1;
+        if reason.lack() < tally.reason.lack() {
+            (tally.nearest, tally.nearest_name, tally.reason) =
+                (row.shape.id, row.shape.name.clone(), reason);
+        }
+    }
+    rejection
+}
+
+impl Rejection {
+    /// One sentence. Names of nodes are for operators only.
+    pub fn summary(&self, with_names: bool) -> String {
+        let mut parts: Vec<String> = self.cluster.iter().map(ToString::to_string).collect();
+        if parts.is_empty() {
+            parts = self.by_reason.iter().map(|(kind, tally)| tally.summary(*kind, with_names)).collect();
+        }
+        match (self.nodes, parts.is_empty()) {
+            (0, true) => "the cluster has no node".into(),
+            (nodes, true) => format!("no place on {nodes} nodes"),
+            (nodes, false) => format!("no place on {nodes} nodes: {}", parts.join("; ")),
+        }
+    }
+}
+
+impl Tally {
+    fn summary(&self, kind: ReasonKind, with_names: bool) -> String {
+        let words = format!("{} {}", self.nodes, kind.words());
+        match with_names {
+            true => format!("{words} (nearest {}: {})", self.nearest_name, self.reason),
+            false => words,
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.summary(false))
+    }
+}

@@ -1,0 +1,144 @@
+//! Properties of the engine on random small clusters: place answers what a slow reference answers, no step breaks a
+//! rule by the judge's own sums, equal input gives equal output, and a view that was changed equals one built anew.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tamdao_model::NodeId;
+use tamdao_scheduler::check::{Step, check};
+use tamdao_scheduler::explain::{Outcome, explain};
+use tamdao_scheduler::place::{place, place_all, place_each};
+use tamdao_scheduler::{View, VmShape};
+
+use cluster::{Plan, any_plan};
+
+/// Every node is tried, the judge says whether it may, the highest score wins, the lowest id among equals.
+fn reference(view: &View, vm: &VmShape) -> Option<(NodeId, i64)> {
+    let mut best: Option<(NodeId, i64)> = None;
+    for verdict in explain(view, vm).verdicts {
+        let step = Step::Assign { vm: Arc::new(vm.clone()), node: verdict.node };
+        let allowed = check(view, &[step]).is_ok();
+        match verdict.outcome {
+            Outcome::Fits { score, .. } => {
+                assert!(allowed, "explain says {} fits, the judge does not", verdict.name);
+                let better =
+                    best.is_none_or(|(node, top)| score > top || score == top && verdict.node < node);
+                if better {
+                    best = Some((verdict.node, score));
+                }
+            }
+            Outcome::Unfit { reasons } => {
+                assert!(
+                    !allowed,
+                    "explain says {} does not fit ({reasons:?}), the judge allows it",
+                    verdict.name
+                );
+            }
+        }
+    }
+    best
+}
+
+/// The view of a plan, with all VMs placed that have a place, each placement judged and compared.
+fn settle(plan: &Plan) -> View {
+    let mut view = plan.view();
+    for vm in &plan.vms {
+        let answer = place(&view, vm);
+        assert_eq!(answer.as_ref().ok().map(|p| (p.node, p.score)), reference(&view, vm));
+        if let Ok(placement) = answer {
+            view.assign(placement.node, vm.clone()).unwrap();
+        }
+    }
+    view
+}
+
+fn assert_not_over(view: &View) {
+    for node in view.nodes() {
+        let vms = view.vms_on(node.id);
+        let vcpus: u64 = vms.iter().map(|vm| u64::from(vm.reservation.vcpus)).sum();
+        let memory: u64 = vms.iter().map(|vm| vm.reservation_on(node.emulation).memory_mib).sum();
+        assert!(vcpus <= u64::from(node.vcpus) && memory <= node.memory_mib);
+        let used = view.node_use(node.id).unwrap();
+        assert_eq!((used.vcpus_used, used.memory_used_mib), (vcpus, memory));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn place_agrees_with_the_reference_and_never_oversubscribes(plan in any_plan(12, 30)) {
+        assert_not_over(&settle(&plan));
+    }
+
+    #[test]
+    fn a_changed_view_equals_one_built_anew(plan in any_plan(8, 20), changes in prop::collection::vec((0usize..8, 0usize..20, 0u8..4), 0..40)) {
+        let mut view = settle(&plan);
+        for (node, vm, what) in changes {
+            let Some(node) = plan.nodes.get(node % plan.nodes.len().max(1)) else { continue };
+            let vm = plan.vms.get(vm % plan.vms.len().max(1));
+            match (what, vm) {
+                (0, _) => { view.remove_node(node.id); }
+                (1, _) => view.set_node(node.clone()),
+                (2, Some(vm)) => { view.release(node.id, vm.id); }
+                (_, Some(vm)) => { view.assign(node.id, vm.clone()).ok(); }
+                _ => {}
+            }
+        }
+        let mut anew = plan.empty_view();
+        view.nodes().for_each(|node| anew.set_node(node.clone()));
+        for node in view.nodes() {
+            for vm in view.vms_on(node.id) {
+                anew.assign(node.id, vm.clone()).unwrap();
+            }
+        }
+        for vm in &plan.vms {
+            prop_assert_eq!(place(&view, vm), place(&anew, vm));
+            prop_assert_eq!(explain(&view, vm), explain(&anew, vm));
+        }
+    }
+
+    #[test]
+    fn equal_input_gives_equal_output(plan in any_plan(10, 20)) {
+        let (mut one, mut two) = (plan.view(), plan.view());
+        prop_assert_eq!(place_each(&mut one, &plan.vms), place_each(&mut two, &plan.vms));
+        let fork = one.clone();
+        prop_assert_eq!(one.nodes().count(), fork.nodes().count());
+    }
+
+    #[test]
+    fn a_batch_is_all_or_nothing(plan in any_plan(6, 8)) {
+        let before = plan.view();
+        let mut view = before.clone();
+        match place_all(&mut view, &plan.vms) {
+            Ok(places) => {
+                prop_assert_eq!(places.len(), plan.vms.len());
+                assert_not_over(&view);
+            }
+            Err(_) => prop_assert_eq!(view.vm_count(), before.vm_count()),
+        }
+    }
+
+    #[test]
+    fn a_fork_does_not_change_what_it_was_forked_from(plan in any_plan(6, 12)) {
+        let before = plan.view();
+        let answers: Vec<_> = plan.vms.iter().map(|vm| explain(&before, vm)).collect();
+        place_each(&mut before.clone(), &plan.vms);
+        for (vm, answer) in plan.vms.iter().zip(answers) {
+            prop_assert_eq!(explain(&before, vm), answer);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn place_agrees_with_the_reference_across_many_blocks(plan in any_plan(400, 60)) {
+        assert_not_over(&settle(&plan));
+    }
+}

@@ -1,0 +1,242 @@
+//! All methods of the protos as data: which path means which method, and which ones only read.
+//!
+//! Its invariant: everything here is read from the descriptors, so that gRPC and REST can never be treated
+//! differently and a new method needs no second entry. A method reads if its `google.api.http` rule is a GET.
+//! Deliberately absent: what the methods do.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use http::Method as Verb;
+use prost::Message;
+
+/// One method of one service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Method {
+    /// As gRPC's path has it, "/tamdao.v1.VmService/CreateVm".
+    pub path: String,
+    /// The part before the method, "tamdao.v1.VmService".
+    pub service: String,
+    /// It changes nothing, so any controller may answer.
+    pub reads: bool,
+    /// Its request or its answer is a stream.
+    pub streams: bool,
+    /// Its request is a stream, so it cannot be sent twice.
+    pub request_streams: bool,
+    routes: Vec<Route>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Route {
+    verb: Verb,
+    /// None stands for a variable.
+    segments: Vec<Option<String>>,
+    /// What stands after the colon, such as start in "vms/{name}:start".
+    action: Option<String>,
+}
+
+/// The methods of the descriptor set.
+pub struct Catalogue {
+    methods: Vec<Method>,
+    by_path: HashMap<String, usize>,
+}
+
+static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
+    Catalogue::read(tamdao_proto::DESCRIPTORS).expect("the descriptors were made by our build")
+});
+
+/// The catalogue of this build.
+pub fn catalogue() -> &'static Catalogue {
+    &CATALOGUE
+}
+
+impl Catalogue {
+    fn read(descriptors: &[u8]) -> Result<Self, prost::DecodeError> {
+        let mut methods = Vec::new();
+        for file in wire::Files::decode(descriptors)?.file {
+            for service in file.service {
+                let service_name = format!("{}.{}", file.package, service.name);
+                methods.extend(service.method.into_iter().map(|method| read_method(&service_name, method)));
+            }
+        }
+        let by_path = methods.iter().enumerate().map(|(at, method)| (method.path.clone(), at)).collect();
+        Ok(Self { methods, by_path })
+    }
+
+    /// The method that a request means, on either face; None for everything that is no method of ours.
+    pub fn resolve(&self, verb: &Verb, path: &str) -> Option<&Method> {
+        if let Some(at) = self.by_path.get(path) {
+            return Some(&self.methods[*at]);
+        }
+        // As the REST face does it: the last colon begins an action, if no slash follows.
+        let (body, action) = match path.rsplit_once(':') {
+            Some((body, action)) if !action.contains('/') => (body, Some(action)),
+            _ => (path, None),
+        };
+        let segments: Vec<&str> = body.strip_prefix('/')?.split('/').collect();
+        self.methods.iter().find(|method| {
+            method.routes.iter().any(|route| {
+                route.verb == *verb && route.action.as_deref() == action && route.matches(&segments)
+            })
+        })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Method> {
+        self.methods.iter()
+    }
+}
+
+impl Route {
+    fn new(verb: Verb, template: &str) -> Self {
+        // Colons stand after the last brace only; our templates have no patterns inside braces.
+        let (body, action) = match template.rsplit_once(':') {
+            Some((body, action)) => (body, Some(action.to_owned())),
+            None => (template, None),
+        };
+        let segment = |text: &str| (!text.starts_with('{')).then(|| text.to_owned());
+        Self { verb, segments: body.trim_start_matches('/').split('/').map(segment).collect(), action }
+    }
+
+    fn matches(&self, segments: &[&str]) -> bool {
+        self.segments.len() == segments.len()
+            && self.segments.iter().zip(segments).all(|(wanted, given)| match wanted {
+                Some(wanted) => wanted == given,
+                None => !given.is_empty(),
+            })
+    }
+}
+
+fn read_method(service: &str, method: wire::Method) -> Method {
+    let mut routes = Vec::new();
+    let rules = method.options.and_then(|options| options.http).into_iter();
+    for rule in rules.flat_map(|rule| {
+        let more = rule.additional_bindings.clone();
+        std::iter::once(rule).chain(more)
+    }) {
+        let verbs = [
+            (Verb::GET, rule.get),
+            (Verb::PUT, rule.put),
+            (Verb::POST, rule.post),
+            (Verb::DELETE, rule.delete),
+            (Verb::PATCH, rule.patch),
+        ];
+        routes.extend(
+            verbs
+                .into_iter()
+                .filter(|(_, t)| !t.is_empty())
+                .map(|(verb, template)| Route::new(verb, &template)),
+        );
+    }
+    Method {
+        path: format!("/{service}/{}", method.name),
+        service: service.to_owned(),
+        reads: routes.first().is_some_and(|route| route.verb == Verb::GET),
+        streams: method.client_streaming || method.server_streaming,
+        request_streams: method.client_streaming,
+        routes,
+    }
+}
+
+/// The few fields of descriptor.proto and google/api/http.proto that we read. `prost_types` would drop the options.
+mod wire {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Files {
+        #[prost(message, repeated, tag = "1")]
+        pub file: Vec<File>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct File {
+        #[prost(string, tag = "2")]
+        pub package: String,
+        #[prost(message, repeated, tag = "6")]
+        pub service: Vec<Service>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Service {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(message, repeated, tag = "2")]
+        pub method: Vec<Method>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Method {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(message, optional, tag = "4")]
+        pub options: Option<Options>,
+        #[prost(bool, tag = "5")]
+        pub client_streaming: bool,
+        #[prost(bool, tag = "6")]
+        pub server_streaming: bool,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Options {
+        #[prost(message, optional, tag = "72295728")]
+        pub http: Option<Rule>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Rule {
+        #[prost(string, tag = "2")]
+        pub get: String,
+        #[prost(string, tag = "3")]
+        pub put: String,
+        #[prost(string, tag = "4")]
+        pub post: String,
+        #[prost(string, tag = "5")]
+        pub delete: String,
+        #[prost(string, tag = "6")]
+        pub patch: String,
+        #[prost(message, repeated, tag = "11")]
+        pub additional_bindings: Vec<Rule>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(verb: Verb, path: &str) -> Option<&'static str> {
+        catalogue().resolve(&verb, path).map(|method| method.path.as_str())
+    }
+
+    #[test]
+    fn both_faces_mean_the_same_method() {
+        let create = Some("/tamdao.v1.VmService/CreateVm");
+        assert_eq!(path(Verb::POST, "/tamdao.v1.VmService/CreateVm"), create);
+        assert_eq!(path(Verb::POST, "/v1/agencies/a/vms"), create);
+        assert_eq!(path(Verb::GET, "/v1/agencies/a/vms/web"), Some("/tamdao.v1.VmService/GetVm"));
+        assert_eq!(path(Verb::POST, "/v1/agencies/a/vms/web:start"), Some("/tamdao.v1.VmService/StartVm"));
+        assert_eq!(path(Verb::GET, "/v1/agencies/a/vms:watch"), Some("/tamdao.v1.VmService/WatchVms"));
+        assert_eq!(path(Verb::GET, "/v1/images/i"), path(Verb::GET, "/v1/agencies/a/images/i"));
+        for (verb, wrong) in [
+            (Verb::POST, "/v1/agencies/a/vms/web"),
+            (Verb::GET, "/v1/agencies//vms"),
+            (Verb::GET, "/v1/nothing"),
+            (Verb::GET, ""),
+            (Verb::GET, "/v1/agencies/a/vms/web:fly"),
+        ] {
+            assert_eq!(path(verb, wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_got_reads_and_all_else_changes() {
+        for method in catalogue().iter().filter(|method| method.service.starts_with("tamdao.v1.")) {
+            let name = method.path.rsplit('/').next().unwrap();
+            let reading = ["Get", "List", "Watch", "Explain"].iter().any(|verb| name.starts_with(verb));
+            assert_eq!(method.reads, reading, "{name}");
+        }
+        assert!(catalogue().iter().filter(|m| m.service.ends_with("TransferService")).all(|m| !m.reads));
+        assert!(
+            catalogue()
+                .resolve(&Verb::POST, "/tamdao.agent.v1.AgentService/Session")
+                .unwrap()
+                .request_streams
+        );
+    }
+}

@@ -87,7 +87,6 @@ impl Hub {
         }
     }
 
-    #[allow(dead_code, reason = "the raft backend, which is next, closes its hub")]
     /// Ends all watches and waits, for a backend that stops.
     pub(crate) fn close(&self, reason: &str) {
         self.bell.send_if_modified(|bell| {

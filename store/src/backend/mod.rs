@@ -2,3 +2,4 @@
 //! the same suite. Code outside a backend's own directory names only its public type.
 
 pub mod memory;
+pub mod raft;

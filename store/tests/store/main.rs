@@ -2,4 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows tests by #[test] and not their fixtures")]
 
+mod cluster;
+mod faults;
+mod members;
 mod memory;
+mod raft;

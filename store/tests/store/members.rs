@@ -1,0 +1,264 @@
+//! Members that come, go, restart, fall behind and move; and clusters that must not mix.
+
+use std::sync::Arc;
+
+use tamdao_store::backend::raft::{OpenError, PlainDial, RaftConfig, RaftStore};
+use tamdao_store::contract::within;
+use tamdao_store::kv::{Key, Kv, Membership, Read, Revision, Role, StoreError, Txn};
+use uuid::Uuid;
+
+use crate::cluster::{Cluster, Running, applied, leads, until};
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+async fn put(store: &RaftStore, name: &str) -> Revision {
+    within("a commit", store.commit(Txn::new().put(key(name), name.to_owned()))).await.unwrap()
+}
+
+async fn holds(store: &RaftStore, name: &str, read: Read) -> bool {
+    within("a read", store.get(&key(name), read)).await.unwrap().is_some()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_member_keeps_its_id_and_what_was_acknowledged() {
+    let cluster = Cluster::new(|_| {});
+    let member = cluster.found("a").await;
+    let id = member.store.id();
+    let mut last = Revision::ZERO;
+    for round in 0..50 {
+        last = put(&member.store, &format!("/r/{round}")).await;
+    }
+    member.kill().await;
+    let member = cluster.start("a").await;
+    assert_eq!(member.store.id(), id);
+    assert_eq!(member.store.cluster_id(), Some(cluster.id));
+    leads(&member.store).await;
+    assert_eq!(within("a barrier", member.store.barrier()).await.unwrap(), last);
+    assert!(holds(&member.store, "/r/0", Read::Linearizable).await);
+    member.store.init(cluster.id).await.unwrap();
+    assert!(matches!(member.store.init(Uuid::new_v4()).await, Err(StoreError::Invalid { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_from_a_snapshot_gives_the_same_state_and_a_short_history() {
+    let cluster = Cluster::new(|config| {
+        config.snapshot_entries = 20;
+        config.keep_entries = 5;
+    });
+    let member = cluster.found("a").await;
+    let mut last = Revision::ZERO;
+    for round in 0..100 {
+        last = put(&member.store, &format!("/r/{}", round % 30)).await;
+    }
+    until(&member.store, "a snapshot", |status| status.snapshot >= 80).await;
+    member.store.set_level(4).await.unwrap();
+    let before = member.store.list(&tamdao_store::kv::Prefix::all(), Read::Linearizable).await.unwrap();
+    member.kill().await;
+    let member = cluster.start("a").await;
+    let after = within("a list", member.store.list(&tamdao_store::kv::Prefix::all(), Read::Linearizable))
+        .await
+        .unwrap();
+    assert_eq!(before, after);
+    let status = member.store.status();
+    assert_eq!(status.level, 4);
+    assert!(status.oldest > Revision(0));
+    let gone = member.store.watch(&tamdao_store::kv::Prefix::all(), Revision(1)).await.err();
+    assert_eq!(gone, Some(StoreError::Compacted { oldest: status.oldest }));
+    assert_eq!(put(&member.store, "/next").await, last.next());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absent_member_catches_up_by_the_log() {
+    let cluster = Cluster::new(|_| {});
+    let [a, b, c] = cluster.three().await;
+    put(&a.store, "/before").await;
+    c.kill().await;
+    let mut last = Revision::ZERO;
+    for round in 0..100 {
+        last = put(&a.store, &format!("/while/{round}")).await;
+    }
+    let c = cluster.start("c").await;
+    applied(&c.store, last).await;
+    assert_eq!(c.store.status().snapshot, 0);
+    assert!(holds(&c.store, "/while/99", Read::AtLeast(last)).await);
+    assert_eq!(c.store.status().oldest, Revision::ZERO, "all history came by the log");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absent_member_catches_up_by_a_snapshot() {
+    let cluster = Cluster::new(|config| {
+        config.snapshot_entries = 50;
+        config.keep_entries = 10;
+    });
+    let [a, b, c] = cluster.three().await;
+    put(&a.store, "/before").await;
+    let id = c.store.id();
+    c.kill().await;
+    // Larger than one chunk of the transfer.
+    let big = vec![7_u8; 300 << 10];
+    let mut last = Revision::ZERO;
+    for round in 0..400 {
+        let value = if round % 50 == 0 { big.clone() } else { vec![1] };
+        let txn = Txn::new().put(key(&format!("/while/{round}")), value);
+        last = within("a commit", a.store.commit(txn)).await.unwrap();
+    }
+    until(&a.store, "a snapshot", |status| status.snapshot >= 300).await;
+    let c = cluster.start("c").await;
+    assert_eq!(c.store.id(), id);
+    applied(&c.store, last).await;
+    assert!(c.store.status().oldest > Revision::ZERO, "its history begins at the snapshot");
+    let all = tamdao_store::kv::Prefix::all();
+    let (ours, theirs) =
+        (a.store.list(&all, Read::Linearizable).await, c.store.list(&all, Read::AtLeast(last)).await);
+    assert_eq!(ours.unwrap(), theirs.unwrap());
+    // Digests are taken at the same entries everywhere, so the members can be compared.
+    for round in 0..300 {
+        last = put(&a.store, &format!("/after/{round}")).await;
+    }
+    applied(&c.store, last).await;
+    let (ours, theirs) = (a.store.status().checkpoints, c.store.status().checkpoints);
+    assert!(theirs.iter().any(|checkpoint| ours.contains(checkpoint)), "{ours:?} {theirs:?}");
+    assert_eq!(within("a comparison", a.store.compare()).await.unwrap(), []);
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seats_are_added_and_removed_and_the_leader_can_leave() {
+    let cluster = Cluster::new(|_| {});
+    let [a, b, c] = cluster.three().await;
+    let ids = [a.store.id(), b.store.id(), c.store.id()];
+    let voters = |members: &[tamdao_store::kv::Member]| members.iter().filter(|member| member.voter).count();
+    let members = within("members", b.store.members()).await.unwrap();
+    assert_eq!((members.len(), voters(&members)), (3, 3));
+    assert_eq!(members.iter().find(|member| member.id == ids[2]).unwrap().name, "c");
+    within("again", a.store.add_member(b.store.seat())).await.unwrap();
+    let refused = b.store.remove_member(ids[2]).await;
+    let leader = Some(a.address().to_owned());
+    assert!(matches!(refused, Err(StoreError::Unavailable { leader: at, .. }) if at == leader));
+
+    within("removal", a.store.remove_member(ids[2])).await.unwrap();
+    within("again", a.store.remove_member(ids[2])).await.unwrap();
+    c.kill().await;
+    let mut thief = b.store.seat();
+    thief.id = 42;
+    assert!(matches!(a.store.add_member(thief).await, Err(StoreError::Invalid { .. })));
+
+    // A new directory is a new member, even under the same name.
+    std::fs::remove_dir_all(cluster.config("c", "").directory).unwrap();
+    let c = cluster.add(&a.store, "c").await;
+    assert_ne!(c.store.id(), ids[2]);
+    within("removal of the leader", a.store.remove_member(ids[0])).await.unwrap();
+    until(&b.store, "another leader", |status| {
+        status.leader.as_ref().is_some_and(|leader| leader.id != ids[0])
+    })
+    .await;
+    let last = put(&b.store, "/after").await;
+    applied(&c.store, last).await;
+    assert_eq!(within("members", c.store.members()).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_voter_stays() {
+    let cluster = Cluster::new(|_| {});
+    let a = cluster.found("a").await;
+    assert!(matches!(a.store.remove_member(a.store.id()).await, Err(StoreError::Invalid { .. })));
+    put(&a.store, "/still").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_over_on_request() {
+    let cluster = Cluster::new(|_| {});
+    let [a, b, c] = cluster.three().await;
+    applied(&b.store, put(&a.store, "/before").await).await;
+    within("a transfer", a.store.transfer_leadership(b.store.id())).await.unwrap();
+    leads(&b.store).await;
+    assert_eq!(a.store.status().role, Role::Follower);
+    put(&c.store, "/after").await;
+    assert!(matches!(b.store.transfer_leadership(42).await, Err(StoreError::Invalid { .. })));
+    assert!(matches!(a.store.transfer_leadership(c.store.id()).await, Err(StoreError::Unavailable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_moved_is_found_again() {
+    let cluster = Cluster::new(|_| {});
+    let [a, b, c] = cluster.three().await;
+    let (id, old) = (c.store.id(), c.address().to_owned());
+    // The old port stays taken, by nobody who answers.
+    c.kill().await;
+    let _squatter = tokio::net::TcpListener::bind(&old).await;
+    let c = cluster.start("c").await;
+    assert_ne!(c.address(), old);
+    until(&a.store, "the new address", |status| {
+        status.members.iter().any(|member| member.id == id && member.address == c.address())
+    })
+    .await;
+    let last = put(&b.store, "/after").await;
+    applied(&c.store, last).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_another_cluster_is_refused() {
+    let (one, other) = (
+        Cluster::new(|config| config.join_timeout = std::time::Duration::from_secs(2)),
+        Cluster::new(|_| {}),
+    );
+    let (a, x) = (one.found("a").await, other.found("x").await);
+    assert_eq!(a.store.add_member(x.store.seat()).await, Err(StoreError::Unknown), "it never catches up");
+    put(&a.store, "/still").await;
+    put(&x.store, "/still").await;
+    within("removal", a.store.remove_member(x.store.id())).await.unwrap();
+    assert_eq!(x.store.members().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_has_one_owner_and_must_be_whole() {
+    let cluster = Cluster::new(|_| {});
+    let a: Running = cluster.found("a").await;
+    let config: RaftConfig = a.config.clone();
+    let again = RaftStore::open(config.clone(), Arc::new(PlainDial)).await.err();
+    assert!(matches!(again, Some(OpenError::Disk(_))), "{again:?}");
+    put(&a.store, "/1").await;
+    a.store.snapshot().await.unwrap();
+    until(&a.store, "a snapshot", |status| status.snapshot > 0).await;
+    a.kill().await;
+    std::fs::remove_file(config.directory.join("log.redb")).unwrap();
+    let torn = RaftStore::open(config, Arc::new(PlainDial)).await.err();
+    assert!(matches!(torn, Some(OpenError::Directory { .. })), "{torn:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_snapshot_is_told_and_replaced_only_by_what_the_log_can_reach() {
+    let cluster = Cluster::new(|config| {
+        config.snapshot_entries = 1_000_000;
+        config.keep_entries = 0;
+    });
+    let a = cluster.found("a").await;
+    let last = put(&a.store, "/1").await;
+    a.store.snapshot().await.unwrap();
+    until(&a.store, "a snapshot", |status| status.snapshot > 0).await;
+    let config = a.kill().await;
+    let folder = config.directory.join("snapshots");
+    let spoil = |folder: &std::path::Path| {
+        let newest = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let newest =
+            newest.filter(|path| path.extension().is_some_and(|end| end == "snapshot")).max().unwrap();
+        let mut bytes = std::fs::read(&newest).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&newest, bytes).unwrap();
+    };
+    spoil(&folder);
+    // Whether the log still reaches back decides whether the member can start at all.
+    match RaftStore::open(config.clone(), Arc::new(PlainDial)).await {
+        Ok(store) => {
+            leads(&store).await;
+            assert_eq!(store.barrier().await.unwrap(), last);
+        }
+        Err(error) => assert!(matches!(error, OpenError::Snapshot(_)), "{error}"),
+    }
+    let aside = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    assert!(aside.into_iter().any(|path| path.extension().is_some_and(|end| end == "corrupt")));
+}

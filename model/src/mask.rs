@@ -105,8 +105,8 @@ fn resolve(message: &str, path: &str) -> Result<Vec<FieldDescriptor>, String> {
             .as_ref()
             .and_then(|m| m.get_field_by_name(segment).or_else(|| m.get_field_by_name(&snake_case(segment))));
         let Some(field) = field else {
-            let closest = closest(message, path);
-            return Err(format!("there is no field {path:?}; the closest is {closest:?}"));
+            let hint = closest(message, path).map(|known| format!("; did you mean {known:?}?"));
+            return Err(format!("there is no field {path:?}{}", hint.unwrap_or_default()));
         };
         at = below(&field);
         fields.push(field);
@@ -164,14 +164,21 @@ fn copy(from: &DynamicMessage, to: &mut DynamicMessage, fields: &[FieldDescripto
     }
 }
 
-/// The known path that is most like this one.
-fn closest(message: &str, path: &str) -> String {
+/// The known path that is most like this one, if any is like it at all.
+fn closest(message: &str, path: &str) -> Option<String> {
     let mut all = Vec::new();
     if let Some(message) = descriptor(message) {
         collect(&message, "", &mut all);
     }
     let wanted = snake_case(path);
-    all.into_iter().min_by_key(|known| distance(&wanted, known)).unwrap_or_default()
+    // A field may be known by its last word to somebody who has forgotten what it lies in.
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let unlikeness = |known: &str| {
+        let whole = distance(&wanted, known);
+        whole.min(distance(&last(&wanted), &last(known)) + 1)
+    };
+    let (unlike, known) = all.into_iter().map(|known| (unlikeness(&known), known)).min()?;
+    (unlike * 2 <= last(&wanted).len() + 1).then_some(known)
 }
 
 fn collect(message: &MessageDescriptor, prefix: &str, out: &mut Vec<String>) {

@@ -53,7 +53,7 @@ impl<'a> Checks<'a> {
         match Name::new(text) {
             Ok(name) => name,
             Err(error) => {
-                self.wrong(field, format!("{error}{}", syntax::name_hint(text)));
+                self.wrong(field, syntax::name_error(&error, text));
                 Name::new("x").expect("a letter is a name")
             }
         }
@@ -186,8 +186,8 @@ fn article(kind: Kind) -> &'static str {
 }
 
 /// A number with commas between its thousands.
-pub fn grouped(number: u32) -> String {
-    let digits = number.to_string();
+pub fn grouped(number: impl Into<u64>) -> String {
+    let digits = number.into().to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {

@@ -64,7 +64,7 @@ pub fn read_join_token(request: &v1::CreateJoinTokenRequest) -> Result<JoinToken
         text => match Name::new(text) {
             Ok(name) => Some(name),
             Err(error) => {
-                violations.push(Violation::new("name", format!("{error}{}", syntax::name_hint(text))));
+                violations.push(Violation::new("name", syntax::name_error(&error, text)));
                 None
             }
         },

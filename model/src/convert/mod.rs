@@ -34,7 +34,9 @@ use uuid::Uuid;
 pub use check::Checks;
 pub use syntax::{label_key, label_value};
 pub use twin::Twin;
-pub use vm_update::{Resize, UpdatedVm, UserDataChange, read_deadline, read_resize};
+pub use vm_update::{
+    RepeatedTemplate, Resize, UpdatedVm, UserDataChange, check_template, read_deadline, read_resize,
+};
 pub use volume::default_pool;
 
 use crate::lookup::Lookup;

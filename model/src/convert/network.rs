@@ -160,7 +160,10 @@ fn read_subnet(checks: &mut Checks<'_>, at: &str, subnet: v1::Subnet) -> Option<
     }
     let subnet = Subnet { cidr, gateway, ranges };
     if whole && range::next_free(&subnet, |_| false, None).is_none() {
-        checks.wrong(&ranges_at, "leaves no address for guests; the gateway is never given to one");
+        checks.wrong(
+            &ranges_at,
+            "leaves no address for guests; gateway, network and broadcast address are never given to one",
+        );
     }
     Some(subnet)
 }
@@ -190,7 +193,7 @@ fn unicast(address: IpAddr) -> Result<(), String> {
     } else {
         return Ok(());
     };
-    Err(format!("is {kind} address; one of a network is needed"))
+    Err(format!("is {kind} address; a unicast address is needed"))
 }
 
 fn read_gateway(cidr: &IpNet, text: &str) -> Result<IpAddr, String> {

@@ -67,7 +67,8 @@ impl Public for Node {
         let memory_mib = self.status.inventory.memory_mib;
         if memory_mib > 0 && u64::from(spec.reserve_memory_mib) >= memory_mib {
             let reserve = check::grouped(spec.reserve_memory_mib);
-            let message = format!("is {reserve}; the node has {memory_mib} MiB in all, so no VM would fit");
+            let all = check::grouped(memory_mib);
+            let message = format!("is {reserve}; the node has {all} MiB in all, so no VM would fit");
             checks.wrong("spec.reserve_memory_mib", message);
         }
         update::raise(&mut meta, spec != self.spec);

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::limits;
+use crate::name::{NAME_MAX, NameError};
+use crate::{Name, limits};
 
 /// A text of the user's in an answer: escaped, and cut off where nobody would read on.
 pub fn quote(text: &str) -> String {
@@ -30,12 +31,16 @@ pub fn text(text: &str, limit: usize) -> Result<(), String> {
     }
 }
 
-/// A name that would be valid, where the wish can be guessed.
-pub fn name_hint(text: &str) -> String {
-    let lower = text.trim().to_ascii_lowercase().replace(['_', ' ', '.'], "-");
-    match crate::Name::new(&lower) {
-        Ok(name) if name.as_str() != text => format!("; {:?} would do", name.as_str()),
-        _ => String::new(),
+/// Why a text is no name, with one that would be where the wish can be guessed.
+pub fn name_error(error: &NameError, text: &str) -> String {
+    if *error == NameError::Empty {
+        let form = "a lower-case letter followed by lower-case letters, digits and hyphens";
+        return format!("is empty; {form} is needed, {NAME_MAX} bytes at most");
+    }
+    let lower = text.trim().to_ascii_lowercase().replace(['_', ' ', '.', '/', ':'], "-");
+    match Name::new(&lower) {
+        Ok(name) if name.as_str() != text => format!("{error}; {:?} would do", name.as_str()),
+        _ => error.to_string(),
     }
 }
 
@@ -87,11 +92,12 @@ pub fn url(text: &str) -> Result<(), String> {
     if text.len() > limits::URL_BYTES {
         return Err(format!("has {} bytes, {} are allowed", text.len(), limits::URL_BYTES));
     }
-    let uri: http::Uri =
-        text.parse().map_err(|_| "is not a URL; such as https://example.org/debian.qcow2 is needed")?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+    let scheme = text.get(..8).unwrap_or(text).to_ascii_lowercase();
+    if !(scheme.starts_with("https://") || scheme.starts_with("http://")) {
         return Err("must begin with https:// or http://".into());
     }
+    let uri: http::Uri =
+        text.parse().map_err(|_| "is not a URL; such as https://example.org/debian.qcow2 is needed")?;
     let authority = uri.authority().map_or("", |a| a.as_str());
     if authority.contains('@') {
         return Err("holds a user name or password, which everybody who may read images would see; \
@@ -225,17 +231,24 @@ pub fn ssh_key(text: &str) -> Result<String, String> {
         ));
     };
     let blob = words.get(at + 1).and_then(|body| STANDARD.decode(body).ok());
-    // The key repeats its own type in front, with a length of four bytes.
-    let kind = words[at].as_bytes();
-    let repeats = |blob: &Vec<u8>| {
-        blob.len() > kind.len() + 4
-            && blob[..4] == u32::try_from(kind.len()).unwrap_or_default().to_be_bytes()
-            && blob[4..4 + kind.len()] == *kind
-    };
-    if !blob.as_ref().is_some_and(repeats) {
+    if !blob.is_some_and(|blob| is_key(&blob, words[at])) {
         return Err(format!("has no valid key after {:?}; was it cut off while copying?", words[at]));
     }
     Ok(line.to_owned())
+}
+
+/// Whether the blob is a list of texts, each with its length in front, that begins with the key's type (RFC 4253).
+fn is_key(mut blob: &[u8], kind: &str) -> bool {
+    let mut texts = 0;
+    while let Some((length, rest)) = blob.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        let Some((text, rest)) = rest.split_at_checked(length) else { return false };
+        if texts == 0 && text != kind.as_bytes() {
+            return false;
+        }
+        (texts, blob) = (texts + 1, rest);
+    }
+    blob.is_empty() && texts > 1
 }
 
 /// How cloud-init and cloudbase-init tell what user data is.

@@ -9,17 +9,42 @@ use tamdao_proto::v1::disk::Source;
 use super::held::Held;
 use super::update::{self, Update};
 use super::vm::{DiskRequest, InterfaceRequest, VmRequest, WantedDisk, read_spec};
-use super::{Checks, Invalid, Shown, Violation};
+use super::{Checks, Invalid, Shown, Violation, check};
 use crate::lookup::Lookup;
 use crate::sealed::Unsealed;
 use crate::vm::{Disk, DiskSource, Interface, Vm};
-use crate::{FlavorId, Kind, Scope, limits};
+use crate::volume::Volume;
+use crate::{FlavorId, Kind, Scope, VolumeId, limits};
 
 /// A VM with the masked fields of a request, before its user data is sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpdatedVm {
     pub vm: Vm,
     pub user_data: UserDataChange,
+    /// Templates that the request repeats for volumes that were made from them, to be compared with the volumes
+    /// by [`check_template`].
+    pub templates: Vec<RepeatedTemplate>,
+}
+
+/// A template of the request, and the volume that was once made from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepeatedTemplate {
+    /// The place in spec.disks.
+    pub disk: usize,
+    pub volume: VolumeId,
+    /// 0 says nothing.
+    pub size_mib: u32,
+}
+
+/// What is wrong with a repeated template: an update of the VM does not make its volumes larger.
+pub fn check_template(template: &RepeatedTemplate, volume: &Volume) -> Option<Violation> {
+    let (wanted, is) = (template.size_mib, volume.spec.size_mib);
+    (wanted != 0 && wanted != is).then(|| {
+        let field = format!("vm.spec.disks[{}].create.size_mib", template.disk);
+        let (wanted, is, name) = (check::grouped(wanted), check::grouped(is), &volume.meta.name);
+        let message = format!("is {wanted}, the volume {name} has {is}; update the volume to make it larger");
+        Violation::new(field, message)
+    })
 }
 
 /// What becomes of the user data. The generation is raised for a change already.
@@ -67,9 +92,8 @@ impl Vm {
         let mut merged = proto.spec.unwrap_or_default();
         // A size given beside the flavor that it is shown for is compared here, not refused as a contradiction.
         check_size(&mut checks, self, &mut merged);
-        if let Some(shown) = self.show(0, &held).spec {
-            replace_templates(self, &mut merged.disks, shown.disks);
-        }
+        let shown = self.show(0, &held).spec.unwrap_or_default();
+        let templates = replace_templates(self, &mut merged.disks, shown.disks);
         let wanted = read_spec(&mut checks, &meta, self.agency, merged);
         check_fixed(&mut checks, self, &wanted);
         let user_data = match wanted.user_data {
@@ -86,7 +110,7 @@ impl Vm {
         spec.node_labels = wanted.node_labels;
         update::raise(&mut meta, spec != self.spec || user_data != UserDataChange::Keep);
         let vm = Self { meta, agency: self.agency, spec, status: self.status.clone() };
-        checks.finish(UpdatedVm { vm, user_data })
+        checks.finish(UpdatedVm { vm, user_data, templates })
     }
 }
 
@@ -101,13 +125,17 @@ fn references(vm: &Vm) -> Vec<(Kind, uuid::Uuid)> {
 }
 
 /// Puts the volume that was made in place of its template, whose image and pool may have gone since.
-fn replace_templates(vm: &Vm, given: &mut [v1::Disk], shown: Vec<v1::Disk>) {
-    for ((disk, given), shown) in vm.spec.disks.iter().zip(given).zip(shown) {
-        let created = matches!(disk.source, DiskSource::Volume { created: true, .. });
-        if created && matches!(given.source, Some(Source::Create(_))) {
+fn replace_templates(vm: &Vm, given: &mut [v1::Disk], shown: Vec<v1::Disk>) -> Vec<RepeatedTemplate> {
+    let mut repeated = Vec::new();
+    for (disk, ((is, given), shown)) in vm.spec.disks.iter().zip(given).zip(shown).enumerate() {
+        if let DiskSource::Volume { volume, created: true } = is.source
+            && let Some(Source::Create(template)) = &given.source
+        {
+            repeated.push(RepeatedTemplate { disk, volume, size_mib: template.size_mib });
             given.source = shown.source;
         }
     }
+    repeated
 }
 
 /// The size may be given in either form, if it is what the VM has.
@@ -139,7 +167,12 @@ fn check_fixed(checks: &mut Checks<'_>, vm: &Vm, wanted: &VmRequest) {
     }
     let disks = spec.disks.len() == wanted.disks.len()
         && spec.disks.iter().zip(&wanted.disks).all(|(disk, wanted)| same_disk(disk, wanted));
-    checks.fixed("spec.disks", &true, &disks, "the disks of a VM are fixed at creation");
+    checks.fixed(
+        "spec.disks",
+        &true,
+        &disks,
+        "the disks of a VM are fixed at creation (a volume grows by its own update)",
+    );
     let interfaces = spec.interfaces.len() == wanted.interfaces.len()
         && spec.interfaces.iter().zip(&wanted.interfaces).all(|(is, wanted)| same_interface(is, wanted));
     checks.fixed("spec.interfaces", &true, &interfaces, "the interfaces of a VM are fixed at creation");

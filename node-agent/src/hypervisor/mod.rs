@@ -9,8 +9,14 @@
 //! packet filters. They are the caller's; a hypervisor is given paths and device names that already exist.
 
 pub mod contract;
+pub mod domain_xml;
+#[cfg(test)]
+mod domain_xml_tests;
 pub mod fake;
+pub mod host;
 pub mod libvirt;
+pub mod probe;
+pub mod xml;
 
 use std::path::PathBuf;
 use std::time::SystemTime;

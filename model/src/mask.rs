@@ -174,7 +174,8 @@ fn closest(message: &str, path: &str) -> Option<String> {
     // A field may be known by its last word to somebody who has forgotten what it lies in.
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let unlikeness = |known: &str| {
-        let whole = distance(&wanted, known);
+        // The beginning of a field is as good as the field.
+        let whole = if known.starts_with(&wanted) { 0 } else { distance(&wanted, known) };
         whole.min(distance(&last(&wanted), &last(known)) + 1)
     };
     let (unlike, known) = all.into_iter().map(|known| (unlikeness(&known), known)).min()?;

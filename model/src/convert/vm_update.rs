@@ -26,6 +26,17 @@ pub struct UpdatedVm {
     pub templates: Vec<RepeatedTemplate>,
 }
 
+impl UpdatedVm {
+    /// The same, once the caller has opened the seal and found the very text that the request sets: a manifest
+    /// that is applied again then changes nothing.
+    pub fn keep_user_data(mut self, before: &Vm) -> Self {
+        self.user_data = UserDataChange::Keep;
+        self.vm.meta.generation = before.meta.generation;
+        update::raise(&mut self.vm.meta, self.vm.spec != before.spec);
+        self
+    }
+}
+
 /// A template of the request, and the volume that was once made from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepeatedTemplate {

@@ -1,0 +1,283 @@
+//! The connection to the cloud: one lazy channel per controller, a token in every request, and failover. A call goes to
+//! the next endpoint when one is dead, silent or answers UNAVAILABLE, until the time for trying is over; the request is
+//! sent again unchanged, with the same request_id, so that nothing is made twice; so it is when its outcome is unknown.
+//! Any other answer is final. Streams that break are opened again by `watch`, from their cursor.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt;
+
+use crate::context::Connection;
+use crate::problem::Problem;
+
+/// How long a controller may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long a controller may take to answer an ordinary request before another is asked.
+const ANSWER: Duration = Duration::from_secs(15);
+/// A silent connection is found dead after twice this time.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// More than the largest list page.
+const MESSAGE_BYTES: usize = 64 << 20;
+
+/// What requests are sent on.
+pub type Wire = InterceptedService<Channel, Bearer>;
+
+/// Puts the token into a request.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl tonic::service::Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The controllers of one cloud.
+#[derive(Clone)]
+pub struct Client {
+    controllers: Arc<[Controller]>,
+    bearer: Bearer,
+    present: Arc<AtomicUsize>,
+    retry_for: Duration,
+}
+
+struct Controller {
+    address: String,
+    channel: Channel,
+}
+
+/// Sends a unary request through a client: `rpc!(client, VmServiceClient, get_vm, request)`.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! rpc {
+    ($client:expr, $service:ident, $method:ident, $request:expr) => {{
+        let request = $request;
+        $client
+            .call(move |wire| {
+                let request = request.clone();
+                async move {
+                    let mut service =
+                        $service::new(wire).max_decoding_message_size($crate::client::message_bytes());
+                    service.$method(request).await
+                }
+            })
+            .await
+    }};
+}
+
+/// The largest answer that is taken, bytes.
+pub const fn message_bytes() -> usize {
+    MESSAGE_BYTES
+}
+
+/// An id that makes a repeated request the same request.
+pub fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+impl Client {
+    /// Prepares the channels; nothing is dialled before the first request.
+    pub fn new(connection: &Connection, retry_for: Duration) -> Result<Self> {
+        let bearer = match &connection.token {
+            Some(token) => {
+                let mut value = MetadataValue::try_from(format!("Bearer {token}"))
+                    .map_err(|_| Problem::usage("the token has characters that no token has"))?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+            None => None,
+        };
+        let mut controllers = Vec::new();
+        for url in &connection.endpoints {
+            controllers
+                .push(Controller { address: authority(url).to_owned(), channel: channel(url, connection)? });
+        }
+        Ok(Self {
+            controllers: controllers.into(),
+            bearer: Bearer(bearer),
+            present: Arc::new(AtomicUsize::new(0)),
+            retry_for,
+        })
+    }
+
+    /// HOST:PORT of the controller that is asked at present.
+    pub fn address(&self) -> &str {
+        &self.at_present().1.address
+    }
+
+    /// How long to go on trying while no controller answers.
+    pub fn retry_for(&self) -> Duration {
+        self.retry_for
+    }
+
+    /// Sends an ordinary request.
+    pub async fn call<T, F, Fut>(&self, send: F) -> Result<T, Problem>
+    where
+        F: Fn(Wire) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.attempt(Some(ANSWER), send).await
+    }
+
+    /// Sends a request that may take long, such as an upload; only a broken connection makes it go elsewhere.
+    pub async fn call_long<T, F, Fut>(&self, send: F) -> Result<T, Problem>
+    where
+        F: Fn(Wire) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.attempt(None, send).await
+    }
+
+    async fn attempt<T, F, Fut>(&self, limit: Option<Duration>, send: F) -> Result<T, Problem>
+    where
+        F: Fn(Wire) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.retry_for;
+        let mut said: Vec<Option<String>> = vec![None; self.controllers.len()];
+        let mut pause = PAUSE_FIRST;
+        let mut hopeless = true;
+        let mut failures = 0;
+        loop {
+            let (index, controller) = self.at_present();
+            let sent = send(Wire::new(controller.channel.clone(), self.bearer.clone()));
+            let answer = match limit {
+                Some(limit) => {
+                    tokio::time::timeout(limit, sent).await.unwrap_or_else(|_| Err(Status::unavailable("")))
+                }
+                None => sent.await,
+            };
+            let status = match answer {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) if passes(&status) => status,
+                Err(status) if asks_again(&status) && Instant::now() < deadline => {
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                Err(status) => return Err(Problem::from_status(&status)),
+            };
+            failures += 1;
+            hopeless &= wrong_certificate(&status);
+            said[index] = Some(told(&status));
+            self.pass_on(index);
+            if failures % self.controllers.len() == 0 {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if hopeless || left.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(pause.min(left)).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+        let addresses = self.controllers.iter().map(|controller| controller.address.clone());
+        let tried = addresses.zip(said).filter_map(|(address, said)| Some((address, said?)));
+        Err(Problem::unreachable(tried.collect()))
+    }
+
+    /// Asks another controller from now on, unless that has already been done since.
+    pub fn pass_on(&self, from: usize) {
+        let next = (from + 1) % self.controllers.len();
+        let _ = self.present.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The place in the list of the controller that is asked at present.
+    pub fn place(&self) -> usize {
+        self.at_present().0
+    }
+
+    fn at_present(&self) -> (usize, &Controller) {
+        let index = self.present.load(Ordering::Relaxed);
+        (index, &self.controllers[index])
+    }
+}
+
+fn channel(url: &str, connection: &Connection) -> Result<Channel> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|_| Problem::usage(format!("{url} is not an endpoint")).hint("write HOST:PORT"))?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    if url.starts_with("https://") {
+        let mut tls = ClientTlsConfig::new();
+        if let Some(pem) = &connection.ca_pem {
+            tls = tls.ca_certificate(Certificate::from_pem(pem));
+        }
+        if !connection.server_name.is_empty() {
+            tls = tls.domain_name(connection.server_name.clone());
+        }
+        endpoint = endpoint.tls_config(tls).context("the CA's certificate cannot be used")?;
+    }
+    Ok(endpoint.connect_lazy())
+}
+
+fn authority(url: &str) -> &str {
+    url.split_once("://").map_or(url, |(_, rest)| rest)
+}
+
+/// True for what another controller, or the same one later, may answer better: it says UNAVAILABLE, or the fault is
+/// the connection's. A status that was made here from a connection's error has a source, one that was sent has none.
+pub fn passes(status: &Status) -> bool {
+    status.code() == Code::Unavailable || status.source().is_some()
+}
+
+/// True where the same request again, with its request_id, brings the answer: others changed the same records at the same
+/// time, or the outcome was lost with the leader.
+fn asks_again(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    status.code() == Code::Aborted
+        && reason.is_some_and(|reason| reason == "Conflict" || reason == "OutcomeUnknown")
+}
+
+fn wrong_certificate(status: &Status) -> bool {
+    let mut error: Option<&(dyn std::error::Error + 'static)> = status.source();
+    while let Some(present) = error {
+        if let Some(io) = present.downcast_ref::<std::io::Error>() {
+            let inner = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            if matches!(inner, Some(rustls::Error::InvalidCertificate(_))) {
+                return true;
+            }
+        }
+        if matches!(present.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        error = present.source();
+    }
+    false
+}
+
+/// What one controller said, for the list of those that were tried.
+fn told(status: &Status) -> String {
+    if wrong_certificate(status) {
+        return "its certificate is not from this cloud's CA, or not for this address".to_owned();
+    }
+    let mut deepest: Option<&(dyn std::error::Error + 'static)> = status.source();
+    while let Some(inner) = deepest.and_then(|error| error.source()) {
+        deepest = Some(inner);
+    }
+    match deepest {
+        Some(error) => match error.downcast_ref::<std::io::Error>() {
+            Some(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+                "nothing listens there".to_owned()
+            }
+            Some(io) if io.kind() == std::io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+            _ => error.to_string().to_lowercase(),
+        },
+        None if status.message().is_empty() => "no answer in time".to_owned(),
+        None => format!("answers \"{}\"", status.message()),
+    }
+}

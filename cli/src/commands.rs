@@ -1,0 +1,46 @@
+//! One module per noun, one async function per command; each returns how the command ends. What the standard verbs have
+//! in common is in `standard`.
+
+mod agency;
+mod completion;
+mod console;
+mod context;
+mod controller;
+mod debug;
+mod events;
+mod flavor;
+mod image;
+mod network;
+mod node;
+mod pool;
+mod standard;
+mod vm;
+mod vm_create;
+mod vm_log;
+mod vm_power;
+mod volume;
+
+use anyhow::Result;
+
+use crate::app::App;
+use crate::args::Noun;
+use crate::problem::ExitStatus;
+
+/// Runs one command.
+pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
+    match noun {
+        Noun::Vm(verb) => vm::run(app, *verb).await,
+        Noun::Volume(verb) => volume::run(app, verb).await,
+        Noun::Image(verb) => image::run(app, verb).await,
+        Noun::Flavor(verb) => flavor::run(app, verb).await,
+        Noun::Network(verb) => network::run(app, verb).await,
+        Noun::Agency(verb) => agency::run(app, verb).await,
+        Noun::Node(verb) => node::run(app, verb).await,
+        Noun::Pool(verb) => pool::run(app, verb).await,
+        Noun::Controller(verb) => controller::run(app, verb).await,
+        Noun::Events(args) => events::run(app, args).await,
+        Noun::Context(verb) => context::run(app, verb),
+        Noun::Debug(verb) => debug::run(app, verb).await,
+        Noun::Completion { shell } => completion::run(app, shell),
+    }
+}

@@ -1,0 +1,160 @@
+//! `tamdao node`: the standard verbs, cordon, and the tokens by which nodes join.
+
+use anyhow::Result;
+use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
+use tamdao_proto::v1::controller_service_client::ControllerServiceClient;
+use tamdao_proto::v1::node_service_client::NodeServiceClient;
+use tamdao_proto::v1::{
+    ControllerRole, CordonNodeRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, JoinTokenKind,
+    ListControllersRequest, ListJoinTokensRequest, Node, RevokeJoinTokenRequest, UncordonNodeRequest,
+};
+
+use super::standard;
+use crate::app::{App, now_s};
+use crate::args::{JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeUpdateArgs, NodeVerb};
+use crate::client::request_id;
+use crate::given;
+use crate::output::{Cell, Table};
+use crate::problem::{ExitStatus, Problem};
+use crate::quantity::{count, duration, until};
+use crate::resource::word;
+use crate::rpc;
+
+pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
+    match verb {
+        NodeVerb::List(args) => standard::list::<Node>(app, &args, false).await,
+        NodeVerb::Get(args) => standard::get::<Node>(app, &args, false).await,
+        NodeVerb::Cordon(args) => cordon(app, &args).await,
+        NodeVerb::Uncordon(args) => uncordon(app, &args).await,
+        NodeVerb::Update(args) => update(app, &args).await,
+        NodeVerb::Delete(args) => standard::delete::<Node>(app, &args, false, false).await,
+        NodeVerb::JoinToken(JoinTokenVerb::Create(args)) => create_token(app, &args).await,
+        NodeVerb::JoinToken(JoinTokenVerb::List) => list_tokens(app).await,
+        NodeVerb::JoinToken(JoinTokenVerb::Revoke { id }) => revoke_token(app, &id).await,
+    }
+}
+
+async fn cordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
+    let name = app.place::<Node>(&args.name, false)?.name;
+    let request = CordonNodeRequest { name, request_id: request_id() };
+    let node = rpc!(app.client()?, NodeServiceClient, cordon_node, request);
+    let node = node.map_err(|problem| problem.about(&args.name))?;
+    let vms = node.status.as_ref().map_or(0, |status| status.vms);
+    standard::done(app, &node, &format!("cordoned; {} stay on it", count(vms as usize, "VM")))
+}
+
+async fn uncordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
+    let name = app.place::<Node>(&args.name, false)?.name;
+    let request = UncordonNodeRequest { name, request_id: request_id() };
+    let node = rpc!(app.client()?, NodeServiceClient, uncordon_node, request);
+    standard::done(app, &node.map_err(|problem| problem.about(&args.name))?, "takes new VMs again")
+}
+
+async fn update(app: &App, args: &NodeUpdateArgs) -> Result<ExitStatus> {
+    standard::update::<Node>(app, &args.edit, false, |node, mask| {
+        let spec = node.spec.get_or_insert_default();
+        let mut masked = |field: &str| mask.push(format!("spec.{field}"));
+        if !args.failure_domains.is_empty() {
+            given::change_domains(&mut spec.failure_domains, &args.failure_domains)?;
+            masked("failure_domains");
+        }
+        if let Some(percent) = args.cpu_overcommit {
+            spec.cpu_overcommit_percent = percent;
+            masked("cpu_overcommit_percent");
+        }
+        if let Some(percent) = args.memory_overcommit {
+            spec.memory_overcommit_percent = percent;
+            masked("memory_overcommit_percent");
+        }
+        if let Some(memory) = args.reserve_memory {
+            spec.reserve_memory_mib = memory;
+            masked("reserve_memory_mib");
+        }
+        if let Some(date) = &args.support_ends {
+            date.clone_into(&mut spec.support_ends);
+            masked("support_ends");
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn create_token(app: &App, args: &JoinTokenCreateArgs) -> Result<ExitStatus> {
+    let name = args.name.clone().unwrap_or_default();
+    let token = join_token(app, JoinTokenKind::Node, args.ttl, args.uses, &name).await?;
+    if app.output.is_machine() {
+        app.output.value(&token)?;
+        return Ok(ExitStatus::Done);
+    }
+    let name = if name.is_empty() { String::new() } else { format!(" --name {name}") };
+    let uses = if args.uses == 1 { "once".to_owned() } else { format!("{} times", args.uses) };
+    app.output
+        .note(&format!("Run this on the new node, within {}; it can be used {uses}:\n", duration(args.ttl)));
+    app.output.line(&format!(
+        "tamdao-agent join --token {} --controller {}{name}",
+        token.secret,
+        meeting_point(app).await?
+    ))?;
+    app.output.note("\nThe secret is shown only here. Then see `tamdao node list`");
+    Ok(ExitStatus::Done)
+}
+
+/// Makes a join token.
+pub async fn join_token(
+    app: &App,
+    kind: JoinTokenKind,
+    ttl: std::time::Duration,
+    uses: u32,
+    name: &str,
+) -> Result<CreateJoinTokenResponse> {
+    let ttl_s = u32::try_from(ttl.as_secs()).ok().filter(|seconds| *seconds > 0);
+    let ttl_s = ttl_s.ok_or_else(|| Problem::usage("--ttl must be between 1s and 7days"))?;
+    if uses == 0 {
+        return Err(Problem::usage("--uses must be 1 at least").into());
+    }
+    let request = CreateJoinTokenRequest { kind: kind.into(), ttl_s, uses, name: name.to_owned() };
+    Ok(rpc!(app.client()?, ClusterServiceClient, create_join_token, request)?)
+}
+
+/// HOST:PORT of the controller that a newcomer should speak to: the leader's, as the controllers know it. The endpoint
+/// that this command line uses may be of use here only.
+pub async fn meeting_point(app: &App) -> Result<String> {
+    let client = app.client()?;
+    let controllers =
+        rpc!(client, ControllerServiceClient, list_controllers, ListControllersRequest::default());
+    let controllers = controllers.map(|answer| answer.controllers).unwrap_or_default();
+    let mut known: Vec<_> = controllers.iter().filter_map(|controller| controller.status.as_ref()).collect();
+    known.retain(|status| !status.address.is_empty());
+    known.sort_by_key(|status| (status.role() != ControllerRole::Leader, !status.reachable));
+    Ok(known.first().map_or_else(|| client.address().to_owned(), |status| status.address.clone()))
+}
+
+async fn list_tokens(app: &App) -> Result<ExitStatus> {
+    let answer = rpc!(app.client()?, ClusterServiceClient, list_join_tokens, ListJoinTokensRequest {})?;
+    if app.output.is_machine() {
+        app.output.value(&answer)?;
+        return Ok(ExitStatus::Done);
+    }
+    let now = now_s();
+    let rows = answer.join_tokens.iter().map(|token| {
+        let expires = token.expire_time.as_ref().map_or(String::new(), |time| until(now, time.seconds));
+        let kind = word(token.kind().as_str_name(), "JOIN_TOKEN_KIND_").to_lowercase();
+        let cells = [&token.id, &kind, &token.name, &token.uses_left.to_string(), &expires];
+        cells.into_iter().map(Cell::from).collect()
+    });
+    let table = Table { headers: vec!["ID", "FOR", "NAME", "USES-LEFT", "EXPIRES-IN"], rows: rows.collect() };
+    app.output.table(&table, "there are no join tokens that can still be used")?;
+    Ok(ExitStatus::Done)
+}
+
+async fn revoke_token(app: &App, id: &str) -> Result<ExitStatus> {
+    let request = RevokeJoinTokenRequest { id: id.to_owned() };
+    let token = rpc!(app.client()?, ClusterServiceClient, revoke_join_token, request);
+    let token = token.map_err(|problem| problem.about(id))?;
+    if app.output.is_machine() {
+        app.output.value(&token)?;
+    } else {
+        app.output.note(&format!("{id}: revoked"));
+    }
+    Ok(ExitStatus::Done)
+}

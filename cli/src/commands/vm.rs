@@ -1,0 +1,194 @@
+//! `tamdao vm`: the verbs that read or edit. Making, power, console and log have their own modules.
+
+use anyhow::Result;
+use serde_json::json;
+use tamdao_proto::v1::vm_service_client::VmServiceClient;
+use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, WatchEvent};
+
+use super::{console, standard, vm_create, vm_log, vm_power};
+use crate::app::{App, now_s};
+use crate::args::{NameArg, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
+use crate::client::request_id;
+use crate::given;
+use crate::output::{Cell, Table, Tone};
+use crate::problem::ExitStatus;
+use crate::quantity::{clock, mib};
+use crate::resource::{Place, Resource};
+use crate::rpc;
+use crate::view::{View, tone_of};
+use crate::wait::{Goal, Verdict, until};
+use crate::watch::Watch;
+
+pub async fn run(app: &App, verb: VmVerb) -> Result<ExitStatus> {
+    match verb {
+        VmVerb::List(args) => standard::list::<Vm>(app, &args, false).await,
+        VmVerb::Get(args) => standard::get::<Vm>(app, &args, false).await,
+        VmVerb::Create(args) => vm_create::create(app, &args).await,
+        VmVerb::Update(args) => update(app, &args).await,
+        VmVerb::Start(args) => vm_power::start(app, &args).await,
+        VmVerb::Stop(args) => vm_power::stop(app, &args).await,
+        VmVerb::Reboot(args) => vm_power::reboot(app, &args).await,
+        VmVerb::Reset(args) => vm_power::reset(app, &args).await,
+        VmVerb::Pause(args) => vm_power::pause(app, &args).await,
+        VmVerb::Resume(args) => vm_power::resume(app, &args).await,
+        VmVerb::Resize(args) => resize(app, &args).await,
+        VmVerb::Delete(args) => standard::delete::<Vm>(app, &args.delete, false, args.force).await,
+        VmVerb::Explain(args) => explain(app, &args).await,
+        VmVerb::Console(args) => console::console(app, &args).await,
+        VmVerb::Log(args) => vm_log::log(app, &args).await,
+        VmVerb::Watch(args) => watch(app, &args).await,
+    }
+}
+
+async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
+    let keys = given::ssh_keys(&args.ssh_keys)?;
+    standard::update::<Vm>(app, &args.edit, false, |vm, mask| {
+        let spec = vm.spec.get_or_insert_default();
+        if let Some(run) = args.run {
+            spec.set_run(run.into());
+            mask.push("spec.run".to_owned());
+        }
+        if let Some(protection) = args.delete_protection {
+            spec.delete_protection = protection;
+            mask.push("spec.delete_protection".to_owned());
+        }
+        if !keys.is_empty() {
+            spec.ssh_keys.clone_from(&keys);
+            mask.push("spec.ssh_keys".to_owned());
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {
+    let place = app.place::<Vm>(&args.name, false)?;
+    let client = app.client()?;
+    let before = Vm::fetch(client, &place).await.map_err(|problem| problem.about(&args.name))?;
+    let spec = before.spec.clone().unwrap_or_default();
+    let now = before.status.clone().unwrap_or_default();
+    // Half a size keeps the other half as it is.
+    let keep = |given: Option<u32>, spec: u32, now: u32| given.unwrap_or(if now == 0 { spec } else { now });
+    let request = ResizeVmRequest {
+        agency: place.agency.clone(),
+        name: place.name.clone(),
+        request_id: request_id(),
+        validate_only: args.dry_run,
+        vcpus: if args.flavor.is_some() { 0 } else { keep(args.vcpus, spec.vcpus, now.vcpus) },
+        memory_mib: if args.flavor.is_some() {
+            0
+        } else {
+            keep(args.memory, spec.memory_mib, now.memory_mib)
+        },
+        flavor: args.flavor.clone().unwrap_or_default(),
+        revision: 0,
+    };
+    let vm =
+        rpc!(client, VmServiceClient, resize_vm, request).map_err(|problem| problem.about(&args.name))?;
+    if args.dry_run {
+        app.output.note(&format!("dry run: vm {place} would become so; nothing was changed"));
+        standard::show_planned(app, Some(&before), &vm)?;
+        return Ok(ExitStatus::Done);
+    }
+    if args.wait.no_wait {
+        return standard::done(app, &vm, "takes its new size");
+    }
+    let generation = vm.metadata.as_ref().map_or(0, |metadata| metadata.generation);
+    let vm = until(app, vm, &args.wait, Goal::State(&|vm| acted_on(vm, generation))).await?;
+    let (spec, status) = (vm.spec.clone().unwrap_or_default(), vm.status.clone().unwrap_or_default());
+    let (vcpus, memory) = (status.vcpus, status.memory_mib);
+    let differs =
+        (spec.vcpus != 0 && spec.vcpus != vcpus) || (spec.memory_mib != 0 && spec.memory_mib != memory);
+    let word = match differs && status.phase() == VmPhase::Running {
+        true => "takes its new size at its next start".to_owned(),
+        false => format!("has {vcpus} vCPUs, {}", mib(memory.into())),
+    };
+    standard::done(app, &vm, &word)
+}
+
+/// Reached when what was asked for by this generation has been acted on.
+fn acted_on(vm: &Vm, generation: u64) -> Verdict {
+    let status = vm.status.clone().unwrap_or_default();
+    match status.phase() {
+        VmPhase::Failed => Verdict::Lost,
+        _ if status.node.is_empty() || status.observed_generation >= generation => Verdict::Reached,
+        _ => Verdict::Going,
+    }
+}
+
+async fn explain(app: &App, args: &NameArg) -> Result<ExitStatus> {
+    let place = app.place::<Vm>(&args.name, false)?;
+    let request = ExplainVmRequest { agency: place.agency, name: place.name };
+    let answer = rpc!(app.client()?, VmServiceClient, explain_vm, request);
+    let answer = answer.map_err(|problem| problem.about(&args.name))?;
+    if app.output.is_machine() {
+        app.output.value(&answer)?;
+        return Ok(ExitStatus::Done);
+    }
+    app.output.line(&answer.summary)?;
+    let rejections = answer.rejections.iter().map(|rejection| {
+        vec![Cell::from(rejection.nodes), Cell::from(&rejection.reason), Cell::from(&rejection.message)]
+    });
+    let rejections = Table { headers: vec!["NODES", "REASON", "MESSAGE"], rows: rejections.collect() };
+    app.output.section("Ruled out", &rejections)?;
+    let candidates = answer.candidates.iter().map(|verdict| {
+        let (word, tone) = if verdict.fits { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
+        let score = if verdict.fits { format!("{:.1}", verdict.score) } else { String::new() };
+        vec![
+            Cell::from(&verdict.node),
+            Cell::toned(word, tone),
+            Cell::from(score),
+            Cell::from(&verdict.reason),
+        ]
+    });
+    let candidates = Table { headers: vec!["NODE", "FITS", "SCORE", "REASON"], rows: candidates.collect() };
+    app.output.section("Nodes", &candidates)?;
+    if !answer.hints.is_empty() {
+        app.output.line("")?;
+    }
+    for hint in &answer.hints {
+        app.output.line(&format!("hint: {hint}"))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn watch(app: &App, args: &VmWatchArgs) -> Result<ExitStatus> {
+    let place = match &args.name {
+        Some(name) => {
+            let place = app.place::<Vm>(name, false)?;
+            // A watch of a name that is not there would be silent for ever.
+            Vm::fetch(app.client()?, &place).await.map_err(|problem| problem.about(name))?;
+            place
+        }
+        None => Place { agency: app.agency_unless(args.all_agencies)?, name: String::new() },
+    };
+    let mut watch = Watch::<Vm>::new(app.client()?, place, &args.labels, String::new());
+    let mut told = std::collections::HashMap::new();
+    loop {
+        let change = watch.next().await?;
+        if app.output.is_machine() {
+            let message =
+                json!({"event": change.event.as_str_name(), "vm": change.resource, "cursor": change.cursor});
+            app.output.stream_value(&message)?;
+            continue;
+        }
+        let Some(vm) = change.resource else { continue };
+        let story = if change.event == WatchEvent::Deleted { "gone".to_owned() } else { vm.story() };
+        let place = vm.place().to_string();
+        // A watch that began anew tells the present state again.
+        if told.insert(place.clone(), story.clone()).is_none_or(|before| before != story) {
+            let tone = tone_of(&vm.phase());
+            app.output.bare(&[Cell::from(clock(now_s())), Cell::from(place), Cell::toned(story, tone)])?;
+        }
+    }
+}
+
+impl From<crate::args::Run> for tamdao_proto::v1::RunPolicy {
+    fn from(run: crate::args::Run) -> Self {
+        match run {
+            crate::args::Run::Always => Self::Always,
+            crate::args::Run::OnFailure => Self::OnFailure,
+            crate::args::Run::Stopped => Self::Stopped,
+        }
+    }
+}

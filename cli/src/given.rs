@@ -1,0 +1,249 @@
+//! What users give in words and files, read into the contract's own form: resources as YAML or JSON, "key=value" pairs,
+//! disks, networks, keys. Only the form is checked; fields that do not exist are errors.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::Result;
+use tamdao_proto::v1::{AddressRange, Disk, DiskTemplate, Interface, Subnet, disk};
+
+use crate::problem::Problem;
+use crate::quantity::parse_mib;
+use crate::resource::Resource;
+
+/// Reads a resource from a file in the API's own form; "-" is stdin.
+pub fn resource<R: Resource>(file: &Path) -> Result<R> {
+    let text = text(file)?;
+    // YAML contains JSON.
+    serde_yaml_ng::from_str(&text).map_err(|error| {
+        Problem::usage(format!("{} is not a {} in the API's form", file.display(), R::KIND))
+            .detail(error.to_string())
+            .hint(format!("see the form of one that exists with `tamdao {} get NAME -o yaml`", R::KIND))
+            .into()
+    })
+}
+
+/// Reads a whole file; "-" is stdin.
+pub fn text(file: &Path) -> Result<String> {
+    let read = if file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    read.map_err(|error| Problem::usage(format!("cannot read {}: {error}", file.display())).into())
+}
+
+/// "key=value" pairs.
+pub fn pairs(flag: &str, given: &[String]) -> Result<HashMap<String, String>> {
+    let split = |pair: &String| match pair.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Problem::usage(format!("--{flag} {pair}: expected KEY=VALUE")).into()),
+    };
+    given.iter().map(split).collect()
+}
+
+/// Changes a map by "key=value" to set and "key-" to remove.
+pub fn change_pairs(flag: &str, map: &mut HashMap<String, String>, given: &[String]) -> Result<()> {
+    for pair in given {
+        match (pair.split_once('='), pair.strip_suffix('-')) {
+            (Some((key, value)), _) if !key.is_empty() => {
+                map.insert(key.to_owned(), value.to_owned());
+            }
+            (None, Some(key)) if !key.is_empty() => {
+                map.remove(key);
+            }
+            _ => {
+                return Err(Problem::usage(format!(
+                    "--{flag} {pair}: expected KEY=VALUE, or KEY- to remove"
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Changes failure domains by "rack=r2", "feed=A,B" to set and "rack-" to remove.
+pub fn change_domains(
+    map: &mut HashMap<String, tamdao_proto::v1::DomainValues>,
+    given: &[String],
+) -> Result<()> {
+    for pair in given {
+        match (pair.split_once('='), pair.strip_suffix('-')) {
+            (Some((key, values)), _) if !key.is_empty() && !values.is_empty() => {
+                let values = values.split(',').map(str::to_owned).collect();
+                map.insert(key.to_owned(), tamdao_proto::v1::DomainValues { values });
+            }
+            (None, Some(key)) if !key.is_empty() => {
+                map.remove(key);
+            }
+            _ => {
+                let problem = Problem::usage(format!("--failure-domain {pair}: expected KEY=VALUE[,VALUE]"));
+                return Err(problem.hint("rack=r2, feed=A,B, or rack- to remove").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The disks of a new VM in order: the boot disk from the image, further ones, existing volumes, cdroms.
+pub fn disks(
+    image: Option<&str>,
+    given: &[String],
+    volumes: &[String],
+    isos: &[String],
+) -> Result<Vec<Disk>> {
+    let mut boot = image.map(|image| DiskTemplate { image: image.to_owned(), ..Default::default() });
+    let mut sized = false;
+    let mut more = Vec::new();
+    for text in given {
+        match (parse_mib(text), &mut boot) {
+            (Ok(size), Some(boot)) if !sized => {
+                boot.size_mib = size;
+                sized = true;
+            }
+            (Ok(size), _) => more.push(DiskTemplate { size_mib: size, ..Default::default() }),
+            (Err(_), _) => more.push(disk(text)?),
+        }
+    }
+    let made = boot
+        .into_iter()
+        .chain(more)
+        .map(|made| Disk { source: Some(disk::Source::Create(made)), ..Default::default() });
+    let held = volumes
+        .iter()
+        .map(|name| Disk { source: Some(disk::Source::Volume(name.clone())), ..Default::default() });
+    let cdroms = isos.iter().map(|name| Disk {
+        source: Some(disk::Source::Iso(name.clone())),
+        kind: tamdao_proto::v1::DiskKind::Cdrom.into(),
+        ..Default::default()
+    });
+    Ok(made.chain(held).chain(cdroms).collect())
+}
+
+fn disk(text: &str) -> Result<DiskTemplate> {
+    let wrong = |what: String| {
+        Problem::usage(format!("--disk {text}: {what}"))
+            .hint("--disk 10G, or --disk size=10G,image=NAME,pool=NAME,keep")
+    };
+    let mut made = DiskTemplate::default();
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("size", size)) => {
+                made.size_mib = parse_mib(size).map_err(|error| wrong(format!("size {error}")))?
+            }
+            Some(("image", image)) => image.clone_into(&mut made.image),
+            Some(("pool", pool)) => pool.clone_into(&mut made.pool),
+            None if part == "keep" => made.keep_on_delete = true,
+            None if part.starts_with(|c: char| c.is_ascii_digit()) => {
+                made.size_mib = parse_mib(part).map_err(wrong)?;
+            }
+            _ => return Err(wrong(format!("{part} is not a part of a disk")).into()),
+        }
+    }
+    if made.size_mib == 0 && made.image.is_empty() {
+        return Err(wrong("a disk without image needs a size".to_owned()).into());
+    }
+    Ok(made)
+}
+
+/// A network interface: "NAME[,address=ADDRESS][,mac=MAC]".
+pub fn interface(text: &str) -> Result<Interface> {
+    let mut parts = text.split(',');
+    let mut interface =
+        Interface { network: parts.next().unwrap_or_default().to_owned(), ..Default::default() };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("address", address)) => interface.addresses.push(address.to_owned()),
+            Some(("mac", mac)) => mac.clone_into(&mut interface.mac),
+            _ => {
+                let problem =
+                    Problem::usage(format!("--network {text}: {part} is not a part of an interface"));
+                return Err(problem.hint("--network NAME,address=10.20.0.9,mac=52:54:00:12:34:56").into());
+            }
+        }
+    }
+    Ok(interface)
+}
+
+/// A subnet: "CIDR[,gateway=ADDRESS][,range=FIRST-LAST]".
+pub fn subnet(text: &str) -> Result<Subnet> {
+    let wrong = |what: &str| {
+        let problem = Problem::usage(format!("--subnet {text}: {what}"));
+        problem.hint("--subnet 10.20.0.0/24,gateway=10.20.0.1,range=10.20.0.100-10.20.0.200")
+    };
+    let mut parts = text.split(',');
+    let mut subnet = Subnet { cidr: parts.next().unwrap_or_default().to_owned(), ..Default::default() };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("gateway", gateway)) => gateway.clone_into(&mut subnet.gateway),
+            Some(("range", range)) => {
+                let (first, last) = range.split_once('-').ok_or_else(|| wrong("a range is FIRST-LAST"))?;
+                subnet.ranges.push(AddressRange { first: first.to_owned(), last: last.to_owned() });
+            }
+            _ => return Err(wrong(&format!("{part} is not a part of a subnet")).into()),
+        }
+    }
+    Ok(subnet)
+}
+
+/// Public keys: each given as itself, or as a file with one or more.
+pub fn ssh_keys(given: &[String]) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for key in given {
+        if ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| key.starts_with(kind)) && key.contains(' ') {
+            keys.push(key.trim().to_owned());
+            continue;
+        }
+        let text = text(Path::new(key))?;
+        if text.contains("PRIVATE KEY") {
+            let problem = Problem::usage(format!("{key} is a private key"));
+            return Err(problem.hint(format!("give the public one: {key}.pub")).into());
+        }
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_plain_size_is_the_boot_disk_of_the_image() {
+        let disks =
+            disks(Some("debian"), &strings(&["10G", "size=5G,keep", "1G"]), &[], &strings(&["cd"])).unwrap();
+        let shown: Vec<String> = disks.iter().map(|disk| serde_json::to_string(disk).unwrap()).collect();
+        assert_eq!(
+            shown,
+            [
+                r#"{"create":{"size_mib":10240,"image":"debian"}}"#,
+                r#"{"create":{"size_mib":5120,"keep_on_delete":true}}"#,
+                r#"{"create":{"size_mib":1024}}"#,
+                r#"{"iso":"cd","kind":"DISK_KIND_CDROM"}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(disks(None, &strings(&["10"]), &[], &[]).is_err());
+        assert!(disks(None, &strings(&["pool=fast"]), &[], &[]).is_err());
+        assert!(disks(None, &strings(&["size=5G,colour=red"]), &[], &[]).is_err());
+        assert!(interface("lan,ip=1.2.3.4").is_err());
+        assert!(subnet("10.0.0.0/24,range=10.0.0.5").is_err());
+        assert!(pairs("label", &strings(&["x"])).is_err());
+    }
+
+    #[test]
+    fn pairs_are_set_and_removed() {
+        let mut map = pairs("label", &strings(&["a=1", "b=2"])).unwrap();
+        change_pairs("label", &mut map, &strings(&["a-", "b=3", "c="])).unwrap();
+        assert_eq!(crate::view::pairs(&map), "b=3,c=");
+    }
+}

@@ -1,1 +1,50 @@
-fn main() {}
+//! `cargo xtask`: the project's own chores, so that a fresh machine needs nothing but cargo to run them.
+
+mod ci;
+mod output;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tam Đảo's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run all checks and tests, installing what they need
+    Ci {
+        /// Also run what takes longer than a change should wait for
+        #[arg(long)]
+        long: bool,
+    },
+    /// Check what the compiler does not: imports between crates, file heads and lengths, words
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Ci { long } => ci::run(long),
+        Chore::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top of the repository.
+fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(PathBuf::from).unwrap_or(own)
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask ci`: the judgement of a change, step by step, with the time that each step took.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::output::say;
+use crate::{root, tidy};
+
+/// Versions of the tools that are installed where they are missing.
+const NEXTEST: &str = "cargo-nextest@0.9.143";
+const DENY: &str = "cargo-deny@0.18";
+
+/// Runs every step; the first that fails ends the run.
+pub fn run(long: bool) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.run("packages", || command("deploy/install-packages", &[]))?;
+    steps.run("format", || command("cargo", &["fmt", "--all", "--check"]))?;
+    steps.run("tidy", tidy::run)?;
+    steps.run("shell", shellcheck)?;
+    steps.run("lints", || {
+        command(
+            "cargo",
+            &["clippy", "--workspace", "--all-targets", "--all-features", "--", "--deny", "warnings"],
+        )
+    })?;
+    // The tests start these as processes, so they are built before; the hooks let a test kill an agent mid-step.
+    steps.run("binaries", || {
+        command("cargo", &["build", "--workspace", "--bins", "--features", "tamdao-node-agent/test-hooks"])
+    })?;
+    steps.run("tests", || {
+        install("nextest", NEXTEST)?;
+        command("cargo", &["nextest", "run", "--workspace", "--features", "tamdao-node-agent/test-hooks"])
+    })?;
+    if long {
+        steps.run("dependencies", || {
+            install("deny", DENY)?;
+            command("cargo", &["deny", "check"])
+        })?;
+    }
+    steps.summary();
+    Ok(())
+}
+
+/// The steps so far and how long each took.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, Duration)>);
+
+impl Steps {
+    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+        say(&format!("== {name}"));
+        let began = Instant::now();
+        step().with_context(|| format!("step {name} failed"))?;
+        self.0.push((name, began.elapsed()));
+        Ok(())
+    }
+
+    fn summary(&self) {
+        say("== all steps passed");
+        for (name, took) in &self.0 {
+            say(&format!("{name:>14} {:>5} s", took.as_secs()));
+        }
+        let all: Duration = self.0.iter().map(|(_, took)| *took).sum();
+        say(&format!("{:>14} {:>5} s", "together", all.as_secs()));
+    }
+}
+
+/// Runs a program at the top of the repository.
+fn command(program: &str, arguments: &[&str]) -> Result<()> {
+    let status = Command::new(program).args(arguments).current_dir(root()).status();
+    let status = status.with_context(|| format!("{program} cannot be started"))?;
+    if !status.success() {
+        bail!("{program} {} ended with {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Installs a cargo subcommand where it is missing.
+fn install(subcommand: &str, package: &str) -> Result<()> {
+    let there =
+        Command::new("cargo").args([subcommand, "--version"]).output().is_ok_and(|o| o.status.success());
+    if there {
+        return Ok(());
+    }
+    say(&format!("installing {package}"));
+    command("cargo", &["install", "--locked", package])
+}
+
+/// Every shell script that git knows.
+fn shellcheck() -> Result<()> {
+    let listed =
+        Command::new("git").args(["grep", "-lE", "^#!.*\\b(ba)?sh\\b"]).current_dir(root()).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let scripts: Vec<&str> = listed.lines().filter(|path| !path.ends_with(".md")).collect();
+    let mut arguments = vec!["--external-sources", "--source-path=SCRIPTDIR"];
+    arguments.extend(scripts);
+    command("shellcheck", &arguments)
+}

@@ -25,10 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_well_known_types(true)
         .bytes(".tamdao")
+        // Maps in order, so that equal resources have equal JSON.
+        .btree_map(".tamdao")
         .compile_fds(set)?;
     pbjson_build::Builder::new()
         .register_descriptors(&bytes)?
         .preserve_proto_field_names()
+        .btree_map([".tamdao"])
         .build(&[".tamdao.v1", ".tamdao.agent.v1"])?;
 
     let options = DescriptorOptions::new().package(PUBLIC).extern_path(".google.protobuf", "::pbjson_types");

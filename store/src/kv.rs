@@ -6,13 +6,18 @@
 //! read is a lower bound, never a point in time. Deliberately absent: types, leases, ranges other
 //! than a prefix, and retries; the typed layer above owns all four.
 
+mod office;
+mod status;
+
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use tokio::sync::watch;
+
+pub use office::{Election, Leadership, Membership};
+pub use status::{Checkpoint, Member, Role, Status};
 
 /// Most operations, and separately most guards, in one transaction (etcd's `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;
@@ -399,78 +404,6 @@ impl Batch {
     }
 }
 
-/// The part that a controller plays in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It orders the commits.
-    Leader,
-    /// It votes and follows.
-    Follower,
-    /// It asks for votes.
-    Candidate,
-    /// It follows without a vote.
-    Learner,
-    /// It is stopped, or has met an error that it must not work past.
-    Stopped,
-}
-
-/// One seat of the group of controllers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Made with the data directory, and gone with it; never chosen by people.
-    pub id: u64,
-    /// The controller's name.
-    pub name: String,
-    /// Where the other controllers dial it.
-    pub address: String,
-    /// False while it is still a learner.
-    pub voter: bool,
-}
-
-/// The digest of the whole state after one log entry, for comparing members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// The log entry after which it was taken.
-    pub index: u64,
-    /// The revision after that entry.
-    pub revision: Revision,
-    /// Equal on two members exactly when their state is.
-    pub digest: [u8; 32],
-}
-
-/// A backend's health at one moment, for metrics and for people; no quorum is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// `memory`, `raft` or `etcd`.
-    pub backend: &'static str,
-    /// The part that this controller plays.
-    pub role: Role,
-    /// The leader that this controller follows, itself included.
-    pub leader: Option<Member>,
-    /// Raft's term; zero where there is none. Never a fencing token: that is the epoch.
-    pub term: u64,
-    /// The newest revision applied here.
-    pub revision: Revision,
-    /// The oldest revision after which a watch can begin here.
-    pub oldest: Revision,
-    /// The level of encodings that every controller can read.
-    pub level: u32,
-    /// Index of the last entry in this controller's log.
-    pub last_log: u64,
-    /// Index of the last entry applied here.
-    pub applied: u64,
-    /// Index of the last entry that this controller's newest snapshot holds.
-    pub snapshot: u64,
-    /// Milliseconds since a quorum last answered the leader; `None` on any other.
-    pub quorum_age_ms: Option<u64>,
-    /// The seats, in the order of their ids.
-    pub members: Vec<Member>,
-    /// Recent digests, oldest first.
-    pub checkpoints: Vec<Checkpoint>,
-    /// What stopped the backend, if something did.
-    pub error: Option<String>,
-}
-
 /// The store. Object-safe: business code holds an `Arc<dyn Kv>`.
 #[async_trait]
 pub trait Kv: Send + Sync {
@@ -523,75 +456,4 @@ pub trait Kv: Send + Sync {
 
     /// The health of the backend as this controller sees it, without asking others.
     fn status(&self) -> Status;
-}
-
-/// The way into office.
-#[async_trait]
-pub trait Election: Send + Sync {
-    /// Waits until this controller leads, writes the leader's record, and returns the office.
-    ///
-    /// # Errors
-    /// `Unavailable` when the backend is stopped for good.
-    async fn campaign(&self) -> Result<Leadership>;
-}
-
-/// An office, held until it is lost. Dropping it does not resign.
-#[derive(Clone, Debug)]
-pub struct Leadership {
-    /// The revision that wrote the leader's record: the fencing token.
-    pub epoch: Revision,
-    lost: watch::Receiver<bool>,
-}
-
-impl Leadership {
-    /// For backends: an office that is lost when `lost` turns true or its sender is gone.
-    pub fn new(epoch: Revision, lost: watch::Receiver<bool>) -> Leadership {
-        Leadership { epoch, lost }
-    }
-
-    /// The guard that every transaction of this leader carries.
-    pub fn guard(&self) -> Guard {
-        Guard::Unchanged(Key::leader(), self.epoch)
-    }
-
-    /// Whether the office is lost already.
-    pub fn is_lost(&self) -> bool {
-        *self.lost.borrow() || self.lost.has_changed().is_err()
-    }
-
-    /// Returns when the office is lost.
-    pub async fn lost(&self) {
-        // An error means that the sender is gone, and with it the one who could vouch for us.
-        let _ = self.lost.clone().wait_for(|lost| *lost).await;
-    }
-}
-
-/// The seats of the group; only a backend that is made of controllers has them.
-#[async_trait]
-pub trait Membership: Send + Sync {
-    /// All seats, in the order of their ids.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    async fn members(&self) -> Result<Vec<Member>>;
-
-    /// Seats a controller that already runs with an empty data directory: as a learner first, and
-    /// as a voter once it has caught up. Seating one that is seated with the same data is no
-    /// change; with a new name or address these are rewritten.
-    ///
-    /// # Errors
-    /// `Unavailable`; `Unknown` when the change may yet happen; `Invalid`.
-    async fn add_member(&self, member: Member) -> Result<()>;
-
-    /// Takes a seat away; one that is not there is no error.
-    ///
-    /// # Errors
-    /// `Invalid` for the last voter; `Unavailable`; `Unknown`.
-    async fn remove_member(&self, id: u64) -> Result<()>;
-
-    /// Hands leadership to another voter and returns when that one leads.
-    ///
-    /// # Errors
-    /// `Invalid` when `to` is not a voter; `Unavailable` when it did not take over in time.
-    async fn transfer_leadership(&self, to: u64) -> Result<()>;
 }

@@ -222,6 +222,7 @@ impl Kv for MemoryStore {
             revision,
             oldest,
             level,
+            first_log: oldest.0,
             last_log: self.truth.revision().0,
             applied: revision.0,
             snapshot: 0,

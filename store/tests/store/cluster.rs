@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use tamdao_store::backend::raft::{Dial, DialError, RaftConfig, RaftStore, tune};
 use tamdao_store::contract::within;
@@ -71,6 +72,7 @@ impl Dial for LinkDial {
                     return Err(io::Error::from(io::ErrorKind::HostUnreachable));
                 }
                 let stream = TcpStream::connect(&to).await?;
+                stream.set_nodelay(true)?;
                 Ok(TokioIo::new(Link { stream, from, to, links }))
             }
         });
@@ -164,7 +166,12 @@ impl Cluster {
         let service = store.service();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
+            let incoming = TcpListenerStream::new(listener).inspect(|accepted| {
+                // Without this each answer waits for the other side's delayed acknowledgement.
+                if let Ok(stream) = accepted {
+                    let _ = stream.set_nodelay(true);
+                }
+            });
             let stopped = async { drop(stopped.await) };
             Server::builder()
                 .add_service(service)

@@ -51,6 +51,8 @@ use types::Seat;
 
 const NODE_ID: &str = "node_id";
 const CLUSTER_ID: &str = "cluster_id";
+/// How often the leader compares the members' digests.
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
 /// How one member is set up.
 #[derive(Clone, Debug)]
@@ -244,26 +246,10 @@ impl RaftStore {
     }
 
     /// The members whose state differs from this one's where both have a digest of the same entry;
-    /// always empty unless there is a bug or a disk has lied. Members that do not answer are left out.
-    ///
-    /// # Errors
-    /// None today; the result is one because asking others can fail.
-    pub async fn compare(&self) -> Result<Vec<(Member, Checkpoint)>> {
-        let mut different = Vec::new();
-        for member in self.node.health().members.into_iter().filter(|member| member.id != self.node.id) {
-            let Ok(theirs) = self.node.checkpoints_of(&member).await else { continue };
-            let ours = self.node.progress.checkpoints();
-            let pair = |their: &Checkpoint| ours.iter().any(|our| our.index == their.index && our != their);
-            if let Some(checkpoint) = theirs.into_iter().find(pair) {
-                tracing::error!(
-                    member = member.id,
-                    index = checkpoint.index,
-                    "a member's state differs from ours"
-                );
-                different.push((member, checkpoint));
-            }
-        }
-        Ok(different)
+    /// always empty unless there is a bug or a disk has lied. Members that do not answer are left
+    /// out. The leader does this by itself every minute and logs what it finds.
+    pub async fn compare(&self) -> Vec<(Member, Checkpoint)> {
+        self.node.compare().await
     }
 
     /// Stops this member and closes its files; the directory can be opened again afterwards.
@@ -355,9 +341,11 @@ fn library_config(config: &RaftConfig) -> std::result::Result<openraft::Config, 
     library.validate().map_err(|error| OpenError::Config(error.to_string()))
 }
 
-/// Follows the library: ends the watches when it stops for good, and announces a new address.
+/// Follows the library: ends the watches when it stops for good, announces a new address, and
+/// compares the members' states.
 async fn tend(node: Arc<Node>) {
     let mut metrics = node.raft.metrics();
+    let mut compared = Instant::now();
     loop {
         let failed = metrics.borrow_watched().running_state.clone().err();
         if let Some(error) = failed {
@@ -374,8 +362,14 @@ async fn tend(node: Arc<Node>) {
             }
             Duration::from_secs(1)
         } else {
-            Duration::from_secs(60)
+            COMPARE_EVERY
         };
+        if node.leads() && compared.elapsed() >= COMPARE_EVERY {
+            compared = Instant::now();
+            // Beside this task: a member that does not answer must not hold up the rest.
+            let node = Arc::clone(&node);
+            tokio::spawn(async move { node.compare().await });
+        }
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(retry) => {}

@@ -304,6 +304,7 @@ impl Node {
             revision,
             oldest,
             level,
+            first_log: metrics.purged.map_or(0, |id| id.index + 1),
             last_log: metrics.last_log_index.unwrap_or_default(),
             applied: metrics.last_applied.map_or(0, |id| id.index),
             snapshot: metrics.snapshot.map_or(0, |id| id.index),
@@ -314,8 +315,28 @@ impl Node {
         }
     }
 
+    /// The members whose state differs from this one's after the same entry.
+    pub async fn compare(&self) -> Vec<(Member, Checkpoint)> {
+        let mut different = Vec::new();
+        for member in self.seated().into_iter().filter(|member| member.id != self.id) {
+            let Ok(theirs) = self.checkpoints_of(&member).await else { continue };
+            let ours = self.progress.checkpoints();
+            let differs =
+                |their: &Checkpoint| ours.iter().any(|our| our.index == their.index && our != their);
+            if let Some(checkpoint) = theirs.into_iter().find(differs) {
+                tracing::error!(
+                    member = member.id,
+                    index = checkpoint.index,
+                    "a member's state differs from ours"
+                );
+                different.push((member, checkpoint));
+            }
+        }
+        different
+    }
+
     /// The recent digests of another member.
-    pub async fn checkpoints_of(&self, member: &Member) -> Result<Vec<Checkpoint>> {
+    async fn checkpoints_of(&self, member: &Member) -> Result<Vec<Checkpoint>> {
         let mut client =
             self.peers.client(&member.address).map_err(|error| StoreError::unavailable(error.to_string()))?;
         let request = wire::ListCheckpointsRequest { header: self.peers.header(member.id) };

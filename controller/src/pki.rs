@@ -14,6 +14,8 @@ mod token;
 
 use std::fmt;
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tamdao_model::{ClusterId, ControllerId, NodeId};
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -102,6 +104,14 @@ impl Holder {
         };
         parts.next().is_none().then_some((cluster, holder))
     }
+}
+
+/// The DER of a certificate that is stored as PEM.
+///
+/// # Errors
+/// When it is none.
+pub fn der_of(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| PkiError::read("a certificate", error))
 }
 
 /// SHA-256, hex: how secrets and files are told apart without being shown.

@@ -1,0 +1,309 @@
+//! Who asks, and whether they may: the one place for both, in front of every face.
+//!
+//! Its invariant: no `x-tamdao-*` header from outside passes; behind this layer `x-tamdao-principal` is the truth,
+//! and it is all that the services look at. A certificate counts only while its holder is in the store. Deliberately
+//! absent: roles within an agency, which will be further rows of the same table.
+
+use std::fmt;
+use std::str::FromStr;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use tamdao_model::{ControllerId, NodeId};
+use tamdao_store::cache::Cache;
+use tamdao_store::view::View;
+use tonic::Code;
+use tonic::metadata::MetadataMap;
+
+use crate::answer;
+use crate::methods::catalogue;
+use crate::pki::{AdminToken, Holder};
+use crate::refusal::Refusal;
+
+/// Carries the caller from this layer to the services, and from controller to controller.
+pub const PRINCIPAL: HeaderName = HeaderName::from_static("x-tamdao-principal");
+/// Says that a controller has sent a request on already.
+pub const HOP: HeaderName = HeaderName::from_static("x-tamdao-hop");
+const OURS: &str = "x-tamdao-";
+/// How much of a token's digest names its owner in events and logs.
+const NAME_CHARS: usize = 8;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Principal {
+    /// A person or program with an admin's token; the name is the begin of the token's digest.
+    Admin {
+        name: String,
+    },
+    Node(NodeId),
+    Controller(ControllerId),
+    Anonymous,
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin { name } => write!(f, "admin:{name}"),
+            Self::Node(id) => write!(f, "node:{id}"),
+            Self::Controller(id) => write!(f, "controller:{id}"),
+            Self::Anonymous => f.write_str("anonymous"),
+        }
+    }
+}
+
+/// A text that names no principal.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no principal")]
+pub struct NoPrincipal(String);
+
+impl FromStr for Principal {
+    type Err = NoPrincipal;
+
+    fn from_str(text: &str) -> Result<Self, NoPrincipal> {
+        let no = || NoPrincipal(text.to_owned());
+        match text.split_once(':') {
+            Some(("admin", name)) if !name.is_empty() => Ok(Self::Admin { name: name.to_owned() }),
+            Some(("node", id)) => id.parse().map(Self::Node).map_err(|_| no()),
+            Some(("controller", id)) => id.parse().map(Self::Controller).map_err(|_| no()),
+            None if text == "anonymous" => Ok(Self::Anonymous),
+            _ => Err(no()),
+        }
+    }
+}
+
+/// The caller of a service, as this layer found it. Without the layer in front everybody is anonymous.
+pub fn principal(metadata: &MetadataMap) -> Principal {
+    of_headers(metadata.as_ref())
+}
+
+/// The same, from HTTP headers.
+pub fn of_headers(headers: &HeaderMap) -> Principal {
+    let text = headers.get(PRINCIPAL).and_then(|value| value.to_str().ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or(Principal::Anonymous)
+}
+
+/// Whom the caller's certificate names, as TLS verified it; one per connection, put into each of its requests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Peer(pub Option<Holder>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Admin,
+    Node,
+    Controller,
+    Anonymous,
+}
+
+const EVERYBODY: &[Role] = &[Role::Admin, Role::Node, Role::Controller, Role::Anonymous];
+
+/// What begins so may be asked by these; the first row that fits counts, and what fits none is for admins.
+const TABLE: &[(&str, &[Role])] = &[
+    ("/tamdao.v1.", &[Role::Admin]),
+    ("/tamdao.agent.v1.AgentService/", &[Role::Node]),
+    ("/tamdao.agent.v1.EnrollService/Renew", &[Role::Node, Role::Controller]),
+    ("/tamdao.agent.v1.EnrollService/", EVERYBODY),
+    ("/tamdao.raft.v1.", &[Role::Controller]),
+    ("/grpc.reflection.", EVERYBODY),
+    ("/grpc.health.", EVERYBODY),
+    ("/openapi.json", EVERYBODY),
+    ("/healthz", EVERYBODY),
+    ("/readyz", EVERYBODY),
+    ("/images/", &[Role::Node, Role::Controller, Role::Admin]),
+    ("/internal/", &[Role::Controller]),
+];
+
+/// Says whether this principal may ask this: a gRPC method's path, or the path of what is no method.
+///
+/// # Errors
+/// `Unauthenticated` for the anonymous, `PermissionDenied` for all others.
+pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
+    let role = match principal {
+        Principal::Admin { .. } => Role::Admin,
+        Principal::Node(_) => Role::Node,
+        Principal::Controller(_) => Role::Controller,
+        Principal::Anonymous => Role::Anonymous,
+    };
+    let row = TABLE.iter().find(|(begin, _)| method.starts_with(begin));
+    let allowed = row.map_or(&[Role::Admin][..], |(_, roles)| roles);
+    match role {
+        _ if allowed.contains(&role) => Ok(()),
+        Role::Anonymous => {
+            let hint = "send a token as `authorization: Bearer ...`, or a certificate of this cluster";
+            Err(Refusal::new(Code::Unauthenticated, "NoCredentials", "the request carries no credentials")
+                .hint(hint))
+        }
+        _ => {
+            let message = format!("{principal} may not call {method}");
+            Err(Refusal::new(Code::PermissionDenied, "NotAllowed", message).hint("use an admin's token"))
+        }
+    }
+}
+
+/// The layer; mount it with [`axum::middleware::from_fn_with_state`] and [`guard`].
+#[derive(Clone)]
+pub struct Gate {
+    cache: Cache,
+}
+
+impl Gate {
+    pub fn new(cache: Cache) -> Self {
+        Self { cache }
+    }
+
+    /// Finds out who asks, and takes from the headers what nobody outside may say.
+    fn authenticate(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> Result<Principal, Refusal> {
+        let view = self.cache.view();
+        let claimed = headers.get(PRINCIPAL).cloned();
+        let hop = headers.get(HOP).cloned();
+        let ours: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
+        match peer.0 {
+            Some(Holder::Controller(id)) => {
+                // A controller that joins has an empty store and must hear the leader all the same; the store's
+                // own service looks who is a member.
+                if !raft && view.cluster().is_some() && view.controllers.get(id).is_none() {
+                    return Err(unknown("controller", &id));
+                }
+                if let Some(hop) = hop {
+                    headers.insert(HOP, hop);
+                }
+                Ok(match claimed.as_ref().and_then(|value| value.to_str().ok()?.parse().ok()) {
+                    Some(principal) => principal,
+                    None => Principal::Controller(id),
+                })
+            }
+            Some(Holder::Node(id)) => match view.nodes.get(id) {
+                Some(_) => Ok(Principal::Node(id)),
+                None => Err(unknown("node", &id)),
+            },
+            None => by_token(&view, headers),
+        }
+    }
+}
+
+fn by_token(view: &View, headers: &HeaderMap) -> Result<Principal, Refusal> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(Principal::Anonymous) };
+    let wrong = |reason, message: &str| Refusal::new(Code::Unauthenticated, reason, message);
+    let token = value.to_str().ok().and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    });
+    let Some(token) = token else {
+        return Err(wrong("BadCredentials", "the authorization header is not `Bearer TOKEN`"));
+    };
+    let Some(cluster) = view.cluster() else {
+        return Err(Refusal::unavailable("this controller has not caught up with the cluster yet"));
+    };
+    match AdminToken::presented(token).among(&cluster.admin_tokens) {
+        Some(digest) => Ok(Principal::Admin { name: digest.chars().take(NAME_CHARS).collect() }),
+        None => {
+            Err(wrong("UnknownToken", "the token is not known").hint("look which context the client uses"))
+        }
+    }
+}
+
+fn unknown(what: &str, id: &dyn fmt::Display) -> Refusal {
+    let message = format!("{what} {id} is not, or no longer, part of this cluster");
+    Refusal::new(Code::Unauthenticated, "UnknownHolder", message).hint("join it again with a new token")
+}
+
+/// Lets a request pass with its principal, or refuses it.
+pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
+    let path = request.uri().path();
+    let method = catalogue().resolve(request.method(), path).map_or(path, |method| method.path.as_str());
+    let method = method.to_owned();
+    let raft = method.starts_with("/tamdao.raft.v1.");
+    let found = gate.authenticate(peer, request.headers_mut(), raft);
+    let passed = match found {
+        Ok(principal) => authorize(&principal, &method).map(|()| principal),
+        // Bad credentials do not shut what is open to those who have none.
+        Err(refusal) => {
+            authorize(&Principal::Anonymous, &method).map(|()| Principal::Anonymous).map_err(|_| refusal)
+        }
+    };
+    match passed {
+        Ok(principal) => {
+            let value =
+                HeaderValue::from_str(&principal.to_string()).expect("names of principals are plain text");
+            request.headers_mut().insert(PRINCIPAL, value);
+            next.run(request).await
+        }
+        Err(refusal) => {
+            tracing::warn!(method, reason = refusal.reason, error = %refusal, "request refused");
+            answer::refuse(request.headers(), refusal)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn principals() -> [Principal; 4] {
+        let id = Uuid::from_u128(7);
+        [
+            Principal::Admin { name: "a1".into() },
+            Principal::Node(NodeId(id)),
+            Principal::Controller(ControllerId(id)),
+            Principal::Anonymous,
+        ]
+    }
+
+    #[test]
+    fn principals_read_back() {
+        for principal in principals() {
+            assert_eq!(principal.to_string().parse(), Ok(principal));
+        }
+        for wrong in ["", "admin", "admin:", "node:x", "root:1"] {
+            assert!(wrong.parse::<Principal>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_table_covers_every_method() {
+        for method in catalogue().iter() {
+            let allowed: Vec<bool> =
+                principals().iter().map(|principal| authorize(principal, &method.path).is_ok()).collect();
+            let expected = match method.service.as_str() {
+                "tamdao.agent.v1.AgentService" => [false, true, false, false],
+                "tamdao.agent.v1.EnrollService" if method.path.ends_with("/Renew") => {
+                    [false, true, true, false]
+                }
+                "tamdao.agent.v1.EnrollService" => [true; 4],
+                "tamdao.raft.v1.RaftService" => [false, false, true, false],
+                _ => [true, false, false, false],
+            };
+            assert_eq!(allowed, expected, "{}", method.path);
+        }
+        let paths = [
+            ("/images/abc", [true, true, true, false]),
+            ("/internal/images/x/held", [false, false, true, false]),
+            ("/healthz", [true; 4]),
+            ("/v1/nothing", [true, false, false, false]),
+            ("/", [true, false, false, false]),
+        ];
+        for (path, expected) in paths {
+            assert_eq!(principals().map(|principal| authorize(&principal, path).is_ok()), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_anonymous_are_told_how_to_come_in() {
+        let refusal = authorize(&Principal::Anonymous, "/tamdao.v1.VmService/CreateVm").unwrap_err();
+        assert_eq!(refusal.code, Code::Unauthenticated);
+        assert!(refusal.hint.contains("Bearer"));
+        let node = Principal::Node(NodeId(Uuid::from_u128(1)));
+        assert_eq!(
+            authorize(&node, "/tamdao.v1.VmService/CreateVm").unwrap_err().code,
+            Code::PermissionDenied
+        );
+    }
+}

@@ -9,7 +9,7 @@ use tamdao_model::{NodeId, PoolId};
 use crate::filter::Ask;
 use crate::index::{DISK, MEMORY, VCPUS};
 use crate::place::{Rejection, rejection};
-use crate::reason::Reason;
+use crate::reason::{Reason, ReasonKind};
 use crate::score::Points;
 use crate::shape::{By, VmShape};
 use crate::view::{Row, View};
@@ -128,8 +128,11 @@ pub fn explain(view: &View, vm: &VmShape) -> Explanation {
     let mut verdicts: Vec<(Rank, Verdict, Vec<Change>)> = Vec::with_capacity(view.node_count());
     for row in view.rows_by_id() {
         let (node, name) = (row.shape.id, row.shape.name.clone());
-        let reasons: Vec<Reason> = ask.reasons(row).collect();
-        if reasons.is_empty() && histogram.cluster.is_none() {
+        let mut reasons: Vec<Reason> = ask.reasons(row).collect();
+        // A full shared pool speaks against every node; an unknown pin has each node say so itself.
+        reasons
+            .extend(histogram.cluster.clone().filter(|reason| reason.kind() == ReasonKind::SharedPoolFull));
+        if reasons.is_empty() {
             let need = ask.need(&row.entry, row.shape.emulation);
             let points = ask.points(&row.entry, &need);
             let score = view.weights().total(&points);
@@ -246,7 +249,8 @@ impl Change {
             Self::MakeReady => format!("make {node} ready"),
             Self::RepairPool { name, .. } => format!("make pool {name} ready on {node}"),
             Self::ConfirmGone => format!("let {node} confirm that the VM is gone"),
-            Self::Unpin => "change or remove the pin".into(),
+            Self::Unpin if node.is_empty() => "change or remove the pin".into(),
+            Self::Unpin => format!("change the pin to {node}"),
             Self::AddBridge { bridge } => format!("add bridge {bridge} to {node}"),
             Self::AddPool { name, .. } => format!("add pool {name} to {node}"),
             Self::RelaxGroup { group, by } => {

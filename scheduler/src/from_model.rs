@@ -197,3 +197,67 @@ pub fn placed(node: NodeId, id: VmId, entry: &VmEntry, asked: Option<VmShape>) -
     }
     Arc::new(shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tamdao_model::node::{Inventory, NodeSpec, NodeStatus, PoolSeen};
+    use tamdao_model::pool::{PoolKind, PoolSpec};
+    use tamdao_model::{Meta, Name, TimeMs};
+    use uuid::Uuid;
+
+    fn meta(id: u128, name: &str) -> Meta {
+        Meta::new(Uuid::from_u128(id), Name::new(name).unwrap(), TimeMs::default())
+    }
+
+    fn a_node() -> Node {
+        let inventory = Inventory { cpus: 16, memory_mib: 65_536, ..Inventory::default() };
+        let status = NodeStatus { phase: NodePhase::Ready, inventory, ..NodeStatus::default() };
+        Node { meta: meta(1, "n1"), spec: NodeSpec::default(), status }
+    }
+
+    fn a_pool(percent: u32, reserve_mib: u32) -> Pool {
+        let spec = PoolSpec {
+            kind: PoolKind::Dir,
+            shared: false,
+            path: "/var/lib/vms".into(),
+            nodes: BTreeSet::new(),
+            overcommit_percent: percent,
+            reserve_mib,
+        };
+        Pool { meta: meta(2, "local"), spec }
+    }
+
+    #[test]
+    fn overcommit_and_reserve_are_applied_once() {
+        let mut node = a_node();
+        assert_eq!((vcpus_allocatable(&node), memory_allocatable_mib(&node)), (64, 65_536 - 1_310));
+        node.spec.cpu_overcommit_percent = 150;
+        node.spec.memory_overcommit_percent = 110;
+        node.spec.reserve_memory_mib = 5_536;
+        assert_eq!((vcpus_allocatable(&node), memory_allocatable_mib(&node)), (24, 66_000));
+        node.status.inventory.memory_mib = 100;
+        assert_eq!(memory_allocatable_mib(&node), 0);
+    }
+
+    #[test]
+    fn a_pool_that_is_really_full_promises_nothing() {
+        let pool = a_pool(200, 1_000);
+        assert_eq!(pool_allocatable_mib(&pool, 10_000, 0), 18_000);
+        assert_eq!(pool_allocatable_mib(&pool, 10_000, 8_999), 18_000);
+        assert_eq!(pool_allocatable_mib(&pool, 10_000, 9_000), 0);
+        let mut record = a_node();
+        let seen = PoolSeen { ready: true, capacity_mib: 10_000, ..PoolSeen::default() };
+        record.status.pools.insert(pool.id(), seen);
+        let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
+        assert_eq!(shape.pools[&pool.id()], NodePool { ready: true, capacity_mib: 18_000, held_mib: 0 });
+    }
+
+    #[test]
+    fn only_whole_dates_are_dates() {
+        assert_eq!(day("2031-12-31"), Some(Day(20_311_231)));
+        for text in ["", "2031", "2031-13-01", "2031-12-31-1", "soon"] {
+            assert_eq!(day(text), None);
+        }
+    }
+}

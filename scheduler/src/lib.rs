@@ -5,9 +5,10 @@
 //! and what would help, [`check`] judges a plan by its own arithmetic before it is committed. Deliberately absent:
 //! clocks, randomness, I/O and records of the store. NUMA cells are described but not yet placed by.
 
+pub mod capacity;
 pub mod check;
 pub mod explain;
-pub mod filter;
+mod filter;
 pub mod from_model;
 mod index;
 pub mod overhead;
@@ -15,6 +16,8 @@ pub mod place;
 pub mod reason;
 pub mod score;
 pub mod shape;
+pub mod survive;
+pub mod text;
 mod traits;
 pub mod view;
 

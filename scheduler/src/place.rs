@@ -233,19 +233,22 @@ impl Rejection {
         if parts.is_empty() {
             parts = self.by_reason.iter().map(|(kind, tally)| tally.summary(*kind, with_names)).collect();
         }
-        match (self.nodes, parts.is_empty()) {
-            (0, true) => "the cluster has no node".into(),
-            (nodes, true) => format!("no place on {nodes} nodes"),
-            (nodes, false) => format!("no place on {nodes} nodes: {}", parts.join("; ")),
-        }
+        let nodes = match self.nodes {
+            0 => return "the cluster has no node".into(),
+            1 => "the only node".into(),
+            nodes => format!("any of {nodes} nodes"),
+        };
+        format!("no place on {nodes}: {}", parts.join("; "))
     }
 }
 
 impl Tally {
     fn summary(&self, kind: ReasonKind, with_names: bool) -> String {
         let words = format!("{} {}", self.nodes, kind.words());
+        let reason = self.reason.to_string();
         match with_names {
-            true => format!("{words} (nearest {}: {})", self.nearest_name, self.reason),
+            true if reason == kind.words() => format!("{words} ({})", self.nearest_name),
+            true => format!("{words} (nearest {}: {reason})", self.nearest_name),
             false => words,
         }
     }

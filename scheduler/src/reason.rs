@@ -224,6 +224,9 @@ impl fmt::Display for Reason {
             Self::DomainUnknown { group, key } => {
                 write!(f, "has no failure domain {key}, which group {group} asks for")
             }
+            Self::TooCrowded { group, by: By::Node, members, at_most } => {
+                write!(f, "already {members} of group {group} on it, {at_most} allowed")
+            }
             Self::TooCrowded { group, by, members, at_most } => {
                 write!(f, "already {members} of group {group} in its {by}, {at_most} allowed")
             }

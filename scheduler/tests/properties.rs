@@ -12,7 +12,8 @@ use tamdao_model::NodeId;
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
-use tamdao_scheduler::{View, VmShape};
+use tamdao_scheduler::survive::{survive_each_node, survive_each_value};
+use tamdao_scheduler::{Placement, View, VmShape};
 
 use cluster::{Plan, any_plan};
 
@@ -120,6 +121,21 @@ proptest! {
                 assert_not_over(&view);
             }
             Err(_) => prop_assert_eq!(view.vm_count(), before.vm_count()),
+        }
+    }
+
+    #[test]
+    fn the_plan_for_a_loss_is_accepted_by_the_judge(plan in any_plan(8, 25)) {
+        let view = settle(&plan);
+        for survival in survive_each_node(&view).into_iter().chain(survive_each_value(&view, "rack")) {
+            let mut rest = view.clone();
+            survival.lost.iter().for_each(|node| drop(rest.remove_node(*node)));
+            let vm = |id| plan.vms.iter().find(|vm| vm.id == id).unwrap().clone();
+            let step = |placement: &Placement| Step::Assign { vm: vm(placement.vm), node: placement.node };
+            let steps: Vec<_> = survival.plan.iter().map(step).collect();
+            prop_assert_eq!(check(&rest, &steps), Ok(()));
+            let lost: usize = survival.lost.iter().map(|node| view.vms_on(*node).len()).sum();
+            prop_assert_eq!(survival.plan.len() + survival.left_out.len() + survival.unprotected.len(), lost);
         }
     }
 

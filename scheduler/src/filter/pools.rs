@@ -24,7 +24,8 @@ pub(super) fn ready(ask: &Ask, traits: &Traits) -> Option<Reason> {
 }
 
 pub(super) fn room(ask: &Ask, row: &Row) -> Option<Reason> {
-    for pool in pools(ask, false) {
+    // Where the pool is not present at all, that is reason enough.
+    for pool in pools(ask, false).filter(|pool| row.shape.pools.contains_key(pool)) {
         let disks = ask.vm.disks.iter().filter(|d| d.pool == pool && d.on != Some(row.shape.id));
         let need_mib = disks.map(|d| d.size_mib).sum();
         let free_mib = row.pool_free(pool);

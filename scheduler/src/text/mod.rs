@@ -1,0 +1,229 @@
+//! A cluster as text that people can write and read: fixtures, bug reports and what-ifs are the same file. Writing
+//! and reading are inverse: what was written reads back equal, ids included. The format is documented in
+//! docs/operations/cluster-text-format.md. Deliberately absent: files, and anything that the engine does not use.
+
+mod parse;
+mod word;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tamdao_model::{NodeId, PoolId, VmId};
+use uuid::Uuid;
+
+pub use parse::{ParseError, Problem};
+use word::Line;
+
+use crate::score::{TABLE, Weights};
+use crate::shape::{By, Group, GroupId, NodeShape, PoolShape, Rule, RuleKind, VmShape};
+use crate::view::{View, ViewError};
+
+/// The first line of every file: the format and its version.
+const HEADER: &str = "tamdao-cluster 1";
+
+/// A cluster and what is asked of it, as plain lists in the order of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cluster {
+    pub weights: Weights,
+    pub pools: Vec<PoolShape>,
+    pub groups: Vec<Group>,
+    pub nodes: Vec<NodeShape>,
+    /// VMs with the nodes on which they hold a place.
+    pub vms: Vec<(Arc<VmShape>, Vec<NodeId>)>,
+    /// VMs that ask for a place.
+    pub wants: Vec<Arc<VmShape>>,
+}
+
+impl Cluster {
+    /// All of a view, with VMs that ask for a place.
+    pub fn of(view: &View, wants: &[Arc<VmShape>]) -> Self {
+        let mut vms: Vec<(Arc<VmShape>, Vec<NodeId>)> = Vec::new();
+        let mut known: BTreeMap<VmId, Vec<usize>> = BTreeMap::new();
+        for node in view.nodes() {
+            for vm in view.vms_on(node.id) {
+                let lines = known.entry(vm.id).or_default();
+                // The two ends of a move may hold different amounts; then they are two lines.
+                if let Some(line) = lines.iter().find(|line| vms[**line].0 == *vm) {
+                    vms[*line].1.push(node.id);
+                } else {
+                    lines.push(vms.len());
+                    vms.push((vm.clone(), vec![node.id]));
+                }
+            }
+        }
+        Self {
+            weights: *view.weights(),
+            pools: view.pools().cloned().collect(),
+            groups: view.groups().cloned().collect(),
+            nodes: view.nodes().cloned().collect(),
+            vms,
+            wants: wants.to_vec(),
+        }
+    }
+
+    /// Reads a file.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        parse::parse(text)
+    }
+
+    /// The cluster without what is asked of it.
+    pub fn view(&self) -> Result<View, ViewError> {
+        let mut view = View::new();
+        view.set_weights(self.weights);
+        self.pools.iter().for_each(|pool| view.set_pool(pool.clone()));
+        self.groups.iter().for_each(|group| view.set_group(group.clone()));
+        self.nodes.iter().for_each(|node| view.set_node(node.clone()));
+        for (vm, nodes) in &self.vms {
+            for node in nodes {
+                view.assign(*node, vm.clone())?;
+            }
+        }
+        Ok(view)
+    }
+}
+
+/// The id of the nth line of its kind, from 1, where the line gives none.
+fn ordinal(n: usize) -> Uuid {
+    Uuid::from_u128(n as u128)
+}
+
+/// How ids are written: by name where there is one.
+struct Names {
+    nodes: BTreeMap<NodeId, Arc<str>>,
+    pools: BTreeMap<PoolId, Arc<str>>,
+    groups: BTreeMap<GroupId, Arc<str>>,
+}
+
+impl Names {
+    fn node(&self, id: NodeId) -> String {
+        self.nodes.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
+    }
+
+    fn pool(&self, id: PoolId) -> String {
+        self.pools.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
+    }
+
+    fn group(&self, id: GroupId) -> String {
+        self.groups.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Names {
+            nodes: self.nodes.iter().map(|node| (node.id, node.name.clone())).collect(),
+            pools: self.pools.iter().map(|pool| (pool.id, pool.name.clone())).collect(),
+            groups: self.groups.iter().map(|group| (group.id, group.name.clone())).collect(),
+        };
+        writeln!(f, "{HEADER}")?;
+        if self.weights != Weights::default() {
+            let mut line = Line::new("weights");
+            for (part, weight) in TABLE.iter().zip(self.weights.0) {
+                line.value(part.name, weight);
+            }
+            writeln!(f, "{line}")?;
+        }
+        for (n, pool) in self.pools.iter().enumerate() {
+            let mut line = Line::named("pool", &pool.name, pool.id.0, ordinal(n + 1));
+            match pool.shared {
+                None => line.flag("local", true),
+                Some(room) => {
+                    line.flag("shared", true);
+                    line.value("capacity", room.capacity_mib);
+                    line.some("held", room.held_mib);
+                }
+            }
+            writeln!(f, "{line}")?;
+        }
+        for (n, group) in self.groups.iter().enumerate() {
+            let mut line = Line::named("group", &group.name, group.id.0, ordinal(n + 1));
+            group.rules.iter().for_each(|rule| write_rule(&mut line, rule));
+            writeln!(f, "{line}")?;
+        }
+        for (n, node) in self.nodes.iter().enumerate() {
+            let mut line = Line::named("node", &node.name, node.id.0, ordinal(n + 1));
+            write_node(&mut line, node, &names);
+            writeln!(f, "{line}")?;
+        }
+        for (n, (vm, nodes)) in self.vms.iter().enumerate() {
+            let mut line = Line::named("vm", &vm.name, vm.id.0, ordinal(n + 1));
+            nodes.iter().for_each(|node| line.value("on", names.node(*node)));
+            write_vm(&mut line, vm, &names);
+            writeln!(f, "{line}")?;
+        }
+        for (n, vm) in self.wants.iter().enumerate() {
+            let mut line = Line::named("want", &vm.name, vm.id.0, ordinal(self.vms.len() + n + 1));
+            write_vm(&mut line, vm, &names);
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_rule(line: &mut Line, rule: &Rule) {
+    let by = match &rule.by {
+        By::Node => "node".to_owned(),
+        By::Domain(key) => format!("domain.{key}"),
+    };
+    match (rule.kind, rule.required) {
+        (RuleKind::Apart { at_most }, true) => line.value("apart", format!("{by}:{at_most}")),
+        (RuleKind::Apart { at_most }, false) => line.value("prefer-apart", format!("{by}:{at_most}")),
+        (RuleKind::Together, true) => line.value("together", by),
+        (RuleKind::Together, false) => line.value("prefer-together", by),
+    }
+}
+
+fn write_node(line: &mut Line, node: &NodeShape, names: &Names) {
+    line.value("vcpus", node.vcpus);
+    line.value("memory", node.memory_mib);
+    line.flag("not-ready", !node.ready);
+    line.flag("cordoned", node.cordoned);
+    line.flag("emulation", node.emulation);
+    line.flag("tpm", node.tpm);
+    node.labels.iter().for_each(|(key, value)| line.value(&format!("label.{key}"), value));
+    for (key, values) in &node.domains {
+        values.iter().for_each(|value| line.value(&format!("domain.{key}"), value));
+    }
+    for (id, pool) in &node.pools {
+        let held = if pool.held_mib > 0 { format!("/{}", pool.held_mib) } else { String::new() };
+        let key = if pool.ready { "pool" } else { "pool-not-ready" };
+        line.value(&format!("{key}.{}", names.pool(*id)), format!("{}{held}", pool.capacity_mib));
+    }
+    node.cells.iter().for_each(|cell| line.value("cell", format!("{}/{}", cell.vcpus, cell.memory_mib)));
+    line.text("cpu", &node.cpu_model);
+    node.cpu_features.iter().for_each(|feature| line.value("feature", feature));
+    node.bridges.iter().for_each(|bridge| line.value("bridge", bridge));
+    node.firmware.iter().for_each(|firmware| line.value("firmware", firmware));
+    if let Some(day) = node.support_ends {
+        line.value("support-ends", day.0);
+    }
+}
+
+fn write_vm(line: &mut Line, vm: &VmShape, names: &Names) {
+    line.value("vcpus", vm.reservation.vcpus);
+    line.value("memory", vm.reservation.memory_mib);
+    line.some("emulation-extra", vm.emulation_extra_mib);
+    for disk in &vm.disks {
+        let on = disk.on.map(|node| format!("@{}", names.node(node))).unwrap_or_default();
+        line.value(&format!("disk.{}", names.pool(disk.pool)), format!("{}{on}", disk.size_mib));
+    }
+    vm.labels.iter().for_each(|(key, value)| line.value(&format!("label.{key}"), value));
+    vm.forbidden_labels.iter().for_each(|(key, value)| line.value(&format!("not-label.{key}"), value));
+    if let Some(pin) = vm.pin {
+        line.value("pin", names.node(pin));
+    }
+    vm.bridges.iter().for_each(|bridge| line.value("bridge", bridge));
+    vm.firmware.iter().for_each(|firmware| line.value("firmware", firmware));
+    line.flag("tpm", vm.tpm);
+    vm.cpu_features.iter().for_each(|feature| line.value("feature", feature));
+    if let Some(agency) = vm.agency {
+        line.value("agency", agency);
+    }
+    if let Some(isolation) = &vm.isolation {
+        line.value("isolation", isolation);
+    }
+    line.some("priority", u64::from(vm.priority));
+    line.flag("protected", vm.protected);
+    vm.groups.iter().for_each(|group| line.value("group", names.group(*group)));
+}

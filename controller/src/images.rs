@@ -22,7 +22,6 @@ use tamdao_model::image::{ImageKind, ImageStatus};
 use tamdao_model::{ControllerId, ImageId, Kind};
 use tamdao_store::cache::Cache;
 use tamdao_store::kv::Revision;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::admission::Writer;
@@ -33,7 +32,9 @@ use crate::refusal::Refusal;
 use blobs::Blobs;
 use intake::{Form, Intake};
 
+pub use fetch::run as fetch;
 pub use http::routes;
+pub use replicate::run as replicate;
 
 /// What is wrong with an image or with its way here.
 #[derive(Debug, thiserror::Error)]
@@ -133,11 +134,6 @@ impl Images {
         let Setup { directory, me, limits, cache, writer, peers, forward } = setup;
         let blobs = Blobs::open(directory)?;
         Ok(Self { me, blobs, limits, cache, writer, peers, forward, running: Mutex::default() })
-    }
-
-    /// Copies what this controller lacks, and fetches by URL while it leads, until it is stopped.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(replicate::run(self.clone(), stop.clone()), fetch::run(self, stop));
     }
 
     /// Receives the file of an image, checks and keeps it, and returns the revision that says so.

@@ -130,7 +130,7 @@ pub fn number(address: IpAddr) -> u128 {
     }
 }
 
-fn address(family: Family, number: u128) -> IpAddr {
+pub fn address(family: Family, number: u128) -> IpAddr {
     match family {
         // Numbers of this family come from 32 bits.
         Family::V4 => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),

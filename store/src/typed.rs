@@ -5,10 +5,10 @@
 //! same transaction again: its guards let it happen once. Deliberately absent: decisions, and retries of a
 //! conflict, which need the decision to be taken anew.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use tamdao_model::{Resource, Scope, Stored};
 use uuid::Uuid;
 
@@ -18,12 +18,13 @@ use crate::view::{Envelope, Held, View};
 /// How often a transaction with a lost reply is sent again before its outcome is called unknown.
 const SETTLE_ATTEMPTS: usize = 5;
 
-/// A view of the future, and what has to be written to reach it.
+/// A view of the future, and what has to be written to reach it. A clone is cheap: it is how a refused decision
+/// is taken back.
 #[derive(Debug, Clone)]
 pub struct Draft {
     view: View,
     id: Uuid,
-    writes: BTreeMap<Key, Write>,
+    writes: OrdMap<Key, Write>,
     bytes: usize,
 }
 
@@ -37,7 +38,7 @@ struct Write {
 impl Draft {
     /// Starts from a view. `id` names the transaction and must be fresh.
     pub fn new(view: View, id: Uuid) -> Self {
-        Self { view, id, writes: BTreeMap::new(), bytes: 0 }
+        Self { view, id, writes: OrdMap::new(), bytes: 0 }
     }
 
     /// The future as drafted so far.

@@ -123,11 +123,23 @@ impl<T: Stored> Rows<T> {
         (row.scoped_name()?.0 == scope).then_some(row)
     }
 
-    /// Scopes, names and ids after `after`, in their order; None starts at the first.
-    pub fn names_after(&self, after: Option<&(Scope, Name)>) -> impl Iterator<Item = (&(Scope, Name), Uuid)> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let begin = after.map_or(Unbounded, Excluded);
-        self.names.range::<_, (Scope, Name)>((begin, Unbounded)).map(|(name, id)| (name, *id))
+    /// Scopes, names and ids in their order: of one scope or of all, after `after` or from the first.
+    pub fn names(
+        &self,
+        scope: Option<Scope>,
+        after: Option<(Scope, Name)>,
+    ) -> impl Iterator<Item = (&(Scope, Name), Uuid)> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let begin = match (after, scope) {
+            (Some(after), _) => Excluded(after),
+            (None, Some(scope)) => Included((scope, Name::lowest())),
+            (None, None) => Unbounded,
+        };
+        let within = move |name: &(Scope, Name)| scope.is_none_or(|scope| name.0 == scope);
+        self.names
+            .range::<_, (Scope, Name)>((begin, Unbounded))
+            .take_while(move |(name, _)| within(name))
+            .map(|(name, id)| (name, *id))
     }
 
     pub(crate) fn put(&mut self, key: Key, value: Arc<T>, revision: Revision) -> Option<Row<T>> {

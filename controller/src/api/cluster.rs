@@ -1,0 +1,109 @@
+//! ClusterService: the cluster as a whole, and the tokens by which others join it.
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tamdao_model::JoinTokenId;
+use tamdao_model::cluster::JoinToken;
+use tamdao_model::convert::{cluster as shown, metadata::timestamp};
+use tamdao_proto::v1;
+use tamdao_proto::v1::cluster_service_server::ClusterService;
+use tonic::{Code, Request, Response, Status};
+use uuid::Uuid;
+
+use super::Api;
+use crate::pki;
+use crate::refusal::Refusal;
+
+#[tonic::async_trait]
+impl ClusterService for Api {
+    async fn get_cluster(&self, _: Request<v1::GetClusterRequest>) -> Result<Response<v1::Cluster>, Status> {
+        let view = self.fresh().await.map_err(Refusal::from)?;
+        let cluster = view.cluster().ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
+        let status = self.shared.kv.status();
+        Ok(Response::new(v1::Cluster {
+            version: env!("CARGO_PKG_VERSION").into(),
+            leader: status.leader.map(|leader| leader.name).unwrap_or_default(),
+            controller: self.shared.me.name.to_string(),
+            store: status.backend.into(),
+            ..shown::show(cluster, view.revision.0)
+        }))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<v1::CreateJoinTokenRequest>,
+    ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
+        let wanted = shown::read_join_token(request.get_ref()).map_err(Refusal::from)?;
+        let view = self.fresh().await.map_err(Refusal::from)?;
+        let cluster = view.cluster().ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
+        let ca = CertificateDer::from_pem_slice(cluster.ca_certificate.as_bytes())
+            .map_err(|error| Refusal::internal(format!("the CA's certificate is damaged: {error}")))?;
+        let id = JoinTokenId(Uuid::new_v4());
+        let secret =
+            pki::JoinSecret::generate(id, &ca).map_err(|error| Refusal::internal(error.to_string()))?;
+        let digest = secret.digest();
+        let decided = self.shared.writer.submit(move |draft, moment| {
+            let token = JoinToken {
+                id,
+                kind: wanted.kind,
+                digest: digest.clone(),
+                expire_time: moment.now.plus_ms(wanted.ttl_ms),
+                uses_left: wanted.uses,
+                name: wanted.name.clone(),
+            };
+            draft.put(token.clone());
+            Ok(token)
+        });
+        let (token, _) = decided.await?;
+        let response = v1::CreateJoinTokenResponse {
+            join_token: Some(shown::show_join_token(&token)),
+            secret: secret.expose(),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _: Request<v1::ListJoinTokensRequest>,
+    ) -> Result<Response<v1::ListJoinTokensResponse>, Status> {
+        let view = self.fresh().await.map_err(Refusal::from)?;
+        let now = self.shared.clock.now();
+        let usable = view.join_tokens.iter().filter(|token| token.expire_time > now && token.uses_left > 0);
+        let join_tokens = usable.map(|token| shown::show_join_token(token)).collect();
+        Ok(Response::new(v1::ListJoinTokensResponse { join_tokens }))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<v1::RevokeJoinTokenRequest>,
+    ) -> Result<Response<v1::JoinToken>, Status> {
+        let id: JoinTokenId =
+            request.get_ref().id.parse().map_err(|_| Refusal::field("id", "is not a UUID"))?;
+        let decided = self.shared.writer.submit(move |draft, _| {
+            let row = draft.view().join_tokens.get(id).cloned().ok_or_else(|| {
+                Refusal::new(Code::NotFound, "NotFound", format!("there is no join token {id}"))
+            })?;
+            draft.delete::<JoinToken>(id);
+            Ok((*row.value).clone())
+        });
+        let (token, _) = decided.await?;
+        Ok(Response::new(shown::show_join_token(&token)))
+    }
+
+    async fn list_loops(
+        &self,
+        _: Request<v1::ListLoopsRequest>,
+    ) -> Result<Response<v1::ListLoopsResponse>, Status> {
+        let rows = self.shared.board.rows();
+        let loops = rows.into_iter().map(|row| v1::Loop {
+            name: row.name.into(),
+            running: row.running,
+            passes: row.passes,
+            last_success: row.last_success.and_then(timestamp),
+            last_error: row.last_error,
+            backlog: row.backlog,
+            last_duration_ms: row.last_duration_ms,
+        });
+        Ok(Response::new(v1::ListLoopsResponse { loops: loops.collect() }))
+    }
+}

@@ -1,0 +1,106 @@
+//! NodeService. Nodes come by enrolment, so there is no create.
+
+use tamdao_model::assignment::Assignment;
+use tamdao_model::convert::agent::show_inventory;
+use tamdao_model::event::Severity;
+use tamdao_model::node::Node;
+use tamdao_model::{Scope, convert::metadata::timestamp};
+use tamdao_proto::v1;
+use tamdao_store::typed::Draft;
+use tamdao_store::view::View;
+use tonic::{Request, Response, Status};
+
+use super::standard::{Standard, Writable, replace, service};
+use super::{Api, Asked, find};
+use crate::admission::Moment;
+use crate::decide;
+use crate::refusal::Refusal;
+use crate::shared::Shared;
+
+impl Standard for Node {
+    fn complete(proto: &mut v1::Node, row: &Self, view: &View, shared: &Shared) {
+        let assignment = view.assignment(row.id());
+        let (allocatable, reserved) = (row.allocatable(), assignment.reserved());
+        let local = |pool: &&_| {
+            let pool: &tamdao_store::view::Row<tamdao_model::pool::Pool> = pool;
+            !pool.spec.shared
+        };
+        let disk = view.pools.iter().filter(local).map(|pool| row.pool_allocatable_mib(pool)).sum();
+        let promised = assignment.volumes.values().map(|volume| u64::from(volume.size_mib)).sum();
+        let status = proto.status.get_or_insert_default();
+        status.inventory = Some(show_inventory(&row.status.inventory));
+        status.allocatable = Some(v1::Capacity {
+            vcpus: allocatable.vcpus,
+            memory_mib: allocatable.memory_mib,
+            disk_mib: disk,
+        });
+        status.allocated =
+            Some(v1::Capacity { vcpus: reserved.vcpus, memory_mib: reserved.memory_mib, disk_mib: promised });
+        status.vms = u32::try_from(assignment.vms.len()).unwrap_or(u32::MAX);
+        status.last_seen = shared.sessions.last_heard(row.id()).and_then(timestamp);
+    }
+}
+
+impl Writable for Node {
+    fn check_unused(&self, view: &View) -> Result<(), Refusal> {
+        let assignment = view.assignment(self.id());
+        if assignment.vms.is_empty() && assignment.volumes.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "node {:?} still holds {} VMs and {} volumes",
+            self.meta.name.as_str(),
+            assignment.vms.len(),
+            assignment.volumes.len()
+        );
+        Err(Refusal::precondition("NotEmpty", message).hint("delete or move them first"))
+    }
+
+    fn drop_from(&self, draft: &mut Draft, moment: &mut Moment, caller: &str) -> Result<Self, Refusal> {
+        self.check_unused(draft.view())?;
+        decide::event(draft, moment, self, Severity::Info, "Removed", "removed from the cluster", caller);
+        draft.delete::<Assignment>(self.id());
+        draft.remove::<Self>(self.meta.id);
+        Ok(self.clone())
+    }
+}
+
+impl Api {
+    async fn cordon(&self, asked: Asked, name: String, cordoned: bool) -> Result<v1::Node, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            let row = find::<Node>(draft.view(), Scope::Cluster, &name)?.clone();
+            let mut node = (*row.value).clone();
+            if node.spec.cordoned != cordoned {
+                node.spec.cordoned = cordoned;
+                node.meta.generation += 1;
+            }
+            replace::<Node>(draft, moment, &row.value, node, &asked.caller)
+        })
+        .await
+    }
+}
+
+service! {
+    node_service_server::NodeService, Node, node, nodes, cluster, phase,
+    get get_node(GetNodeRequest) list list_nodes(ListNodesRequest -> ListNodesResponse)
+    watch watch_nodes(WatchNodesRequest -> WatchNodesResponse as WatchNodesStream)
+    update update_node(UpdateNodeRequest)
+    delete delete_node(DeleteNodeRequest)
+    extra {
+        async fn cordon_node(
+            &self,
+            request: Request<v1::CordonNodeRequest>,
+        ) -> Result<Response<v1::Node>, Status> {
+            let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
+            Ok(Response::new(self.cordon(asked, request.into_inner().name, true).await?))
+        }
+
+        async fn uncordon_node(
+            &self,
+            request: Request<v1::UncordonNodeRequest>,
+        ) -> Result<Response<v1::Node>, Status> {
+            let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
+            Ok(Response::new(self.cordon(asked, request.into_inner().name, false).await?))
+        }
+    }
+}

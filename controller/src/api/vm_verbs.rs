@@ -1,0 +1,133 @@
+//! The verbs of VmService, and why a VM is where it is.
+
+use tamdao_model::Scope;
+use tamdao_model::convert::{Resize, read_deadline, read_resize};
+use tamdao_model::vm::{StopMode, Vm, VmPhase};
+use tamdao_proto::v1;
+use tamdao_scheduler::explain::{self, Outcome};
+use tamdao_store::view::View;
+
+use super::{Api, Asked, agency_of, check_revision, find};
+use crate::decide::vm_power::{self, Size, Verb};
+use crate::engine::{self, Engine};
+use crate::refusal::Refusal;
+
+/// Reads how to stop.
+pub(super) fn stop(force: bool, deadline_s: u32) -> Result<Verb, Refusal> {
+    Ok(Verb::Stop(StopMode { force, deadline_s: read_deadline(deadline_s)? }))
+}
+
+/// Reads how to reboot.
+pub(super) fn reboot(deadline_s: u32) -> Result<Verb, Refusal> {
+    Ok(Verb::Reboot { deadline_s: read_deadline(deadline_s)? })
+}
+
+impl Api {
+    pub(super) async fn act(
+        &self,
+        asked: Asked,
+        agency: String,
+        name: String,
+        verb: Verb,
+    ) -> Result<v1::Vm, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            let scope = Scope::Agency(agency_of(draft.view(), &agency)?);
+            let vm = find::<Vm>(draft.view(), scope, &name)?.value.clone();
+            vm_power::act(draft, moment, &vm, &verb, &asked.caller)
+        })
+        .await
+    }
+
+    pub(super) async fn resize(&self, asked: Asked, request: v1::ResizeVmRequest) -> Result<v1::Vm, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            let scope = Scope::Agency(agency_of(draft.view(), &request.agency)?);
+            let row = find::<Vm>(draft.view(), scope, &request.name)?.clone();
+            check_revision(&row, request.revision)?;
+            let size = match read_resize(&request, draft.view())? {
+                Resize::Flavor(flavor) => Size { flavor: Some(flavor), vcpus: 0, memory_mib: 0 },
+                Resize::Size { vcpus, memory_mib } => Size { flavor: None, vcpus, memory_mib },
+            };
+            let size = size.resolve(draft)?;
+            let mut wanted = (*row.value).clone();
+            (wanted.spec.vcpus, wanted.spec.memory_mib) = (size.vcpus, size.memory_mib);
+            let reservation = engine::reservation(draft.view(), &wanted)
+                .map_err(|error| Refusal::internal(error.to_string()))?;
+            vm_power::resize(draft, moment, &row.value, &size, reservation, &asked.caller)
+        })
+        .await
+    }
+
+    pub(super) async fn explain(
+        &self,
+        request: v1::ExplainVmRequest,
+    ) -> Result<v1::ExplainVmResponse, Refusal> {
+        let view = self.fresh().await?;
+        let scope = Scope::Agency(agency_of(&view, &request.agency)?);
+        let vm = find::<Vm>(&view, scope, &request.name)?.value.clone();
+        let node = vm.status.node.and_then(|node| view.nodes.get(node));
+        let mut response = v1::ExplainVmResponse {
+            summary: summary(&vm, &view),
+            placed_on: node.map(|node| node.meta.name.to_string()).unwrap_or_default(),
+            ..v1::ExplainVmResponse::default()
+        };
+        if vm.status.phase == VmPhase::Failed {
+            response.hints.push("change its spec, or cure the cause and start it again".into());
+        }
+        if vm.status.node.is_none() && !vm.spec.deleting {
+            let shape = engine::shape(&view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;
+            let picture = Engine::draw(&view).picture;
+            tell(&mut response, &explain::explain(&picture, &shape));
+        }
+        Ok(response)
+    }
+}
+
+/// Why the phase is what it is, in one sentence.
+fn summary(vm: &Vm, view: &View) -> String {
+    let name = vm.meta.name.as_str();
+    let node = vm.status.node.and_then(|node| view.nodes.get(node));
+    let node = node.map_or_else(|| "its node".into(), |node| node.meta.name.to_string());
+    let because = |kind: &str| {
+        let condition = vm.status.conditions.get(kind).filter(|condition| !condition.message.is_empty());
+        condition.map(|condition| format!(": {}", condition.message)).unwrap_or_default()
+    };
+    match vm.status.phase {
+        VmPhase::Pending => format!("{name} waits for a node{}", because("Placed")),
+        VmPhase::Scheduled => format!("{name} is being made ready on {node}{}", because("Healthy")),
+        VmPhase::Starting => format!("{name} is starting on {node}{}", because("Healthy")),
+        VmPhase::Running => format!("{name} runs on {node}"),
+        VmPhase::Paused => format!("{name} is paused on {node}{}", because("Healthy")),
+        VmPhase::Stopping => format!("{name} is shutting down on {node}"),
+        VmPhase::Stopped => format!("{name} is off and keeps its place on {node}"),
+        VmPhase::Deleting => format!("{name} is being deleted; {node} has yet to confirm that it is gone"),
+        VmPhase::Failed => format!("{name} cannot run on {node}{}", because("Healthy")),
+        VmPhase::Unknown => format!("{node} is not heard; {name} is left alone and most likely runs on"),
+    }
+}
+
+/// What the engine says, in the contract's words.
+fn tell(response: &mut v1::ExplainVmResponse, explanation: &explain::Explanation) {
+    response.hints.extend(explanation.fixes.iter().take(5).map(ToString::to_string));
+    response.candidates = explanation
+        .verdicts
+        .iter()
+        .map(|verdict| {
+            let (fits, score, reason) = match &verdict.outcome {
+                Outcome::Fits { score, .. } => (true, *score as f64, String::new()),
+                Outcome::Unfit { reasons } => {
+                    let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                    (false, 0.0, reasons.join("; "))
+                }
+            };
+            v1::NodeVerdict { node: verdict.name.to_string(), fits, score, reason }
+        })
+        .collect();
+    let rejections = explanation.histogram.by_reason.iter();
+    response.rejections = rejections
+        .map(|(kind, tally)| v1::RejectionCount {
+            reason: format!("{kind:?}"),
+            nodes: tally.nodes,
+            message: format!("nearest {}: {}", tally.nearest_name, tally.reason),
+        })
+        .collect();
+}

@@ -1,0 +1,164 @@
+//! Watches: the present state, then every change, from any point of the kept history. A watcher is a cursor over
+//! the cache's commits and never holds anybody up; one that is too slow is told to list again.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use tamdao_model::selector::Selector;
+use tamdao_model::{Resource, Scope};
+use tamdao_proto::v1::WatchEvent;
+use tamdao_store::kv::Revision;
+use tamdao_store::view::{Delta, Held, Row, View};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::page::{cursor, read_cursor};
+use super::standard::Standard;
+use super::{Api, scope_of};
+use crate::refusal::Refusal;
+
+/// A stream of a watch.
+pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+
+/// Messages that wait for a slow reader before the cursor waits with them.
+const AHEAD: usize = 64;
+/// An idle watch gets a bookmark this often, so that its cursor stays within the kept history.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+
+/// Which resources a watch is for.
+struct Filter {
+    scope: Option<Scope>,
+    /// A name or an id; empty means all.
+    name: String,
+    labels: Selector,
+}
+
+impl Filter {
+    fn takes(&self, resource: &impl Resource) -> bool {
+        let meta = resource.meta();
+        self.scope.is_none_or(|scope| scope == resource.scope())
+            && (self.name.is_empty()
+                || meta.name.as_str() == self.name
+                || Uuid::parse_str(&self.name).is_ok_and(|id| id == meta.id))
+            && self.labels.matches(&meta.labels)
+    }
+}
+
+impl Api {
+    pub(super) async fn watch<T: Standard, M: Send + 'static>(
+        &self,
+        agency: &str,
+        name: &str,
+        labels: &str,
+        from: &str,
+        message: fn(WatchEvent, Option<T::Proto>, String) -> M,
+    ) -> Result<Events<M>, Refusal> {
+        let labels = Selector::parse("labels", labels)?;
+        let cluster = self.cluster_id();
+        let from = read_cursor(cluster, from)?;
+        let view = self.fresh().await?;
+        let scope = match agency {
+            "" => None,
+            agency => Some(scope_of(&view, agency)?),
+        };
+        if let Some(from) = from {
+            // Tell at once, as an answer and not as the end of a stream, that the cursor is too old.
+            self.shared.cache.after(from)?;
+        }
+        let filter = Filter { scope, name: name.to_owned(), labels };
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let api = self.clone();
+        tokio::spawn(async move {
+            let ended = api.follow::<T, M>(&sender, view, from, &filter, message).await;
+            if let Err(refusal) = ended {
+                // The reader may be gone; then nobody wants to know.
+                let _ = sender.send(Err(refusal.into())).await;
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
+    async fn follow<T: Standard, M>(
+        &self,
+        sender: &mpsc::Sender<Result<M, Status>>,
+        view: std::sync::Arc<View>,
+        from: Option<Revision>,
+        filter: &Filter,
+        message: fn(WatchEvent, Option<T::Proto>, String) -> M,
+    ) -> Result<(), Refusal> {
+        let cluster = self.cluster_id();
+        let mut at = from.unwrap_or(view.revision);
+        if from.is_none() {
+            for row in T::rows(&view).iter().filter(|row| filter.takes(&*row.value)) {
+                // No cursor yet: resuming amid the first list must begin it anew.
+                let put = message(WatchEvent::Put, Some(self.show(row, &view)), String::new());
+                if sender.send(Ok(put)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let bookmark = message(WatchEvent::Bookmark, None, cursor(cluster, at));
+            if sender.send(Ok(bookmark)).await.is_err() {
+                return Ok(());
+            }
+        }
+        drop(view);
+        let mut changes = self.shared.cache.changes();
+        let mut told = at;
+        loop {
+            let newest = changes.borrow_and_update().clone();
+            let commits = self.shared.cache.after(at)?;
+            let caught_up = commits.is_empty();
+            for commit in commits {
+                let changes: Vec<_> =
+                    commit.deltas.iter().filter_map(|delta| change::<T>(delta, filter)).collect();
+                let last = changes.len().wrapping_sub(1);
+                for (place, (event, row)) in changes.into_iter().enumerate() {
+                    let proto = self.show(&row, &newest);
+                    // A commit is told as a whole: resuming amid it must tell all of it again.
+                    told = if place == last { commit.revision } else { at };
+                    let next = message(event, Some(proto), cursor(cluster, told));
+                    if sender.send(Ok(next)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                at = commit.revision;
+            }
+            if !caught_up {
+                continue;
+            }
+            at = at.max(newest.revision);
+            drop(newest);
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Err(Refusal::unavailable("the controller is stopping"));
+                    }
+                }
+                () = sender.closed() => return Ok(()),
+                () = tokio::time::sleep(BOOKMARK_EVERY), if at > told => {
+                    told = at;
+                    let bookmark = message(WatchEvent::Bookmark, None, cursor(cluster, at));
+                    if sender.send(Ok(bookmark)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a change is to this watch: a resource that no longer passes the filter is gone for it.
+fn change<T: Held + Resource>(delta: &Delta, filter: &Filter) -> Option<(WatchEvent, Row<T>)> {
+    let taken = |record: &Option<tamdao_store::view::Record>| {
+        record.as_ref().and_then(T::from_record).filter(|value| filter.takes(&***value)).cloned()
+    };
+    let revision = delta.revision;
+    match (taken(&delta.before), taken(&delta.after)) {
+        (_, Some(value)) => Some((WatchEvent::Put, Row { value, revision })),
+        (Some(value), None) => Some((WatchEvent::Deleted, Row { value, revision })),
+        (None, None) => None,
+    }
+}

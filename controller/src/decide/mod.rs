@@ -1,0 +1,89 @@
+//! Decisions: pure functions of one draft of the future, each small enough to be one part of one transaction.
+//!
+//! Their invariant: given the same draft, moment and arguments they draft the same. What the API and the loops
+//! want to change they change here, so that what belongs together (a VM, its usage, its addresses, its place)
+//! changes together. Deliberately absent: I/O, clocks and waiting.
+
+pub mod node;
+pub mod place;
+pub mod report;
+pub mod vm_create;
+pub mod vm_delete;
+pub mod vm_power;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+
+use tamdao_model::agency::Usage;
+use tamdao_model::event::{Event, Severity};
+use tamdao_model::node::NodePhase;
+use tamdao_model::vm::{self, Vm};
+use tamdao_model::{AgencyId, NodeId, Resource};
+use tamdao_store::typed::Draft;
+use tamdao_store::view::View;
+
+use crate::admission::Moment;
+
+/// Drafts an event about a resource.
+pub fn event(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    subject: &impl Resource,
+    severity: Severity,
+    reason: &str,
+    message: impl Into<String>,
+    actor: impl Display,
+) {
+    node_event(draft, moment, subject, None, severity, reason, message, actor);
+}
+
+/// Drafts an event about a resource that concerns a node.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "an event has that many parts, and each is named where it is called"
+)]
+pub fn node_event(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    subject: &impl Resource,
+    node: Option<NodeId>,
+    severity: Severity,
+    reason: &str,
+    message: impl Into<String>,
+    actor: impl Display,
+) {
+    draft.put(Event {
+        id: moment.id(),
+        time: moment.now,
+        severity,
+        reason: reason.into(),
+        message: message.into(),
+        kind: subject.resource_kind(),
+        agency: subject.scope().agency(),
+        subject: subject.meta().id,
+        name: subject.meta().name.clone(),
+        node,
+        actor: actor.to_string(),
+    });
+}
+
+/// Rewrites what an agency holds, in the transaction of what changes it.
+pub fn use_more(draft: &mut Draft, agency: AgencyId, change: impl FnOnce(&mut Usage)) {
+    let mut usage = draft.view().usage(agency);
+    change(&mut usage);
+    draft.put(usage);
+}
+
+/// Whether a node's agent is heard, as recorded.
+pub fn is_reachable(view: &View, node: Option<NodeId>) -> bool {
+    let phase = node.and_then(|node| view.nodes.get(node)).map(|node| node.status.phase);
+    matches!(phase, Some(NodePhase::Ready | NodePhase::NotReady))
+}
+
+/// Writes a VM with its phase derived anew.
+pub fn put_vm(draft: &mut Draft, mut vm: Vm) {
+    vm.status.phase = vm::phase(&vm, is_reachable(draft.view(), vm.status.node));
+    draft.put(vm);
+}

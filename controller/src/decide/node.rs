@@ -1,0 +1,123 @@
+//! What becomes of a node's record: a session that opens, an inventory, silence, and the phases of its VMs.
+
+use tamdao_model::condition::ConditionStatus;
+use tamdao_model::event::Severity;
+use tamdao_model::node::{Inventory, Node, NodePhase};
+use tamdao_model::vm;
+use tamdao_model::{Kind, NodeId, SessionId, VmId};
+use tamdao_store::typed::Draft;
+use tamdao_store::view::View;
+use uuid::Uuid;
+
+use super::{event, is_reachable, put_vm};
+use crate::admission::Moment;
+use crate::refusal::Refusal;
+
+/// What an agent says when it opens a session.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    pub session: SessionId,
+    pub boot_id: String,
+    pub address: String,
+    pub host_uuid: Uuid,
+}
+
+/// Records a session before anything is sent on it: what is sent later rests on a state read after this.
+///
+/// # Errors
+/// When the node is not known or another machine uses its identity.
+pub fn open_session(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    opening: &Opening,
+) -> Result<Node, Refusal> {
+    let row = draft.view().nodes.get(id).ok_or_else(|| Refusal::not_found(Kind::Node, &id.to_string()))?;
+    let mut node = (*row.value).clone();
+    if !node.status.host_uuid.is_nil() && node.status.host_uuid != opening.host_uuid {
+        let message = format!(
+            "node {} is known with host UUID {}, and {} speaks in its name",
+            node.meta.name, node.status.host_uuid, opening.host_uuid
+        );
+        return Err(Refusal::precondition("ClonedNode", message)
+            .hint("a machine was cloned with its certificate: remove the agent's data directory there and join it anew"));
+    }
+    if node.status.boot_id != opening.boot_id && !node.status.boot_id.is_empty() {
+        event(draft, moment, &node, Severity::Warning, "Rebooted", "the host has booted anew", "node");
+    }
+    node.status.session = Some(opening.session);
+    node.status.boot_id.clone_from(&opening.boot_id);
+    node.status.address.clone_from(&opening.address);
+    node.status.host_uuid = opening.host_uuid;
+    draft.put(node.clone());
+    Ok(node)
+}
+
+/// Records what the node has.
+pub fn take_inventory(draft: &mut Draft, id: NodeId, inventory: &Inventory) {
+    let Some(row) = draft.view().nodes.get(id) else { return };
+    // The clock's offset wanders; on its own it is not worth a commit.
+    let mut same = row.status.inventory.clone();
+    same.clock_offset_ms = inventory.clock_offset_ms;
+    let drifted = row.status.inventory.clock_offset_ms.abs_diff(inventory.clock_offset_ms) > 500;
+    if same != *inventory || drifted {
+        let mut node = (*row.value).clone();
+        node.status.inventory = inventory.clone();
+        draft.put(node);
+    }
+}
+
+/// The node's complete report has been taken: it is heard, and healthy or not.
+pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, health: &str) {
+    let (phase, status, reason, message) = match health {
+        "" => (NodePhase::Ready, ConditionStatus::True, "Healthy", "the agent is heard and libvirt works"),
+        problem => (NodePhase::NotReady, ConditionStatus::False, "Unhealthy", problem),
+    };
+    set_phase(draft, moment, id, phase, status, reason, message);
+}
+
+/// The node's agent has been silent for too long. Its VMs are left alone.
+pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
+    set_phase(draft, moment, id, NodePhase::Unreachable, ConditionStatus::Unknown, "AgentSilent", message);
+}
+
+fn set_phase(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    phase: NodePhase,
+    status: ConditionStatus,
+    reason: &str,
+    message: &str,
+) {
+    let Some(row) = draft.view().nodes.get(id) else { return };
+    let mut node = (*row.value).clone();
+    let news = node.status.conditions.set("Ready", status, reason, message, node.meta.generation, moment.now);
+    if node.status.phase != phase {
+        node.status.phase = phase;
+        node.status.phase_time = moment.now;
+        let severity = if phase == NodePhase::Ready { Severity::Info } else { Severity::Warning };
+        event(draft, moment, &node, severity, reason, message, "controller");
+        draft.put(node);
+    } else if news {
+        draft.put(node);
+    }
+}
+
+/// VMs of a node whose recorded phase no longer follows from what is known, such as after the node fell silent.
+pub fn stale_phases(view: &View, id: NodeId) -> Vec<VmId> {
+    let reachable = is_reachable(view, Some(id));
+    let on_node = view.assignments.get(id).into_iter().flat_map(|row| row.vms.keys());
+    let rows = on_node.filter_map(|vm| view.vms.get(*vm)).filter(|row| row.status.node == Some(id));
+    rows.filter(|row| vm::phase(row, reachable) != row.status.phase).map(|row| row.id()).collect()
+}
+
+/// Derives the phases of these VMs anew.
+pub fn refresh_phases(draft: &mut Draft, vms: &[VmId]) {
+    for id in vms {
+        if let Some(row) = draft.view().vms.get(*id) {
+            let vm = (*row.value).clone();
+            put_vm(draft, vm);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Deleting a VM: first the wish, then, step by step as the node confirms, the guest, the files and at last the
+//! records, all in one transaction. Until then the VM keeps its name, addresses, capacity and quota.
+
+use tamdao_model::address::{Address, Holder};
+use tamdao_model::assignment::Intent;
+use tamdao_model::event::Severity;
+use tamdao_model::limits::ADDRESS_REST_MS;
+use tamdao_model::vm::{DiskSource, Vm};
+use tamdao_model::volume::{Volume, VolumePhase};
+use tamdao_model::{NodeId, VmId, VolumeId};
+use tamdao_store::typed::Draft;
+
+use super::{event, node_event, put_vm, use_more};
+use crate::admission::Moment;
+use crate::refusal::Refusal;
+
+/// Wants a VM gone. One that was never placed goes at once.
+///
+/// # Errors
+/// When it is protected from deletion.
+pub fn want(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    vm: &Vm,
+    force: bool,
+    actor: &str,
+) -> Result<Vm, Refusal> {
+    let mut vm = vm.clone();
+    if vm.spec.delete_protection {
+        let message = format!("vm {:?} is protected from deletion", vm.meta.name.as_str());
+        return Err(Refusal::precondition("DeleteProtection", message)
+            .hint("take the protection away first: tamdao vm update NAME --delete-protection=false"));
+    }
+    if vm.spec.deleting && !force {
+        return Ok(vm);
+    }
+    if !vm.spec.deleting {
+        vm.meta.generation += 1;
+        event(draft, moment, &vm, Severity::Info, "Deleting", "deletion was asked for", actor);
+    }
+    vm.spec.deleting = true;
+    vm.spec.stop.force |= force;
+    if let Some(node) = vm.status.node {
+        let mut assignment = draft.view().assignment(node);
+        if let Some(entry) = assignment.vms.get_mut(&vm.id())
+            && entry.intent != Intent::Stop
+        {
+            entry.intent = Intent::Stop;
+            draft.put(assignment);
+        }
+    }
+    put_vm(draft, vm.clone());
+    if vm.status.node.is_none() {
+        finish(draft, moment, &vm, &doomed_volumes(draft, &vm));
+    }
+    Ok(vm)
+}
+
+/// The node says that the guest is gone for good: now its own volumes go.
+pub fn guest_gone(draft: &mut Draft, moment: &mut Moment, vm: &Vm) {
+    let doomed = doomed_volumes(draft, vm);
+    for volume in &doomed {
+        if !volume.spec.deleting {
+            let mut volume = volume.clone();
+            volume.spec.deleting = true;
+            volume.status.phase = VolumePhase::Deleting;
+            draft.put(volume);
+        }
+    }
+    if doomed.is_empty() {
+        finish(draft, moment, vm, &doomed);
+    }
+}
+
+/// The node says that a volume's file is gone: its record goes, and with the last one its VM's.
+pub fn volume_gone(draft: &mut Draft, moment: &mut Moment, id: VolumeId) {
+    let Some(volume) = draft.view().volumes.get(id).map(|row| row.value.clone()) else { return };
+    if !volume.spec.deleting {
+        return;
+    }
+    drop_volume(draft, &volume);
+    let Some(vm) = volume.status.vm.and_then(|vm| draft.view().vms.get(vm)).map(|row| row.value.clone())
+    else {
+        node_event(draft, moment, &*volume, volume.status.node, Severity::Info, "Deleted", "deleted", "node");
+        return;
+    };
+    let doomed = doomed_volumes(draft, &vm);
+    if vm.spec.deleting && doomed.is_empty() {
+        finish(draft, moment, &vm, &doomed);
+    }
+}
+
+/// Volumes that were made for the VM and go with it, as far as they are still there.
+fn doomed_volumes(draft: &Draft, vm: &Vm) -> Vec<Volume> {
+    let created = vm.spec.disks.iter().filter_map(|disk| match disk.source {
+        DiskSource::Volume { volume, created: true } => draft.view().volumes.get(volume),
+        _ => None,
+    });
+    created.filter(|volume| !volume.spec.keep_on_delete).map(|volume| (*volume.value).clone()).collect()
+}
+
+/// Removes all that is left: volumes whose files never were, addresses, the place, the usage and the VM.
+fn finish(draft: &mut Draft, moment: &mut Moment, vm: &Vm, never_made: &[Volume]) {
+    for volume in never_made {
+        drop_volume(draft, volume);
+    }
+    for id in vm.volumes() {
+        release(draft, id, vm.id());
+    }
+    let rest = Holder::Resting { until: moment.now.plus_ms(ADDRESS_REST_MS) };
+    let mut addresses = 0;
+    for interface in &vm.spec.interfaces {
+        for address in &interface.addresses {
+            addresses += 1;
+            draft.put(Address { network: interface.network, address: address.addr(), holder: rest.clone() });
+        }
+    }
+    if let Some(node) = vm.status.node {
+        release_place(draft, node, vm.id());
+    }
+    use_more(draft, vm.agency, |usage| {
+        usage.vms = usage.vms.saturating_sub(1);
+        usage.vcpus = usage.vcpus.saturating_sub(vm.spec.vcpus);
+        usage.memory_mib = usage.memory_mib.saturating_sub(u64::from(vm.spec.memory_mib));
+        usage.addresses = usage.addresses.saturating_sub(addresses);
+    });
+    node_event(draft, moment, vm, vm.status.node, Severity::Info, "Deleted", "deleted", "controller");
+    draft.remove::<Vm>(vm.meta.id);
+}
+
+/// Takes a VM's entry out of a node's assignment.
+pub fn release_place(draft: &mut Draft, node: NodeId, vm: VmId) {
+    let mut assignment = draft.view().assignment(node);
+    if assignment.vms.remove(&vm).is_some() {
+        draft.put(assignment);
+    }
+}
+
+/// Removes a volume's record with all that it holds.
+pub fn drop_volume(draft: &mut Draft, volume: &Volume) {
+    if let Some(node) = volume.status.node {
+        let mut assignment = draft.view().assignment(node);
+        if assignment.volumes.remove(&volume.id()).is_some() {
+            draft.put(assignment);
+        }
+    }
+    use_more(draft, volume.agency, |usage| {
+        usage.volumes = usage.volumes.saturating_sub(1);
+        usage.disk_mib = usage.disk_mib.saturating_sub(u64::from(volume.spec.size_mib));
+    });
+    draft.remove::<Volume>(volume.meta.id);
+}
+
+/// Frees a volume that outlives its VM.
+fn release(draft: &mut Draft, id: VolumeId, vm: VmId) {
+    let Some(row) = draft.view().volumes.get(id) else { return };
+    if row.status.vm == Some(vm) {
+        let mut volume = (*row.value).clone();
+        volume.status.vm = None;
+        draft.put(volume);
+    }
+}

@@ -1,0 +1,189 @@
+//! What users ask of an existing VM: power, reboot, size. Each is a change of the spec that the node then follows.
+
+use tamdao_model::assignment::Reservation;
+use tamdao_model::event::Severity;
+use tamdao_model::flavor::Flavor;
+use tamdao_model::limits;
+use tamdao_model::vm::{Action, ActionKind, Power, RunPolicy, StopMode, Vm};
+use tamdao_model::{FlavorId, Kind};
+use tamdao_store::typed::Draft;
+use tonic::Code;
+
+use super::{event, put_vm, use_more};
+use crate::admission::Moment;
+use crate::refusal::Refusal;
+
+/// A verb of the public contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    Start,
+    Stop(StopMode),
+    Reboot { deadline_s: u32 },
+    Reset,
+    Pause,
+    Resume,
+}
+
+/// Applies a verb. A verb whose effect is there already changes nothing.
+///
+/// # Errors
+/// When the VM is in no state for it.
+pub fn act(draft: &mut Draft, moment: &mut Moment, vm: &Vm, verb: &Verb, actor: &str) -> Result<Vm, Refusal> {
+    let mut new = vm.clone();
+    let name = vm.meta.name.as_str();
+    if vm.spec.deleting {
+        return Err(Refusal::precondition("Deleting", format!("vm {name:?} is being deleted")));
+    }
+    let needs_on = |what: &str| match vm.wants_on() {
+        true => Ok(()),
+        false => Err(Refusal::precondition("NotOn", format!("vm {name:?} is off and cannot be {what}"))
+            .hint(format!("start it first: tamdao vm start {name}"))),
+    };
+    let (reason, message) = match verb {
+        Verb::Start => {
+            // Starting a VM that was made not to run says that it shall run from now on.
+            if new.spec.run == RunPolicy::Stopped {
+                new.spec.run = RunPolicy::OnFailure;
+            }
+            let stays_off = vm.status.phase == tamdao_model::vm::VmPhase::Stopped;
+            new.spec.power = Power::On;
+            if stays_off && new.spec == vm.spec {
+                // It shut itself down: a new generation tells the node to begin anew.
+                new.meta.generation += 1;
+            }
+            ("StartAsked", "start was asked for")
+        }
+        Verb::Stop(mode) => {
+            new.spec.power = Power::Off;
+            new.spec.stop = *mode;
+            ("StopAsked", if mode.force { "stop by force was asked for" } else { "stop was asked for" })
+        }
+        Verb::Reboot { deadline_s } => {
+            needs_on("rebooted")?;
+            new.spec.action =
+                Some(Action { id: moment.id(), kind: ActionKind::Reboot, deadline_s: *deadline_s });
+            ("RebootAsked", "reboot was asked for")
+        }
+        Verb::Reset => {
+            needs_on("reset")?;
+            new.spec.action = Some(Action { id: moment.id(), kind: ActionKind::Reset, deadline_s: 0 });
+            ("ResetAsked", "reset was asked for")
+        }
+        Verb::Pause => {
+            needs_on("paused")?;
+            new.spec.power = Power::Paused;
+            ("PauseAsked", "pause was asked for")
+        }
+        Verb::Resume => {
+            if new.spec.power == Power::Off {
+                needs_on("resumed")?;
+            }
+            new.spec.power = Power::On;
+            ("ResumeAsked", "resume was asked for")
+        }
+    };
+    if new == *vm {
+        return Ok(new);
+    }
+    if new.meta.generation == vm.meta.generation {
+        new.meta.generation += 1;
+    }
+    event(draft, moment, &new, Severity::Info, reason, message, actor);
+    put_vm(draft, new.clone());
+    Ok(new)
+}
+
+/// The wanted size: a flavor, or numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Size {
+    pub flavor: Option<FlavorId>,
+    pub vcpus: u32,
+    pub memory_mib: u32,
+}
+
+impl Size {
+    /// The numbers behind a flavor, or those given.
+    ///
+    /// # Errors
+    /// When the flavor is gone or the numbers are out of range.
+    pub fn resolve(mut self, draft: &Draft) -> Result<Self, Refusal> {
+        if let Some(id) = self.flavor {
+            let flavor = draft
+                .view()
+                .get::<Flavor>(id)
+                .ok_or_else(|| Refusal::not_found(Kind::Flavor, &id.to_string()))?;
+            (self.vcpus, self.memory_mib) = (flavor.spec.vcpus, flavor.spec.memory_mib);
+        }
+        if !limits::VCPUS.contains(&self.vcpus) {
+            let (low, high) = (limits::VCPUS.start(), limits::VCPUS.end());
+            return Err(Refusal::field("vcpus", format!("is {}, {low} to {high} are allowed", self.vcpus)));
+        }
+        if !limits::MEMORY_MIB.contains(&self.memory_mib) {
+            let (low, high) = (limits::MEMORY_MIB.start(), limits::MEMORY_MIB.end());
+            return Err(Refusal::field(
+                "memory_mib",
+                format!("is {}, {low} to {high} are allowed", self.memory_mib),
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// Gives a VM another size, with the room for it on its node. `reservation` is what the new size takes there.
+///
+/// # Errors
+/// When its node has no room for the larger size.
+pub fn resize(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    vm: &Vm,
+    size: &Size,
+    reservation: Reservation,
+    actor: &str,
+) -> Result<Vm, Refusal> {
+    let name = vm.meta.name.as_str();
+    if vm.spec.deleting {
+        return Err(Refusal::precondition("Deleting", format!("vm {name:?} is being deleted")));
+    }
+    let mut new = vm.clone();
+    (new.spec.flavor, new.spec.vcpus, new.spec.memory_mib) = (size.flavor, size.vcpus, size.memory_mib);
+    if new.spec == vm.spec {
+        return Ok(new);
+    }
+    new.meta.generation += 1;
+    if let Some(node) = vm.status.node {
+        let mut assignment = draft.view().assignment(node);
+        let Some(host) = draft.view().nodes.get(node) else {
+            return Err(Refusal::internal(format!("vm {name:?} is on a node without a record")));
+        };
+        let (allocatable, reserved) = (host.allocatable(), assignment.reserved());
+        let Some(entry) = assignment.vms.get_mut(&vm.id()) else {
+            return Err(Refusal::internal(format!("vm {name:?} has no entry on its node")));
+        };
+        let old = std::mem::replace(&mut entry.reservation, reservation);
+        let vcpus = reserved.vcpus - old.vcpus + reservation.vcpus;
+        let memory_mib = reserved.memory_mib - old.memory_mib + reservation.memory_mib;
+        // Shrinking is always allowed: it cannot worsen an excess that came from outside.
+        let too_much = (reservation.vcpus > old.vcpus && vcpus > allocatable.vcpus)
+            || (reservation.memory_mib > old.memory_mib && memory_mib > allocatable.memory_mib);
+        if too_much {
+            let message = format!(
+                "its node has {} vCPUs and {} MiB free, {} and {} more are needed",
+                allocatable.vcpus.saturating_sub(reserved.vcpus),
+                allocatable.memory_mib.saturating_sub(reserved.memory_mib),
+                reservation.vcpus.saturating_sub(old.vcpus),
+                reservation.memory_mib.saturating_sub(old.memory_mib),
+            );
+            return Err(Refusal::new(Code::ResourceExhausted, "NoRoom", message));
+        }
+        draft.put(assignment);
+    }
+    use_more(draft, vm.agency, |usage| {
+        usage.vcpus = usage.vcpus + new.spec.vcpus - vm.spec.vcpus;
+        usage.memory_mib = usage.memory_mib + u64::from(new.spec.memory_mib) - u64::from(vm.spec.memory_mib);
+    });
+    let message = format!("resized to {} vCPUs and {} MiB", size.vcpus, size.memory_mib);
+    event(draft, moment, &new, Severity::Info, "Resized", message, actor);
+    put_vm(draft, new.clone());
+    Ok(new)
+}

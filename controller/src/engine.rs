@@ -1,0 +1,169 @@
+//! The engine's picture of the cluster, kept in step with the records by their changes.
+//!
+//! Its invariant: the picture at a revision equals one drawn anew from the view of that revision. Deliberately
+//! absent: decisions; the engine makes them on a fork of the picture, and only commits come back here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tamdao_model::assignment::{Assignment, Reservation};
+use tamdao_model::node::Node;
+use tamdao_model::pool::Pool;
+use tamdao_model::vm::Vm;
+use tamdao_model::volume::Volume;
+use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
+use tamdao_scheduler::from_model::{self, ShapeError};
+use tamdao_scheduler::{self as scheduler, VmShape};
+use tamdao_store::cache::Commit;
+use tamdao_store::kv::Revision;
+use tamdao_store::view::{Delta, Record, View};
+
+/// The cluster as the engine sees it, and who waits for a place.
+#[derive(Default)]
+pub struct Engine {
+    pub at: Revision,
+    pub picture: scheduler::View,
+    /// VMs without a node, the oldest first.
+    pub waiting: BTreeSet<(TimeMs, VmId)>,
+    /// Virtual size promised in shared pools, MiB.
+    shared: HashMap<PoolId, u64>,
+}
+
+impl Engine {
+    /// Draws the picture anew.
+    pub fn draw(view: &View) -> Self {
+        let mut engine = Self { at: view.revision, ..Self::default() };
+        for volume in view.volumes.iter() {
+            *engine.shared.entry(volume.spec.pool).or_default() += u64::from(volume.spec.size_mib);
+        }
+        for pool in view.pools.iter() {
+            engine.set_pool(view, pool);
+        }
+        for node in view.nodes.iter() {
+            engine.set_node(view, node.id());
+        }
+        for vm in view.vms.iter() {
+            engine.set_waiting(vm);
+        }
+        engine
+    }
+
+    /// Follows commits that end at this view.
+    pub fn follow(&mut self, commits: &[Commit], view: &View) {
+        let mut nodes = BTreeSet::new();
+        let mut pools = BTreeSet::new();
+        for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
+            self.take(delta, &mut nodes, &mut pools);
+        }
+        for id in pools {
+            match view.pools.get(id) {
+                Some(pool) => self.set_pool(view, pool),
+                None => self.picture.remove_pool(id),
+            }
+        }
+        for id in nodes {
+            self.set_node(view, id);
+        }
+        self.at = commits.last().map_or(self.at, |commit| commit.revision.max(self.at));
+    }
+
+    fn take(&mut self, delta: &Delta, nodes: &mut BTreeSet<NodeId>, pools: &mut BTreeSet<PoolId>) {
+        match delta.after.as_ref().or(delta.before.as_ref()) {
+            Some(Record::Node(node)) => {
+                nodes.insert(node.id());
+                // A shared pool's size is what its nodes see of it.
+                pools.extend(node.status.pools.keys());
+            }
+            Some(Record::Assignment(assignment)) => {
+                nodes.insert(assignment.node);
+            }
+            Some(Record::Pool(pool)) => {
+                pools.insert(pool.id());
+                nodes.extend(self.picture.nodes().map(|node| node.id));
+            }
+            Some(Record::Volume(volume)) => {
+                let size = |record: &Option<Record>| match record {
+                    Some(Record::Volume(volume)) => u64::from(volume.spec.size_mib),
+                    _ => 0,
+                };
+                let held = self.shared.entry(volume.spec.pool).or_default();
+                let (before, after) = (size(&delta.before), size(&delta.after));
+                if before != after {
+                    *held = (*held + after).saturating_sub(before);
+                    pools.insert(volume.spec.pool);
+                }
+            }
+            Some(Record::Vm(vm)) => match &delta.after {
+                Some(_) => self.set_waiting(vm),
+                None => drop(self.waiting.remove(&(vm.meta.create_time, vm.id()))),
+            },
+            _ => {}
+        }
+    }
+
+    fn set_waiting(&mut self, vm: &Vm) {
+        let key = (vm.meta.create_time, vm.id());
+        if vm.status.node.is_none() && !vm.spec.deleting {
+            self.waiting.insert(key);
+        } else {
+            self.waiting.remove(&key);
+        }
+    }
+
+    fn set_pool(&mut self, view: &View, pool: &Pool) {
+        let on_nodes = view.nodes.iter().filter_map(|node| node.status.pools.get(&pool.id()));
+        let seen = on_nodes.filter(|seen| seen.ready).map(|seen| (seen.capacity_mib, seen.used_mib));
+        let held = self.shared.get(&pool.id()).copied().unwrap_or_default();
+        self.picture.set_pool(from_model::pool(pool, seen, held));
+    }
+
+    /// Brings one node and what it holds in step.
+    fn set_node(&mut self, view: &View, id: NodeId) {
+        let Some(node) = view.nodes.get(id) else {
+            self.picture.remove_node(id);
+            return;
+        };
+        let assignment = view.assignment(id);
+        self.picture.set_node(node_shape(view, node, &assignment));
+        let held: BTreeMap<VmId, Reservation> =
+            self.picture.vms_on(id).iter().map(|vm| (vm.id, vm.reservation)).collect();
+        for vm in held.keys().filter(|vm| !assignment.vms.contains_key(vm)) {
+            self.picture.release(id, *vm);
+        }
+        for (vm, entry) in &assignment.vms {
+            match held.get(vm) {
+                Some(reservation) if *reservation == entry.reservation => continue,
+                Some(_) => drop(self.picture.release(id, *vm)),
+                None => {}
+            }
+            let asked = view.vms.get(*vm).and_then(|vm| shape(view, vm).ok());
+            let shape = from_model::placed(id, *vm, entry, asked);
+            self.picture.assign(id, shape).expect("the node is known and the VM was released");
+        }
+    }
+}
+
+fn node_shape(view: &View, node: &Node, assignment: &Assignment) -> scheduler::NodeShape {
+    let pools = view.pools.iter().filter(|pool| pool.is_on(node.id())).map(|pool| &*pool.value);
+    from_model::node(node, assignment, pools)
+}
+
+/// What a VM asks of a node.
+///
+/// # Errors
+/// When a record that it refers to is gone.
+pub fn shape(view: &View, vm: &Vm) -> Result<VmShape, ShapeError> {
+    let volume = |id| view.volumes.get(id).map(|row: &tamdao_store::view::Row<Volume>| &*row.value);
+    let pool = |id| view.pools.get(id).map(|row| &*row.value);
+    let network = |id| view.networks.get(id).map(|row| &*row.value);
+    from_model::vm(vm, volume, pool, network)
+}
+
+/// What a VM holds on its node; the default of an unknown node is the one without emulation.
+///
+/// # Errors
+/// As [`shape`].
+pub fn reservation(view: &View, vm: &Vm) -> Result<Reservation, ShapeError> {
+    let node = vm.status.node.and_then(|node| view.nodes.get(node));
+    let emulation = node.is_some_and(|node| node.status.inventory.acceleration == "qemu");
+    Ok(shape(view, vm)?.reservation_on(emulation))
+}

@@ -1,0 +1,173 @@
+//! The program `tamdao-controller`: found a cluster, join one, run.
+//!
+//! Its invariant: nothing is opened or bound before the configuration is known to be good. It writes to the terminal
+//! only what the operator asked for; everything else is a log line. Deliberately absent: everything that the library
+//! can do.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tamdao_controller::assembly::Controller;
+use tamdao_controller::clock::{Clock, SystemClock};
+use tamdao_controller::config::{Config, LogFormat};
+use tamdao_controller::identity::{self, Identity};
+use tamdao_controller::join;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A bad configuration, so that a service manager does not try again (sysexits' EX_USAGE).
+const BAD_CONFIG: u8 = 64;
+
+/// A controller of a Tam Đảo cloud.
+#[derive(Parser)]
+#[command(name = "tamdao-controller", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Found a new cluster with this controller as its first.
+    Init {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// What people call the cluster.
+        #[arg(long, value_name = "NAME", default_value = "tamdao")]
+        cluster_name: String,
+    },
+    /// Join a cluster that there is.
+    Join {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// What `tamdao cluster join-token create` showed; by the environment it stays out of the process list.
+        #[arg(long, value_name = "TOKEN", env = "TAMDAO_JOIN_TOKEN", hide_env_values = true)]
+        token: String,
+        /// Any controller of the cluster.
+        #[arg(long, value_name = "HOST:PORT")]
+        controller: String,
+    },
+    /// Run the controller; also what happens without a command.
+    Run(Run),
+    /// Show the version.
+    Version,
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/tamdao/controller.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Only check the configuration.
+    #[arg(long)]
+    check_config: bool,
+    /// Log as JSON, whatever the configuration says.
+    #[arg(long)]
+    json_logs: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments.command.unwrap_or(Command::Run(arguments.run))) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Version => say(concat!("tamdao-controller ", env!("CARGO_PKG_VERSION"))),
+        Command::Init { file, cluster_name } => {
+            let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
+            init(&config, &file.config, &cluster_name)?;
+        }
+        Command::Join { file, token, controller } => {
+            let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
+            let joined = runtime()?.block_on(join::join(&config, &token, &controller))?;
+            say(&format!("joined cluster {} as {} ({})", joined.cluster, config.name, joined.id));
+            say(&format!("next: tamdao-controller run --config {}", file.config.display()));
+        }
+        Command::Run(run) => {
+            let Some(config) = load(&run.file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
+            if run.check_config {
+                say(&format!("{} is good", run.file.config.display()));
+            } else {
+                start_log(&config, run.json_logs)?;
+                runtime()?.block_on(serve(&config))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration, or None after its faults were told.
+fn load(path: &std::path::Path) -> Option<Config> {
+    Config::load(path).inspect_err(|error| complain(&format!("error: {error}"))).ok()
+}
+
+fn init(config: &Config, path: &std::path::Path, cluster_name: &str) -> anyhow::Result<()> {
+    let (identity, token) = identity::found(config, cluster_name, SystemClock.now())?;
+    let directory = config.data_dir.display();
+    say(&format!("cluster {cluster_name} ({}) is founded", identity.cluster));
+    say(&format!("CA:          {directory}/ca.pem"));
+    say(&format!("admin token: {}", token.expose()));
+    say(&format!("             it is also in {directory}/admin-token and nowhere else; keep it safe"));
+    say(&format!("next: tamdao-controller run --config {}", path.display()));
+    Ok(())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // The libraries that ask for the process's provider find the one that everything else uses.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
+}
+
+fn start_log(config: &Config, json: bool) -> anyhow::Result<()> {
+    let filter: EnvFilter = config.log.level.parse().context("log.level")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match json || config.log.format == LogFormat::Json {
+        true => log.json().flatten_event(true).try_init(),
+        false => log.with_ansi(false).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    // Taken first, so that a signal during a long start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be heard")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be heard")?;
+    let identity = Identity::of(config)?;
+    let controller = Controller::start(config, identity).await?;
+    tracing::info!(controller = %config.name, address = %controller.address, version = env!("CARGO_PKG_VERSION"), "serving");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    controller.stop().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Writes for the operator. Nobody is left to complain to when the terminal is gone.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

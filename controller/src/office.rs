@@ -1,0 +1,104 @@
+//! The office: while this controller leads the store, it holds the office, and the deciding loops run. When it is
+//! lost they stop, and the sessions end with it.
+
+use std::sync::Arc;
+
+use tamdao_store::kv::{Election, Leadership};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::reconcile::drive;
+use crate::reconcile::liveness::Liveness;
+use crate::reconcile::placer::Placer;
+use crate::reconcile::reaper::Reaper;
+use crate::reconcile::seater::Seater;
+use crate::shared::Shared;
+
+/// Stands for office again and again until it is stopped.
+pub async fn run(
+    shared: Arc<Shared>,
+    election: Arc<dyn Election>,
+    office: watch::Sender<Option<Leadership>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let leadership = tokio::select! {
+            () = stop.cancelled() => break,
+            leadership = election.campaign() => leadership,
+        };
+        match leadership {
+            Ok(leadership) => {
+                tracing::info!(epoch = %leadership.epoch, "took office");
+                hold(&shared, &leadership, &office, &stop).await;
+                tracing::info!(epoch = %leadership.epoch, "left office");
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot stand for office");
+                break;
+            }
+        }
+    }
+}
+
+async fn hold(
+    shared: &Arc<Shared>,
+    leadership: &Leadership,
+    office: &watch::Sender<Option<Leadership>>,
+    stop: &CancellationToken,
+) {
+    // Decisions stand on the cache, so it must hold all that came before this office.
+    tokio::select! {
+        caught_up = shared.cache.at_least(leadership.epoch) => {
+            if caught_up.is_err() {
+                return;
+            }
+        }
+        () = leadership.lost() => return,
+        () = stop.cancelled() => return,
+    }
+    office.send_replace(Some(leadership.clone()));
+    let since = shared.clock.instant();
+    let mut loops = JoinSet::new();
+    loops.spawn(drive(Placer::default(), shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Seater, shared.clone(), Some(leadership.clone())));
+    loops.spawn(dispatch(shared.clone(), leadership.clone()));
+    tokio::select! {
+        () = leadership.lost() => {}
+        () = stop.cancelled() => {}
+    }
+    office.send_replace(None);
+    shared.sessions.end_all();
+    loops.shutdown().await;
+}
+
+/// Tells the sessions what concerns them, as it is committed.
+async fn dispatch(shared: Arc<Shared>, leadership: Leadership) {
+    let mut changes = shared.cache.changes();
+    let mut at = changes.borrow_and_update().revision;
+    loop {
+        match shared.cache.after(at) {
+            Ok(commits) if commits.is_empty() => {
+                tokio::select! {
+                    changed = changes.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                    }
+                    () = leadership.lost() => return,
+                }
+            }
+            Ok(commits) => {
+                shared.sessions.note(&commits);
+                at = commits.last().map_or(at, |commit| commit.revision);
+            }
+            // The history was cut under us: agents are told everything anew.
+            Err(_) => {
+                shared.sessions.end_all();
+                at = shared.cache.view().revision;
+            }
+        }
+    }
+}

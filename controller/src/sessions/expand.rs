@@ -1,0 +1,221 @@
+//! What one agent is told: the records about its node, put together so that it needs to ask for nothing. Pure.
+
+use std::collections::BTreeSet;
+
+use tamdao_model::assignment::{Assignment, Intent, VmEntry};
+use tamdao_model::convert::Twin;
+use tamdao_model::convert::agent::{show_action, show_platform};
+use tamdao_model::network::Provider;
+use tamdao_model::range::{self, Family};
+use tamdao_model::sealed::Sealed;
+use tamdao_model::vm::{DiskSource, Interface, Vm};
+use tamdao_model::volume::Volume;
+use tamdao_model::{ImageId, NodeId, VmId, VolumeId};
+use tamdao_proto::agent::v1 as agent;
+use tamdao_store::view::View;
+
+/// Opens a sealed secret; none if it is not of this cluster's key.
+pub type Open<'a> = &'a dyn Fn(&Sealed) -> Option<String>;
+
+/// The entries that the node needs for these VMs and volumes; `None` in either means all.
+pub fn assignment(
+    view: &View,
+    node: NodeId,
+    only: Option<(&BTreeSet<VmId>, &BTreeSet<VolumeId>)>,
+    open: Open<'_>,
+) -> agent::Assignment {
+    let own = view.assignment(node);
+    let mut volumes: BTreeSet<VolumeId> = own.volumes.keys().copied().collect();
+    let mut vms = Vec::new();
+    for (id, entry) in &own.vms {
+        let vm = view.vms.get(*id);
+        volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes().collect::<Vec<_>>()));
+        if only.is_none_or(|(vms, _)| vms.contains(id)) {
+            vms.push(vm_entry(view, *id, entry, vm.map(|row| &*row.value), open));
+        }
+    }
+    let listed = volumes.iter().filter(|id| only.is_none_or(|(_, volumes)| volumes.contains(id)));
+    let volumes = listed.filter_map(|id| volume_entry(view, &own, view.volumes.get(*id)?)).collect();
+    let mut pools = Vec::new();
+    let mut wanted_images = Vec::new();
+    if only.is_none() {
+        pools = view.pools.iter().filter(|pool| pool.is_on(node)).map(pool_entry).collect();
+        wanted_images = images(view, &own);
+    }
+    agent::Assignment {
+        epoch: 0,
+        revision: view.revision.0,
+        complete: only.is_none(),
+        vms,
+        volumes,
+        pools,
+        wanted_images,
+    }
+}
+
+fn pool_entry(pool: &tamdao_store::view::Row<tamdao_model::pool::Pool>) -> agent::AssignedPool {
+    agent::AssignedPool {
+        pool_id: pool.id().to_string(),
+        name: pool.meta.name.to_string(),
+        path: pool.spec.path.clone(),
+        shared: pool.spec.shared,
+    }
+}
+
+/// Digests of the images that the node's VMs and volumes rest on.
+fn images(view: &View, own: &Assignment) -> Vec<String> {
+    let mut digests = BTreeSet::new();
+    for vm in own.vms.keys().filter_map(|id| view.vms.get(*id)) {
+        let of_volumes = vm.volumes().filter_map(|id| view.volumes.get(id)?.spec.image);
+        digests.extend(vm.images().chain(of_volumes).map(|id| digest(view, id)));
+    }
+    for volume in own.volumes.keys().filter_map(|id| view.volumes.get(*id)) {
+        digests.extend(volume.spec.image.map(|id| digest(view, id)));
+    }
+    digests.remove("");
+    digests.into_iter().collect()
+}
+
+fn digest(view: &View, image: ImageId) -> String {
+    view.images.get(image).map(|image| image.status.sha256.clone()).unwrap_or_default()
+}
+
+fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<'_>) -> agent::AssignedVm {
+    let intent = match entry.intent {
+        Intent::Wanted => agent::Intent::Wanted,
+        Intent::Stop => agent::Intent::Stop,
+        Intent::Stale => agent::Intent::Stale,
+    };
+    let mut told = agent::AssignedVm {
+        vm_id: id.to_string(),
+        incarnation: entry.incarnation,
+        intent: intent as i32,
+        ..agent::AssignedVm::default()
+    };
+    let Some(vm) = vm else { return told };
+    told.generation = vm.meta.generation;
+    told.stop_force = vm.spec.stop.force;
+    told.stop_deadline_s = vm.spec.stop.deadline_s;
+    if entry.intent == Intent::Wanted {
+        told.power = vm.spec.power.number();
+        told.run = vm.spec.run.number();
+        told.machine = Some(machine(view, vm, open));
+        told.action = vm.spec.action.as_ref().map(show_action);
+        told.first_start = vm.status.platform.is_none();
+    }
+    told
+}
+
+fn machine(view: &View, vm: &Vm, open: Open<'_>) -> agent::Machine {
+    let spec = &vm.spec;
+    let agency = view.agencies.get(vm.agency).map(|agency| agency.meta.name.to_string());
+    let boot = spec.direct_boot.as_ref().map(|boot| agent::MachineDirectBoot {
+        kernel: digest(view, boot.kernel),
+        initrd: boot.initrd.map(|initrd| digest(view, initrd)).unwrap_or_default(),
+        command_line: boot.command_line.clone(),
+    });
+    agent::Machine {
+        name: vm.meta.name.to_string(),
+        agency: agency.unwrap_or_default(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        disks: disks(view, vm),
+        interfaces: interfaces(view, vm),
+        firmware: spec.firmware.number(),
+        os_type: spec.os_type.number(),
+        graphics: spec.graphics.number(),
+        secure_boot: spec.secure_boot,
+        tpm: spec.tpm,
+        direct_boot: boot,
+        platform: vm.status.platform.as_ref().map(show_platform),
+        cloud_init: Some(agent::CloudInit {
+            instance_id: vm.id().to_string(),
+            hostname: spec.hostname.to_string(),
+            ssh_keys: spec.ssh_keys.clone(),
+            user_data: spec.user_data.as_ref().and_then(open).unwrap_or_default(),
+        }),
+    }
+}
+
+fn disks(view: &View, vm: &Vm) -> Vec<agent::MachineDisk> {
+    let ordered = vm.spec.disks.iter().any(|disk| disk.boot_order != 0);
+    let mut disks = Vec::with_capacity(vm.spec.disks.len());
+    for (at, disk) in vm.spec.disks.iter().enumerate() {
+        let mut told = agent::MachineDisk { kind: disk.kind.number(), ..agent::MachineDisk::default() };
+        // Without an order the list is the order; a kernel that is loaded directly boots before all disks.
+        told.boot_order = match (ordered, vm.spec.direct_boot.is_some()) {
+            (_, true) => 0,
+            (true, false) => disk.boot_order,
+            (false, false) => u32::try_from(at + 1).unwrap_or(u32::MAX),
+        };
+        match disk.source {
+            DiskSource::Volume { volume: id, .. } => {
+                told.volume_id = id.to_string();
+                if let Some(volume) = view.volumes.get(id) {
+                    told.pool_id = volume.spec.pool.to_string();
+                    told.shared = view.pools.get(volume.spec.pool).is_some_and(|pool| pool.spec.shared);
+                }
+            }
+            DiskSource::Iso { image } => told.iso = digest(view, image),
+            DiskSource::Empty => {}
+        }
+        disks.push(told);
+    }
+    disks
+}
+
+fn interfaces(view: &View, vm: &Vm) -> Vec<agent::MachineInterface> {
+    let mut families = BTreeSet::new();
+    vm.spec.interfaces.iter().map(|interface| told_interface(view, interface, &mut families)).collect()
+}
+
+/// `routed` are the families that have a default route already: the first interface of each gives it.
+fn told_interface(
+    view: &View,
+    interface: &Interface,
+    routed: &mut BTreeSet<Family>,
+) -> agent::MachineInterface {
+    let mut told = agent::MachineInterface {
+        mac: interface.mac.clone(),
+        addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+        ..agent::MachineInterface::default()
+    };
+    let Some(network) = view.networks.get(interface.network) else { return told };
+    told.bridge = network.spec.provider.bridge().to_owned();
+    told.vlan = match network.spec.provider {
+        Provider::Vlan { tag, .. } => u32::from(tag),
+        Provider::Bridge { .. } => 0,
+    };
+    told.mtu = network.spec.mtu;
+    told.dns_servers = network.spec.dns_servers.iter().map(ToString::to_string).collect();
+    for address in &interface.addresses {
+        let gateway = range::subnet_of(&network.spec, address.addr()).and_then(|subnet| subnet.gateway);
+        if let Some(gateway) = gateway
+            && routed.insert(Family::of(gateway))
+        {
+            told.gateways.push(gateway.to_string());
+        }
+    }
+    told
+}
+
+fn volume_entry(view: &View, own: &Assignment, volume: &Volume) -> Option<agent::AssignedVolume> {
+    let wanted = |vm: VmId| own.vms.get(&vm).is_some_and(|entry| entry.intent == Intent::Wanted);
+    let intent = if volume.spec.deleting {
+        agent::VolumeIntent::Delete
+    } else if volume.status.made {
+        agent::VolumeIntent::Keep
+    } else if volume.status.vm.is_none_or(wanted) {
+        agent::VolumeIntent::Make
+    } else {
+        // Its VM is on its way out: nothing is made for it any more.
+        return None;
+    };
+    Some(agent::AssignedVolume {
+        volume_id: volume.id().to_string(),
+        pool_id: volume.spec.pool.to_string(),
+        intent: intent as i32,
+        size_mib: volume.spec.size_mib,
+        image: volume.spec.image.map(|image| digest(view, image)).unwrap_or_default(),
+    })
+}

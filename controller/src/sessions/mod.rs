@@ -1,0 +1,243 @@
+//! Sessions: agents and the leader hearing each other. All of it is the leader's memory; what matters for ever (a
+//! session that opened, a node that fell silent) is committed.
+//!
+//! Invariants: what is sent to an agent rests on a state read after its hello was committed; a session ends with
+//! the office; one node has one session. Deliberately absent: judging silence (the `liveness` loop does).
+
+pub mod expand;
+mod stream;
+pub mod tunnel;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tamdao_model::{NodeId, SessionId, TimeMs, VmId, VolumeId};
+use tamdao_proto::agent::v1 as agent;
+use tamdao_store::cache::Commit;
+use tamdao_store::kv::Revision;
+use tamdao_store::view::{Delta, Record};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::refusal::Refusal;
+
+pub use stream::AgentApi;
+
+/// Messages that wait for an agent at most; one that does not read them loses its session.
+const TO_AGENT: usize = 256;
+
+/// The sessions that are open here.
+pub struct Sessions {
+    open: Mutex<HashMap<NodeId, Arc<Session>>>,
+    tunnels: tunnel::Waiting,
+    timeout: Duration,
+}
+
+/// One open session.
+pub struct Session {
+    pub id: SessionId,
+    pub node: NodeId,
+    pub boot_id: String,
+    /// The office that it was opened under.
+    pub epoch: Revision,
+    to_agent: mpsc::Sender<Result<agent::SessionResponse, Status>>,
+    heard: Mutex<Heard>,
+    dirty: Mutex<Dirty>,
+    wake: Notify,
+    closed: tokio_util::sync::CancellationToken,
+}
+
+/// When something last came from an agent.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Instant,
+    time: TimeMs,
+}
+
+/// What an agent has to be told anew.
+#[derive(Debug, Default)]
+struct Dirty {
+    all: bool,
+    vms: BTreeSet<VmId>,
+    volumes: BTreeSet<VolumeId>,
+}
+
+impl Sessions {
+    /// `timeout` is after how much silence an agent counts as unreachable.
+    pub fn new(timeout: Duration) -> Self {
+        Self { open: Mutex::default(), tunnels: tunnel::Waiting::default(), timeout }
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// When this node was last heard, if it has a session here.
+    pub fn last_heard(&self, node: NodeId) -> Option<TimeMs> {
+        let session = self.get(node)?;
+        let heard = session.heard.lock().expect("no holder of the lock panics");
+        Some(heard.time)
+    }
+
+    /// How long this node has been silent; none if it has no session here.
+    pub fn silence(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        let session = self.get(node)?;
+        let heard = session.heard.lock().expect("no holder of the lock panics");
+        Some(now.saturating_duration_since(heard.at))
+    }
+
+    /// How many agents are heard here.
+    pub fn count(&self) -> usize {
+        self.open.lock().expect("no holder of the lock panics").len()
+    }
+
+    fn get(&self, node: NodeId) -> Option<Arc<Session>> {
+        self.open.lock().expect("no holder of the lock panics").get(&node).cloned()
+    }
+
+    /// Registers a session; an older one of the same node ends.
+    fn open(&self, session: Arc<Session>) {
+        let old = self.open.lock().expect("no holder of the lock panics").insert(session.node, session);
+        if let Some(old) = old {
+            old.closed.cancel();
+        }
+    }
+
+    /// Forgets a session, unless another one has taken its place.
+    fn close(&self, session: &Session) {
+        session.closed.cancel();
+        let mut open = self.open.lock().expect("no holder of the lock panics");
+        if open.get(&session.node).is_some_and(|present| present.id == session.id) {
+            open.remove(&session.node);
+        }
+    }
+
+    /// Ends a node's session, such as after it was silent for too long.
+    pub fn end(&self, node: NodeId) {
+        if let Some(session) = self.get(node) {
+            self.close(&session);
+        }
+    }
+
+    /// Ends all sessions: the office is lost.
+    pub fn end_all(&self) {
+        let open = std::mem::take(&mut *self.open.lock().expect("no holder of the lock panics"));
+        for session in open.into_values() {
+            session.closed.cancel();
+        }
+    }
+
+    /// Notes whom these commits concern.
+    pub fn note(&self, commits: &[Commit]) {
+        let open: Vec<Arc<Session>> =
+            self.open.lock().expect("no holder of the lock panics").values().cloned().collect();
+        if open.is_empty() {
+            return;
+        }
+        let by_node: HashMap<NodeId, &Arc<Session>> =
+            open.iter().map(|session| (session.node, session)).collect();
+        for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
+            note(delta, &by_node);
+        }
+    }
+
+    /// Asks a node's agent for a tunnel.
+    ///
+    /// # Errors
+    /// When the node is not heard.
+    pub fn open_tunnel(
+        &self,
+        node: NodeId,
+        purpose: agent::open_tunnel::Purpose,
+    ) -> Result<tunnel::Tunnel, Refusal> {
+        let session = self.get(node).ok_or_else(|| {
+            Refusal::unavailable("the VM's node is not heard now")
+                .hint("tamdao node list shows which nodes are heard")
+        })?;
+        let (id, tunnel) = self.tunnels.expect(node);
+        let message = agent::session_response::Message::OpenTunnel(agent::OpenTunnel {
+            tunnel_id: id.to_string(),
+            purpose: Some(purpose),
+        });
+        session.send(message).map_err(|_| Refusal::unavailable("the VM's node does not listen now"))?;
+        Ok(tunnel)
+    }
+}
+
+/// Marks what one change makes new for which sessions.
+fn note(delta: &Delta, open: &HashMap<NodeId, &Arc<Session>>) {
+    let mark = |node: Option<NodeId>, mark: &dyn Fn(&mut Dirty)| {
+        if let Some(session) = node.and_then(|node| open.get(&node)) {
+            mark(&mut session.dirty.lock().expect("no holder of the lock panics"));
+            session.wake.notify_one();
+        }
+    };
+    match delta.after.as_ref().or(delta.before.as_ref()) {
+        Some(Record::Vm(vm)) => {
+            let id = vm.id();
+            mark(vm.status.node, &|dirty| dirty.vms.extend([id]));
+        }
+        Some(Record::Volume(volume)) => {
+            let id = volume.id();
+            mark(volume.status.node, &|dirty| dirty.volumes.extend([id]));
+            if let Some(vm) = volume.status.vm {
+                // A shared volume names no node, but its VM's session knows it.
+                for session in open.values() {
+                    mark(Some(session.node), &|dirty| {
+                        dirty.volumes.insert(id);
+                        dirty.vms.insert(vm);
+                    });
+                }
+            }
+        }
+        Some(Record::Assignment(assignment)) => {
+            let before = match &delta.before {
+                Some(Record::Assignment(before)) => Some(before),
+                _ => None,
+            };
+            let changed_vm =
+                |id: &VmId| before.is_none_or(|before| before.vms.get(id) != assignment.vms.get(id));
+            let changed_volume = |id: &VolumeId| {
+                before.is_none_or(|before| before.volumes.get(id) != assignment.volumes.get(id))
+            };
+            mark(Some(assignment.node), &|dirty| {
+                dirty.vms.extend(assignment.vms.keys().filter(|id| changed_vm(id)));
+                dirty.volumes.extend(assignment.volumes.keys().filter(|id| changed_volume(id)));
+            });
+        }
+        Some(Record::Pool(_) | Record::Network(_) | Record::Image(_)) => {
+            for session in open.values() {
+                mark(Some(session.node), &|dirty| dirty.all = true);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The agent does not read what it is sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent does not read what it is sent")]
+pub struct Deaf;
+
+impl Session {
+    fn send(&self, message: agent::session_response::Message) -> Result<(), Deaf> {
+        let response = agent::SessionResponse { message: Some(message) };
+        self.to_agent.try_send(Ok(response)).map_err(|_| Deaf)
+    }
+
+    fn hear(&self, at: Instant, time: TimeMs) {
+        *self.heard.lock().expect("no holder of the lock panics") = Heard { at, time };
+    }
+
+    fn take_dirty(&self) -> Dirty {
+        std::mem::take(&mut *self.dirty.lock().expect("no holder of the lock panics"))
+    }
+}
+
+/// The id in a text of the wire.
+fn read_id<T: From<Uuid>>(field: &'static str, text: &str) -> Result<T, Refusal> {
+    Uuid::parse_str(text).map(T::from).map_err(|_| Refusal::field(field, "is not a UUID"))
+}

@@ -1,0 +1,411 @@
+//! One session's stream: hello, its commit, welcome, the whole assignment, then changes out and reports in.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use prost::Message as _;
+use tamdao_model::convert::agent::{read_inventory, read_pool, read_vm, read_volume};
+use tamdao_model::convert::metadata::timestamp;
+use tamdao_model::{NodeId, SessionId};
+use tamdao_proto::agent::v1 as agent;
+use tamdao_proto::agent::v1::agent_service_server::AgentService;
+use tamdao_proto::agent::v1::session_request::Message as FromAgent;
+use tamdao_proto::agent::v1::session_response::Message as ToAgent;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::tunnel::{FromNode, NodeEnd, ToNode};
+use super::{Deaf, Dirty, Heard, Session, TO_AGENT, expand, read_id};
+use crate::api::open_user_data;
+use crate::auth::{self, Principal};
+use crate::decide::node::{self, Opening};
+use crate::decide::report::{self, CHUNK, Part};
+use crate::refusal::Refusal;
+use crate::shared::Shared;
+
+/// How long an agent may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// Reports that wait to be committed; an agent that sends faster loses its session and reports anew.
+const REPORTS: usize = 1_024;
+/// Reports folded into one decision at most.
+const FOLD: usize = 64;
+
+/// What controllers offer to agents.
+#[derive(Clone)]
+pub struct AgentApi {
+    shared: Arc<Shared>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl AgentApi {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+/// The node that speaks, by its certificate.
+fn node_of<T>(request: &Request<T>) -> Result<NodeId, Refusal> {
+    match auth::principal(request.metadata()) {
+        Principal::Node(node) => Ok(node),
+        other => Err(Refusal::new(
+            tonic::Code::PermissionDenied,
+            "NotANode",
+            format!("{other} is not a node of this cluster"),
+        )),
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for AgentApi {
+    type SessionStream = Responses<agent::SessionResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<agent::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = node_of(&request)?;
+        let (to_agent, responses) = mpsc::channel(TO_AGENT);
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            if let Err(ending) = serve(shared, node, request.into_inner(), to_agent.clone()).await {
+                let message = match ending {
+                    Ending::Redirect(redirect) => ToAgent::Redirect(redirect),
+                    Ending::Refused(refusal) => {
+                        tracing::warn!(%node, error = %refusal, "session refused");
+                        ToAgent::Refusal(agent::Refusal {
+                            reason: refusal.reason.into(),
+                            message: refusal.message,
+                        })
+                    }
+                };
+                // The agent may be gone already.
+                let _ = to_agent.send(Ok(agent::SessionResponse { message: Some(message) })).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    type TunnelStream = Responses<agent::TunnelResponse>;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<agent::TunnelRequest>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let node = node_of(&request)?;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|message| message.part);
+        let Some(agent::tunnel_request::Part::TunnelId(id)) = first else {
+            return Err(Refusal::field("tunnel_id", "must come first").into());
+        };
+        let id = read_id("tunnel_id", &id)?;
+        let end = self.shared.sessions.tunnels.claim(node, id);
+        let end =
+            end.ok_or_else(|| Refusal::precondition("NoTunnel", "nobody waits for this tunnel any more"))?;
+        let NodeEnd { from_client, to_client } = end;
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = parts.message().await {
+                let part = match message.part {
+                    Some(agent::tunnel_request::Part::Data(data)) => FromNode::Data(data),
+                    Some(agent::tunnel_request::Part::Error(error)) => FromNode::Failed(error),
+                    Some(agent::tunnel_request::Part::TunnelId(_)) | None => break,
+                };
+                if to_client.send(part).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let responses = ReceiverStream::new(from_client).map(|part| {
+            let part = match part {
+                ToNode::Data(data) => agent::tunnel_response::Part::Data(data),
+                ToNode::Resize { rows, columns } => {
+                    agent::tunnel_response::Part::Resize(agent::TunnelResize { rows, columns })
+                }
+            };
+            Ok(agent::TunnelResponse { part: Some(part) })
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+/// Why a session does not begin or go on.
+enum Ending {
+    Redirect(agent::Redirect),
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Ending {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+type FromAgents = Streaming<agent::SessionRequest>;
+type ToAgents = mpsc::Sender<Result<agent::SessionResponse, Status>>;
+
+async fn serve(
+    shared: Arc<Shared>,
+    node: NodeId,
+    mut requests: FromAgents,
+    to_agent: ToAgents,
+) -> Result<(), Ending> {
+    let first = tokio::time::timeout(HELLO, requests.message()).await;
+    let Ok(Ok(Some(agent::SessionRequest { message: Some(FromAgent::Hello(hello)) }))) = first else {
+        return Err(Refusal::field("hello", "must come first, within 10 s").into());
+    };
+    let Some(session) = open(&shared, node, &hello, to_agent).await? else {
+        return Err(Ending::Redirect(redirect(&shared)));
+    };
+    tracing::info!(%node, session = %session.id, epoch = %session.epoch, "session opened");
+    shared.sessions.open(session.clone());
+    let (reports, waiting) = mpsc::channel(REPORTS);
+    let reporter = tokio::spawn(take_reports(shared.clone(), session.clone(), waiting));
+    let teller = tokio::spawn(tell(shared.clone(), session.clone()));
+    let goodbye = listen(&shared, &session, &mut requests, &reports).await;
+    shared.sessions.close(&session);
+    teller.abort();
+    drop(reports);
+    // What was reported is still committed; then the session is over.
+    let _ = reporter.await;
+    tracing::info!(%node, session = %session.id, goodbye, "session ended");
+    Ok(())
+}
+
+/// Commits the hello. None when this controller does not lead.
+async fn open(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    hello: &agent::Hello,
+    to_agent: ToAgents,
+) -> Result<Option<Arc<Session>>, Refusal> {
+    let Some(office) = shared.office.borrow().clone().filter(|office| !office.is_lost()) else {
+        return Ok(None);
+    };
+    let opening = Opening {
+        session: read_id("session_id", &hello.session_id)?,
+        boot_id: hello.boot_id.chars().take(64).collect(),
+        address: hello.address.chars().take(256).collect(),
+        host_uuid: read_id("host_uuid", &hello.host_uuid)?,
+    };
+    if hello.highest_epoch > office.epoch.0 {
+        // A newer leader exists, or the store went back in time: the barrier below tells which.
+        tracing::warn!(%node, epoch = %office.epoch, theirs = hello.highest_epoch, "agent has seen a higher epoch");
+    }
+    let now = shared.kv.barrier().await?;
+    if hello.highest_revision > now.0 {
+        tracing::error!(%node, revision = %now, theirs = hello.highest_revision, "the store went back in time");
+        let message = format!(
+            "the store stands at revision {now}, and this node has seen {}: the store went back in time",
+            hello.highest_revision
+        );
+        return Err(Refusal::precondition("StoreWentBack", message));
+    }
+    if let Some(present) = shared.sessions.get(node)
+        && present.boot_id != opening.boot_id
+        && shared
+            .sessions
+            .silence(node, shared.clock.instant())
+            .is_some_and(|silence| silence < Duration::from_secs(3))
+    {
+        let message = "another machine speaks in this node's name right now".to_owned();
+        return Err(Refusal::precondition("SecondSession", message).hint(
+            "a machine was cloned with its certificate: remove the agent's data directory on one of them",
+        ));
+    }
+    let (boot_id, id) = (opening.boot_id.clone(), opening.session);
+    let decided =
+        shared.writer.submit(move |draft, moment| node::open_session(draft, moment, node, &opening));
+    let revision = match decided.await {
+        Ok((_, revision)) => revision,
+        Err(refusal) if refusal.code == tonic::Code::Unavailable => return Ok(None),
+        Err(refusal) => return Err(refusal),
+    };
+    shared.cache.at_least(revision).await?;
+    let heard = Heard { at: shared.clock.instant(), time: shared.clock.now() };
+    let session = Session {
+        id,
+        node,
+        boot_id,
+        epoch: office.epoch,
+        to_agent,
+        heard: Mutex::new(heard),
+        dirty: Mutex::new(Dirty { all: true, ..Dirty::default() }),
+        wake: Notify::new(),
+        closed: tokio_util::sync::CancellationToken::new(),
+    };
+    let welcome = agent::Welcome {
+        epoch: office.epoch.0,
+        revision: revision.0,
+        controllers: addresses(shared),
+        session_timeout_ms: u32::try_from(shared.sessions.timeout.as_millis()).unwrap_or(u32::MAX),
+        cluster_id: shared.cache.view().cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+    };
+    session
+        .send(ToAgent::Welcome(welcome))
+        .map_err(|Deaf| Refusal::unavailable("the agent does not listen"))?;
+    Ok(Some(Arc::new(session)))
+}
+
+fn addresses(shared: &Shared) -> Vec<String> {
+    shared.cache.view().controllers.iter().map(|controller| controller.address.clone()).collect()
+}
+
+fn redirect(shared: &Shared) -> agent::Redirect {
+    agent::Redirect { leader: shared.leader_address().unwrap_or_default(), controllers: addresses(shared) }
+}
+
+/// Hears the agent until the session ends. Says whether it said goodbye.
+async fn listen(
+    shared: &Shared,
+    session: &Session,
+    requests: &mut FromAgents,
+    reports: &mpsc::Sender<FromAgent>,
+) -> bool {
+    loop {
+        let message = tokio::select! {
+            () = session.closed.cancelled() => return false,
+            message = requests.message() => message,
+        };
+        let Ok(Some(agent::SessionRequest { message: Some(message) })) = message else { return false };
+        session.hear(shared.clock.instant(), shared.clock.now());
+        match message {
+            FromAgent::Heartbeat(heartbeat) => {
+                let answer = agent::HeartbeatAnswer {
+                    sequence: heartbeat.sequence,
+                    sent_time: timestamp(shared.clock.now()),
+                    revision: shared.cache.view().revision.0,
+                };
+                if session.send(ToAgent::Heartbeat(answer)).is_err() {
+                    return false;
+                }
+            }
+            FromAgent::Goodbye(_) => return true,
+            FromAgent::Hello(_) => return false,
+            report @ (FromAgent::Report(_) | FromAgent::Inventory(_)) => {
+                if reports.try_send(report).is_err() {
+                    tracing::warn!(node = %session.node, "agent reports faster than can be committed");
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Commits reports in order, folding what has come meanwhile.
+async fn take_reports(shared: Arc<Shared>, session: Arc<Session>, mut waiting: mpsc::Receiver<FromAgent>) {
+    let mut batch = Vec::with_capacity(FOLD);
+    while waiting.recv_many(&mut batch, FOLD).await > 0 {
+        for message in batch.drain(..) {
+            let taken = match message {
+                FromAgent::Inventory(inventory) => take_inventory(&shared, session.node, &inventory).await,
+                FromAgent::Report(report) => take_report(&shared, session.node, session.id, report).await,
+                FromAgent::Hello(_) | FromAgent::Heartbeat(_) | FromAgent::Goodbye(_) => Ok(()),
+            };
+            if let Err(refusal) = taken {
+                // The next session's complete report tells all of it again.
+                tracing::warn!(node = %session.node, error = %refusal, "report not taken");
+                session.closed.cancel();
+                return;
+            }
+        }
+    }
+}
+
+async fn take_inventory(
+    shared: &Shared,
+    id: NodeId,
+    inventory: &tamdao_proto::v1::Inventory,
+) -> Result<(), Refusal> {
+    let inventory = read_inventory(inventory);
+    let decide = move |draft: &mut _, _: &mut _| {
+        node::take_inventory(draft, id, &inventory);
+        Ok(())
+    };
+    shared.writer.submit(decide).await.map(|_| ())
+}
+
+async fn take_report(
+    shared: &Shared,
+    id: NodeId,
+    session: SessionId,
+    report: agent::Report,
+) -> Result<(), Refusal> {
+    let bad = |error: tamdao_model::convert::agent::ReportError| Refusal::field("report", error.to_string());
+    let vms = report.vms.iter().map(read_vm).collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let volumes = report.volumes.iter().map(read_volume).collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let pools = report.pools.iter().map(read_pool).collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let mut parts =
+        vec![Part { pools, foreign: report.complete.then_some(report.foreign), ..Part::default() }];
+    // A deleted VM goes when its last volume has, so volumes come after the VMs' own news.
+    parts.extend(vms.chunks(CHUNK).map(|vms| Part { vms: vms.to_vec(), ..Part::default() }));
+    parts.extend(volumes.chunks(CHUNK).map(|volumes| Part { volumes: volumes.to_vec(), ..Part::default() }));
+    for part in parts {
+        let decide = move |draft: &mut _, moment: &mut _| {
+            report::take(draft, moment, id, session, &part);
+            Ok(())
+        };
+        shared.writer.submit(decide).await?;
+    }
+    let health = report.health;
+    let decide = move |draft: &mut _, moment: &mut _| {
+        node::set_health(draft, moment, id, &health);
+        Ok(())
+    };
+    shared.writer.submit(decide).await.map(|_| ())
+}
+
+/// Tells the agent what is new, whenever something is.
+async fn tell(shared: Arc<Shared>, session: Arc<Session>) {
+    let open = |sealed: &tamdao_model::sealed::Sealed| open_user_data(&shared.key, sealed);
+    // What was sent last, by entry: an entry that is as it was is not sent again.
+    let mut sent: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut first = true;
+    loop {
+        let dirty = session.take_dirty();
+        if dirty.all || !dirty.vms.is_empty() || !dirty.volumes.is_empty() {
+            let view = shared.cache.view();
+            let only = (!dirty.all).then_some((&dirty.vms, &dirty.volumes));
+            let mut assignment = expand::assignment(&view, session.node, only, &open);
+            assignment.epoch = session.epoch.0;
+            let whole = std::mem::replace(&mut first, false);
+            if !whole {
+                leave_out_known(&mut assignment, &mut sent);
+            } else {
+                leave_out_known(&mut assignment.clone(), &mut sent);
+            }
+            let news = whole
+                || !(assignment.vms.is_empty()
+                    && assignment.volumes.is_empty()
+                    && assignment.pools.is_empty());
+            if news && session.send(ToAgent::Assignment(assignment)).is_err() {
+                session.closed.cancel();
+                return;
+            }
+        }
+        tokio::select! {
+            () = session.closed.cancelled() => return,
+            () = session.wake.notified() => {}
+        }
+    }
+}
+
+/// Leaves out of a later assignment what the agent knows, and remembers the rest.
+fn leave_out_known(assignment: &mut agent::Assignment, sent: &mut BTreeMap<String, Vec<u8>>) {
+    let mut is_news = |key: String, bytes: Vec<u8>| match sent.get(&key) {
+        Some(known) if *known == bytes => false,
+        _ => {
+            sent.insert(key, bytes);
+            true
+        }
+    };
+    assignment.complete = false;
+    assignment.vms.retain(|vm| is_news(format!("vm/{}", vm.vm_id), vm.encode_to_vec()));
+    assignment
+        .volumes
+        .retain(|volume| is_news(format!("volume/{}", volume.volume_id), volume.encode_to_vec()));
+    assignment.pools.retain(|pool| is_news(format!("pool/{}", pool.pool_id), pool.encode_to_vec()));
+}

@@ -1,0 +1,59 @@
+//! What every part of a controller is given: the handles by which it reads, writes, tells time and knows itself.
+
+use std::sync::Arc;
+
+use tamdao_model::{ControllerId, Name};
+use tamdao_store::cache::Cache;
+use tamdao_store::kv::{Kv, Leadership, Membership};
+use tokio::sync::watch;
+
+use crate::admission::Writer;
+use crate::clock::Clock;
+use crate::images::Images;
+use crate::pki::ClusterKey;
+use crate::reconcile::Board;
+use crate::sessions::Sessions;
+
+/// Who this controller is.
+#[derive(Debug, Clone)]
+pub struct Me {
+    pub id: ControllerId,
+    pub name: Name,
+    /// host:port at which clients, agents and other controllers reach it.
+    pub address: String,
+    /// Its seat in the Raft group.
+    pub member: u64,
+}
+
+/// The handles; all of them are shared, none is exclusive.
+pub struct Shared {
+    pub me: Me,
+    pub kv: Arc<dyn Kv>,
+    /// None where the store is not made of controllers.
+    pub membership: Option<Arc<dyn Membership>>,
+    pub cache: Cache,
+    pub writer: Writer,
+    pub clock: Arc<dyn Clock>,
+    /// The office while this controller leads.
+    pub office: watch::Receiver<Option<Leadership>>,
+    /// Opens the sealed fields of records.
+    pub key: ClusterKey,
+    /// Agents that are heard here; only the leader hears any.
+    pub sessions: Arc<Sessions>,
+    /// The bytes of images.
+    pub images: Arc<Images>,
+    /// How the loops do.
+    pub board: Board,
+}
+
+impl Shared {
+    /// Whether this controller leads now, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.office.borrow().as_ref().is_some_and(|office| !office.is_lost())
+    }
+
+    /// The leader's address, host:port, as far as this controller knows.
+    pub fn leader_address(&self) -> Option<String> {
+        self.kv.status().leader.map(|leader| leader.address)
+    }
+}

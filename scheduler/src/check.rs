@@ -240,6 +240,10 @@ impl Judge<'_> {
 
     /// Room in shared pools. The view says what is left before the plan; the steps take from it what they place.
     fn shared(&self, new: &VmShape, broken: &mut Vec<Broken>) {
+        let is_shared = |pool: PoolId| self.view.pool(pool).is_some_and(|pool| pool.shared.is_some());
+        if !new.disks.iter().any(|disk| disk.size_mib > 0 && is_shared(disk.pool)) {
+            return;
+        }
         let is_placed = |vm: VmId| {
             let moved = |node: &NodeId| self.changed.contains_key(node);
             self.changed.values().flatten().any(|held| held.id == vm)

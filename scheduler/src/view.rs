@@ -110,8 +110,11 @@ impl View {
     /// Adds a node or replaces what is known of it; its VMs stay.
     pub fn set_node(&mut self, shape: NodeShape) {
         let id = shape.id;
-        let shape = Arc::new(shape);
         let old = self.slots.get(&id).copied();
+        if old.and_then(|slot| self.row(slot)).is_some_and(|row| *row.shape == shape) {
+            return;
+        }
+        let shape = Arc::new(shape);
         let slot = match old {
             Some(slot) => slot,
             None => match self.vacant.pop_back() {

@@ -8,12 +8,13 @@ mod cluster;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tamdao_model::NodeId;
+use tamdao_model::{NodeId, PoolId, VmId};
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
 use tamdao_scheduler::survive::{survive_each_node, survive_each_value};
-use tamdao_scheduler::{Placement, View, VmShape};
+use tamdao_scheduler::{DiskNeed, NodePool, NodeShape, Placement, PoolShape, View, VmShape};
+use uuid::Uuid;
 
 use cluster::{Plan, any_plan};
 
@@ -156,5 +157,36 @@ proptest! {
     #[test]
     fn place_agrees_with_the_reference_across_many_blocks(plan in any_plan(400, 60)) {
         assert_not_over(&settle(&plan));
+    }
+
+    #[test]
+    fn place_agrees_with_the_reference_on_a_fleet_in_use(
+        used in prop::collection::vec((0u32..=64, 0u64..=256, 0u64..=100, prop::bool::weighted(0.1)), 300),
+        wanted in prop::collection::vec((0u32..=16, 0u64..=64, 0u64..=30), 40),
+    ) {
+        let local = PoolId(Uuid::from_u128(1));
+        let mut view = View::new();
+        view.set_pool(PoolShape { id: local, name: "local".into(), shared: None });
+        let vm = |id: usize, vcpus, gib: u64, disk_gib: u64| {
+            let id = VmId(Uuid::from_u128(id as u128 + 1));
+            let disks = vec![DiskNeed { pool: local, size_mib: disk_gib * 1_024, on: None }];
+            Arc::new(VmShape { disks, ..VmShape::bare(id, "v", vcpus, gib * 1_024) })
+        };
+        for (n, (vcpus, gib, disk_gib, big)) in used.iter().enumerate() {
+            let mut node = NodeShape::bare(NodeId(Uuid::from_u128(n as u128 + 1)), &format!("n{n}"));
+            (node.vcpus, node.memory_mib) = if *big { (128, 600 * 1_024) } else { (64, 256 * 1_024) };
+            node.pools.insert(local, NodePool { ready: true, capacity_mib: 100 * 1_024, held_mib: 0 });
+            let id = node.id;
+            view.set_node(node);
+            view.assign(id, vm(n, *vcpus, *gib, *disk_gib)).unwrap();
+        }
+        for (n, (vcpus, gib, disk_gib)) in wanted.into_iter().enumerate() {
+            let vm = vm(1_000 + n, vcpus, gib, disk_gib);
+            let answer = place(&view, &vm);
+            prop_assert_eq!(answer.as_ref().ok().map(|p| (p.node, p.score)), reference(&view, &vm));
+            if let Ok(placement) = answer {
+                view.assign(placement.node, vm).unwrap();
+            }
+        }
     }
 }

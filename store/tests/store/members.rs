@@ -232,36 +232,51 @@ async fn a_directory_has_one_owner_and_must_be_whole() {
     assert!(matches!(torn, Some(OpenError::Directory { .. })), "{torn:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_corrupt_snapshot_is_told_and_replaced_only_by_what_the_log_can_reach() {
-    let cluster = Cluster::new(|config| {
-        config.snapshot_entries = 1_000_000;
-        config.keep_entries = 0;
-    });
+/// Writes, takes a snapshot, stops, and turns one bit of the snapshot over.
+async fn with_a_spoiled_snapshot(cluster: &Cluster, purged: bool) -> (RaftConfig, Revision) {
     let a = cluster.found("a").await;
     let last = put(&a.store, "/1").await;
     a.store.snapshot().await.unwrap();
-    until(&a.store, "a snapshot", |status| status.snapshot > 0).await;
+    until(&a.store, "a snapshot", |status| status.snapshot > 0 && (status.first_log > 0) == purged).await;
     let config = a.kill().await;
-    let folder = config.directory.join("snapshots");
-    let spoil = |folder: &std::path::Path| {
-        let newest = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let newest =
-            newest.filter(|path| path.extension().is_some_and(|end| end == "snapshot")).max().unwrap();
-        let mut bytes = std::fs::read(&newest).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&newest, bytes).unwrap();
-    };
-    spoil(&folder);
-    // Whether the log still reaches back decides whether the member can start at all.
-    match RaftStore::open(config.clone(), Arc::new(PlainDial)).await {
-        Ok(store) => {
-            leads(&store).await;
-            assert_eq!(store.barrier().await.unwrap(), last);
+    let mut files =
+        std::fs::read_dir(config.directory.join("snapshots")).unwrap().map(|file| file.unwrap().path());
+    let newest = files.find(|path| path.extension().is_some_and(|end| end == "snapshot")).unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    (config, last)
+}
+
+fn set_aside(config: &RaftConfig) -> bool {
+    let mut files =
+        std::fs::read_dir(config.directory.join("snapshots")).unwrap().map(|file| file.unwrap().path());
+    files.any(|path| path.extension().is_some_and(|end| end == "corrupt"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_snapshot_is_set_aside_and_the_log_replaces_it() {
+    let cluster = Cluster::new(|_| {});
+    let (config, last) = with_a_spoiled_snapshot(&cluster, false).await;
+    let a = cluster.start("a").await;
+    leads(&a.store).await;
+    assert_eq!(within("a barrier", a.store.barrier()).await.unwrap(), last);
+    assert!(holds(&a.store, "/1", Read::Linearizable).await);
+    assert!(set_aside(&config));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_snapshot_that_the_log_cannot_replace_stops_the_member() {
+    let cluster = Cluster::new(|config| config.keep_entries = 0);
+    let (config, _) = with_a_spoiled_snapshot(&cluster, true).await;
+    for _ in 0..2 {
+        match RaftStore::open(config.clone(), Arc::new(PlainDial)).await.err() {
+            Some(OpenError::Snapshot(error)) => {
+                assert!(error.to_string().contains("add it again"), "{error}")
+            }
+            other => panic!("{other:?}"),
         }
-        Err(error) => assert!(matches!(error, OpenError::Snapshot(_)), "{error}"),
+        assert!(set_aside(&config));
     }
-    let aside = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-    assert!(aside.into_iter().any(|path| path.extension().is_some_and(|end| end == "corrupt")));
 }

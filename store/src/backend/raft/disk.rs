@@ -111,6 +111,14 @@ impl Disk {
         self.send(Write::Stop { done });
     }
 
+    /// Closes the file and waits; only for opening, never in an async task that others share.
+    pub fn stop_now(&self) {
+        let (sender, receiver) = channel();
+        self.stop(Box::new(move |result| drop(sender.send(result))));
+        // An error means that the writer is gone already, which is what we wait for.
+        let _ = receiver.recv();
+    }
+
     fn send(&self, write: Write) {
         if let Err(unsent) = self.writes.send(write) {
             unsent.0.finish(Err(stopped()));

@@ -284,6 +284,18 @@ impl Opened {
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
         std::fs::create_dir_all(directory).map_err(|error| wrong(error.to_string()))?;
         let disk = Arc::new(Disk::open(&directory.join("log.redb"))?);
+        let read = Opened::read_with(config, &disk);
+        if read.is_err() {
+            // So that the directory is free when the error is told, and not a little later.
+            disk.stop_now();
+        }
+        read
+    }
+
+    fn read_with(config: &RaftConfig, disk: &Arc<Disk>) -> std::result::Result<Opened, OpenError> {
+        let directory = &config.directory;
+        let wrong =
+            |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
         let io = |error: std::io::Error| wrong(error.to_string());
         let snapshots =
             Snapshots::open(directory.join("snapshots"), config.keep_snapshots, config.snapshot_rate)?;
@@ -312,9 +324,9 @@ impl Opened {
         if let Some(cluster) = cluster {
             snapshots.belong_to(cluster);
         }
-        let log = Log::load(Arc::clone(&disk)).map_err(io)?;
+        let log = Log::load(Arc::clone(disk)).map_err(io)?;
         let image = snapshots.load(log.purged())?;
-        Ok(Opened { id, cluster, disk, log, snapshots: Arc::new(snapshots), image })
+        Ok(Opened { id, cluster, disk: Arc::clone(disk), log, snapshots: Arc::new(snapshots), image })
     }
 }
 
@@ -332,7 +344,7 @@ fn library_config(config: &RaftConfig) -> std::result::Result<openraft::Config, 
         replication_lag_threshold: config.snapshot_entries.saturating_mul(2),
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
         max_in_snapshot_log_to_keep: config.keep_entries,
-        purge_batch_size: 256,
+        purge_batch_size: config.keep_entries.clamp(1, 256),
         // Pre-vote keeps a member that comes back from deposing a healthy leader.
         enable_pre_vote: Some(true),
         backoff: "50ms 100ms 200ms ...1s".into(),

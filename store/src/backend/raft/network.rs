@@ -383,3 +383,23 @@ fn chunks(snapshot: SnapshotFile) -> impl Stream<Item = wire::InstallSnapshotReq
         (!chunk.data.is_empty()).then_some((chunk, (snapshot, next)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is tried again rests on this: a refused connection is told from a lost answer.
+    #[tokio::test]
+    async fn a_refused_connection_has_surely_sent_nothing() {
+        let nobody = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let peers = Peers::new(Arc::new(PlainDial), 1);
+        let mut client = peers.client(&nobody).unwrap();
+        let request = wire::ReadIndexRequest { header: peers.header(2) };
+        let status = client.read_index(within(request, Duration::from_secs(30))).await.unwrap_err();
+        assert!(never_sent(&status), "{status:?}");
+        assert!(!never_sent(&Status::unavailable("the answer was lost")));
+    }
+}

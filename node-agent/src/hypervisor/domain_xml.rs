@@ -120,7 +120,6 @@ fn os(spec: &DomainSpec, platform: &Platform) -> Element {
         let feature = |name| element("feature").with("enabled", enabled).with("name", name);
         os = os
             .child(element("firmware").child(feature("enrolled-keys")).child(feature("secure-boot")))
-            .child(element("loader").with("secure", enabled))
             .child(element("nvram").text(path_text(&spec.nvram)));
     }
     if let (Some(direct), Some(kernel)) = (&machine.direct_boot, &spec.kernel) {

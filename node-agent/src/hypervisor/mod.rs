@@ -81,8 +81,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// This is for ends that no event told of, because the agent or its connection was away.
     async fn last_exit(&self, vm: Uuid) -> Result<Option<Exit>>;
 
-    /// What happens from now on. A receiver that lags loses events, and events are lost while the connection is:
-    /// they are a reason to look, and `observe` is the truth.
+    /// What happens from now on. A receiver that lags loses events, and events are lost while the connection is
+    /// and shortly after it is back: they are a reason to look, and `observe` is the truth.
     fn events(&self) -> broadcast::Receiver<DomainEvent>;
 }
 

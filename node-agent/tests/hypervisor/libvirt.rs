@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tamdao_node_agent::hypervisor::contract::{Fixture, Guest, cases};
 use tamdao_node_agent::hypervisor::libvirt::{AccelerationChoice, Libvirt, LibvirtConfig};
 use tamdao_node_agent::hypervisor::{
-    DiskFile, DiskFormat, DomainSpec, Hypervisor, Port, disk_serial, domain_name, tap_name,
+    DiskFile, DiskFormat, DomainEvent, DomainSpec, Hypervisor, Port, disk_serial, domain_name, tap_name,
 };
 use tamdao_proto::agent::v1::{Machine, MachineDirectBoot};
 use tamdao_proto::v1::{DiskKind, Firmware, Graphics, OsType};
@@ -285,13 +285,175 @@ impl Fixture for Real {
     }
 }
 
+/// Starts the machine as far as its first instruction, and ends it.
+async fn try_start(hypervisor: &Libvirt, what: &str, spec: &DomainSpec) {
+    let domain = hypervisor.start(spec).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    assert_eq!(domain.vcpus, spec.machine.vcpus, "{what}");
+    assert_eq!(domain.memory_mib, spec.machine.memory_mib, "{what}");
+    hypervisor.resume(spec.vm, spec.incarnation).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    hypervisor.destroy(spec.vm, spec.incarnation).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_of_every_kind_start() {
+    let real = Real::new(Testbed::up("hvkinds", "td-hvkinds", 80)).await;
+    let inventory = real.here.inventory().await.expect("inventory");
+    assert_eq!(inventory.hostname, "n1");
+    assert_eq!((inventory.libvirt_version.split('.').count(), inventory.acceleration.as_str()), (3, "qemu"));
+
+    let mut spec = real.spec(Guest::Stubborn).await;
+    spec.machine.firmware = Firmware::Uefi as i32;
+    spec.machine.graphics = Graphics::Vnc as i32;
+    try_start(&real.here, "uefi with a screen", &spec).await;
+    // The variables that the first start made are kept and used.
+    assert!(
+        real.testbed.directory.join("n1/lib/libvirt").join(spec.nvram.file_name().expect("a name")).exists()
+    );
+    try_start(&real.here, "uefi again", &spec).await;
+
+    let mut spec = real.spec(Guest::Stubborn).await;
+    spec.machine.firmware = Firmware::Uefi as i32;
+    spec.machine.secure_boot = true;
+    spec.machine.os_type = OsType::Windows as i32;
+    spec.machine.graphics = Graphics::Vnc as i32;
+    let cdrom = |path: Option<PathBuf>| DiskFile {
+        path,
+        format: DiskFormat::Raw,
+        kind: DiskKind::Cdrom,
+        boot_order: 0,
+        shared: false,
+        readonly: true,
+        serial: String::new(),
+    };
+    let iso = real.testbed.shared().join("some.iso");
+    std::fs::write(&iso, [0u8; 4096]).expect("an image");
+    spec.disks.push(cdrom(Some(iso.clone())));
+    spec.disks.push(cdrom(None));
+    spec.seed = Some(iso.clone());
+    try_start(&real.here, "windows with secure boot", &spec).await;
+
+    let mut spec = real.spec(Guest::Obedient).await;
+    let template = spec.disks[0].clone();
+    for number in 1..16 {
+        let path = real.testbed.shared().join(format!("{}-{number}.qcow2", spec.vm));
+        real.empty_disk(&path, "qcow2");
+        let serial = disk_serial(Uuid::new_v4());
+        spec.disks.push(DiskFile { path: Some(path), serial, boot_order: 0, ..template.clone() });
+    }
+    for index in 1..8 {
+        let mac = format!("52:54:00:00:02:{index:02x}");
+        let port = Port { mac, tap: tap_name(spec.vm, index), ..spec.interfaces[0].clone() };
+        spec.interfaces.push(port);
+    }
+    spec.seed = Some(iso);
+    spec.machine.vcpus = 8;
+    try_start(&real.here, "all that a machine may have", &spec).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_have_reasons() {
+    let real = Real::new(Testbed::up("hvrefuse", "td-hvrefuse", 81)).await;
+    let reason = async |what: &str, spec: &DomainSpec| {
+        let error = real.here.start(spec).await.err().unwrap_or_else(|| panic!("{what}: it started"));
+        println!("{what}: {error:?}");
+        assert!(real.here.observe().await.expect("observe").ours.is_empty(), "{what}");
+        (error.reason(), error.is_permanent())
+    };
+    let fresh = || real.spec(Guest::Obedient);
+
+    let mut spec = fresh().await;
+    spec.interfaces[0].bridge = "br-none".to_owned();
+    assert_eq!(reason("no bridge", &spec).await, ("BridgeMissing", false));
+
+    let mut spec = fresh().await;
+    spec.kernel = Some(PathBuf::from("/nowhere/kernel"));
+    assert_eq!(reason("no kernel", &spec).await, ("FileMissing", false));
+
+    let spec = fresh().await;
+    let path = spec.disks[0].path.as_ref().expect("a disk of ours has a file");
+    std::fs::write(path, b"this is no qcow2").expect("a broken image");
+    assert_eq!(reason("a broken image", &spec).await, ("ImageDamaged", true));
+
+    let mut spec = fresh().await;
+    spec.machine.memory_mib = 4_194_304;
+    assert_eq!(reason("too much memory", &spec).await, ("NotEnoughMemory", false));
+
+    let mut spec = fresh().await;
+    spec.interfaces[0].mac = "52:54:00".to_owned();
+    assert_eq!(reason("no mac", &spec).await, ("InvalidMachine", true));
+
+    let mut spec = fresh().await;
+    spec.machine.platform = Some(tamdao_proto::v1::Platform {
+        machine_type: "pc-q35-99.9".to_owned(),
+        cpu_model: "qemu64".to_owned(),
+    });
+    assert!(reason("a machine type of the future", &spec).await.1);
+
+    let mut spec = fresh().await;
+    spec.machine.platform = Some(tamdao_proto::v1::Platform {
+        machine_type: "pc-q35-7.2".to_owned(),
+        cpu_model: "Unheard-Of".to_owned(),
+    });
+    assert!(reason("an unknown cpu", &spec).await.1);
+
+    let mut spec = fresh().await;
+    spec.machine.tpm = true;
+    if !real.here.inventory().await.expect("inventory").tpm {
+        reason("no swtpm", &spec).await;
+    }
+
+    let spec = fresh().await;
+    let name = domain_name(spec.vm);
+    let foreign = format!(
+        "<domain type=\"qemu\"><name>{name}</name><memory unit=\"MiB\">16</memory>\
+         <os><type machine=\"q35\">hvm</type></os></domain>"
+    );
+    let made = real.testbed.inside("n1", &format!("virsh -q create --paused <(printf %s '{foreign}')"));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert_eq!(reason("a foreign domain has the name", &spec).await, ("NameTaken", false));
+    real.stop_foreign(&name).await;
+
+    let spec = fresh().await;
+    let raised = real.testbed.inside("n1", &format!("ip tuntap add {} mode tap", spec.interfaces[0].tap));
+    assert!(raised.status.success());
+    assert_eq!(reason("the tap exists", &spec).await, ("TapTaken", false));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn libvirt_passes_the_contract() {
     let real = Real::new(Testbed::up("hvtest", "td-hvtest", 79)).await;
+    // To look at one case alone: TAMDAO_CASE=a_console_has_one_holder.
+    let only = std::env::var("TAMDAO_CASE").ok();
     for (name, case) in cases() {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
         let began = std::time::Instant::now();
         println!("case {name}");
         case(&real).await;
         println!("     {:.1} s", began.elapsed().as_secs_f64());
     }
+}
+
+/// A libvirtd that answers no more is taken as gone, and found again when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_libvirtd_is_survived() {
+    let real = Real::new(Testbed::up("hvfrozen", "td-hvfrozen", 82)).await;
+    let signal = |name: &str| {
+        let done = real.testbed.inside("n1", &format!("kill -{name} $(cat /run/libvirtd.pid)"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let spec = real.spec(Guest::Stubborn).await;
+    real.here.start(&spec).await.expect("start");
+    let mut events = real.here.events();
+    signal("STOP");
+    let away = real.here.observe().await.expect_err("it cannot answer");
+    assert_eq!(away.reason(), "HypervisorAway", "{away:?}");
+    assert_eq!(events.recv().await.expect("an event"), DomainEvent::ConnectionLost);
+    let away = real.here.pause(spec.vm, 1).await.expect_err("it cannot answer");
+    assert_eq!(away.reason(), "HypervisorAway", "{away:?}");
+    signal("CONT");
+    assert_eq!(events.recv().await.expect("an event"), DomainEvent::ConnectionUp);
+    assert_eq!(real.here.observe().await.expect("observe").ours.len(), 1);
+    real.here.destroy(spec.vm, 1).await.expect("destroy");
 }

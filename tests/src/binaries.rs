@@ -1,0 +1,37 @@
+//! Where the programs under test are: beside the test itself, in the directory that cargo builds into. They are not
+//! built here, because cargo would wait for itself; a missing one fails the test with the command that builds it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::Result;
+
+/// Builds all programs as the tests want them.
+const BUILD: &str = "cargo build --workspace --bins --features tamdao-node-agent/test-hooks";
+
+/// The program of this name.
+///
+/// # Errors
+/// When it has not been built.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let directory = match std::env::var_os("TAMDAO_TEST_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let test = std::env::current_exe().context("where this test is")?;
+            // target/debug/deps/scenarios-0123456789abcdef
+            let profile = test.parent().and_then(Path::parent);
+            profile.context("this test lies in no directory of cargo's")?.to_owned()
+        }
+    };
+    let program = directory.join(name);
+    if !program.is_file() {
+        bail!("{} has not been built; run: {BUILD}", program.display());
+    }
+    Ok(program)
+}
+
+/// The directory `deploy` of the repository.
+pub fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}

@@ -1,0 +1,99 @@
+//! The command line as a user runs it: a program with a configuration file of its own, judged by exit code and output.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::process::said;
+use crate::{Result, binaries};
+
+/// One user's command line.
+#[derive(Clone)]
+pub struct Cli {
+    program: PathBuf,
+    config: PathBuf,
+}
+
+impl Cli {
+    /// A command line that knows one cloud, in the context `test`.
+    ///
+    /// # Errors
+    /// When the context cannot be made.
+    pub async fn new(
+        config: &Path,
+        endpoints: &[String],
+        ca: &Path,
+        token: &Path,
+        agency: &str,
+    ) -> Result<Self> {
+        let cli = Self { program: binaries::find("tamdao")?, config: config.to_owned() };
+        let mut arguments: Vec<String> =
+            ["context", "set", "test", "--use", "-a", agency].map(str::to_owned).into();
+        for endpoint in endpoints {
+            arguments.extend(["--endpoint".to_owned(), endpoint.clone()]);
+        }
+        arguments.extend(["--ca".to_owned(), ca.display().to_string()]);
+        arguments.extend(["--token-file".to_owned(), token.display().to_string()]);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cli.run(&arguments).await?;
+        Ok(cli)
+    }
+
+    /// Runs a command to its end, however that is.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn attempt(&self, arguments: &[&str]) -> Result<Output> {
+        self.with_input(arguments, b"").await
+    }
+
+    /// The same with something on stdin.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("TAMDAO_CONFIG", &self.config).env("NO_COLOR", "1");
+        for variable in ["TAMDAO_AGENCY", "TAMDAO_CONTEXT"] {
+            command.env_remove(variable);
+        }
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", self.program.display()))?;
+        let mut stdin = child.stdin.take().context("a pipe to stdin")?;
+        // A command that reads nothing may have ended before this is written.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+        Ok(child.wait_with_output().await?)
+    }
+
+    /// Runs a command that must succeed; its stdout.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub async fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.attempt(arguments).await?;
+        if !output.status.success() {
+            bail!("`tamdao {}` ended with {}:\n{}", arguments.join(" "), output.status, said(&output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a command with `-o json` that must succeed, and reads what it printed.
+    ///
+    /// # Errors
+    /// When it fails, or prints something else.
+    pub async fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
+        let text = self.run(&[arguments, &["-o", "json"]].concat()).await?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`tamdao {}` printed {text}", arguments.join(" ")))
+    }
+}

@@ -1,0 +1,427 @@
+//! The cloud under test, from nothing to nodes that are ready, and back to nothing. When a test ends without
+//! [`Cloud::done`], the ends of all logs are shown.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
+use tamdao_proto::v1::controller_service_client::ControllerServiceClient;
+use tamdao_proto::v1::node_service_client::NodeServiceClient;
+use tamdao_proto::v1::{
+    ControllerRole, CreateJoinTokenRequest, JoinTokenKind, ListControllersRequest, ListNodesRequest, Node,
+    NodePhase, Vm, VmPhase,
+};
+
+use crate::agent::Agent;
+use crate::api::{self, Api};
+use crate::cli::Cli;
+use crate::controller::Controller;
+use crate::guest::Guest;
+use crate::process::tail;
+use crate::rest::Rest;
+use crate::slot::Slot;
+use crate::testbed::{self, Testbed};
+use crate::wait::{BOOT, SOON, eventually, not_yet};
+use crate::{Hopeless, Result};
+
+/// Who owns what the tests make.
+pub const AGENCY: &str = "lab";
+/// Where the pool `default` lies on every node; a directory of the node's own.
+pub const POOL: &str = "/var/lib/libvirt/pool";
+
+/// What a cloud shall have.
+pub struct Builder {
+    controllers: usize,
+    nodes: u8,
+    furnished: bool,
+}
+
+/// The cloud under test. Its fields go in this order: processes first, then what they lived in.
+pub struct Cloud {
+    pub controllers: Vec<Controller>,
+    pub agents: Vec<Agent>,
+    pub api: Api,
+    pub cli: Cli,
+    pub testbed: Testbed,
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    /// The first admin's token.
+    pub token: String,
+    pub slot: Slot,
+    done: bool,
+}
+
+impl Cloud {
+    /// A cloud of one controller and no node.
+    pub fn builder() -> Builder {
+        Builder { controllers: 1, nodes: 0, furnished: true }
+    }
+
+    /// # Errors
+    /// When there is no VM of this name.
+    pub async fn vm(&self, name: &str) -> Result<Vm> {
+        Ok(self.api.vm(AGENCY, name).await?)
+    }
+
+    /// Waits until a VM is in a phase. Failed ends the waiting, unless it is what is waited for.
+    ///
+    /// # Errors
+    /// When it does not come there, with what the VM says instead.
+    pub async fn reaches(&self, name: &str, phase: VmPhase) -> Result<Vm> {
+        self.becomes(name, phase.as_str_name(), BOOT, |vm| api::phase(vm) == phase).await
+    }
+
+    /// Waits until something is true of a VM.
+    ///
+    /// # Errors
+    /// When it does not become so.
+    pub async fn becomes(
+        &self,
+        name: &str,
+        what: &str,
+        patience: Duration,
+        is: impl Fn(&Vm) -> bool,
+    ) -> Result<Vm> {
+        eventually(&format!("{name}: {what}"), patience, async || {
+            let vm = self.vm(name).await?;
+            match api::phase(&vm) {
+                _ if is(&vm) => Ok(vm),
+                VmPhase::Failed => Err(Hopeless(api::told(&vm)).into()),
+                _ => not_yet(api::told(&vm)),
+            }
+        })
+        .await
+    }
+
+    /// Waits until a VM is gone from the records.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub async fn vanishes(&self, name: &str) -> Result<()> {
+        eventually(&format!("{name} is gone"), BOOT, async || match self.api.vm(AGENCY, name).await {
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
+            Err(status) => Err(status.into()),
+            Ok(vm) => not_yet(api::told(&vm)),
+        })
+        .await
+    }
+
+    /// Waits until an event about a VM has this reason.
+    ///
+    /// # Errors
+    /// When none comes; the error lists those that are there.
+    pub async fn event(&self, vm: &str, reason: &str) -> Result<()> {
+        eventually(&format!("an event {reason} about {vm}"), SOON, async || {
+            let events = self.api.events(AGENCY, "vm", vm).await?;
+            if events.iter().any(|event| event.reason == reason) {
+                return Ok(());
+            }
+            let seen: Vec<String> =
+                events.iter().map(|event| format!("{}: {}", event.reason, event.message)).collect();
+            not_yet(seen.join("; "))
+        })
+        .await
+    }
+
+    /// The guest of a VM.
+    pub fn guest(&self, vm: &str) -> Guest<'_> {
+        Guest::new(self, vm)
+    }
+
+    /// The agent of a node.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn agent(&self, node: &str) -> Result<&Agent> {
+        self.agents
+            .iter()
+            .find(|agent| agent.name == node)
+            .with_context(|| format!("there is no node {node:?}"))
+    }
+
+    /// # Errors
+    /// When there is no such node.
+    pub fn agent_mut(&mut self, node: &str) -> Result<&mut Agent> {
+        let found = self.agents.iter_mut().find(|agent| agent.name == node);
+        found.with_context(|| format!("there is no node {node:?}"))
+    }
+
+    /// One controller over REST.
+    ///
+    /// # Errors
+    /// When the CA cannot be used.
+    pub fn rest(&self, controller: usize) -> Result<Rest> {
+        Rest::new(&self.controllers[controller].address, &self.ca, Some(&self.token))
+    }
+
+    /// The place in the list of the controller that leads.
+    ///
+    /// # Errors
+    /// When none leads in time.
+    pub async fn leader(&self) -> Result<usize> {
+        eventually("a controller leads", SOON, async || {
+            let request = ListControllersRequest::default();
+            let send =
+                async |wire| ControllerServiceClient::new(wire).list_controllers(request.clone()).await;
+            let answer = self.api.call(send).await?;
+            for controller in &answer.controllers {
+                let status = controller.status.clone().unwrap_or_default();
+                let led = status.role() == ControllerRole::Leader;
+                let found = self.controllers.iter().position(|one| led && one.address == status.address);
+                if let Some(index) = found.filter(|index| self.controllers[*index].is_started()) {
+                    return Ok(index);
+                }
+            }
+            not_yet(format!("{:?}", answer.controllers))
+        })
+        .await
+    }
+
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn nodes(&self) -> Result<Vec<Node>> {
+        let request = ListNodesRequest::default();
+        let answer = self
+            .api
+            .call(async |wire| NodeServiceClient::new(wire).list_nodes(request.clone()).await)
+            .await?;
+        Ok(answer.nodes)
+    }
+
+    /// Waits until every node whose agent is started is ready.
+    ///
+    /// # Errors
+    /// When one is not in time.
+    pub async fn nodes_ready(&mut self) -> Result<()> {
+        let wanted = self.agents.iter().filter(|agent| agent.is_started()).count();
+        eventually(&format!("{wanted} nodes are ready"), 2 * SOON, async || {
+            self.check()?;
+            let nodes = self.nodes().await?;
+            let ready = |node: &&Node| node.status.as_ref().is_some_and(|s| s.phase() == NodePhase::Ready);
+            if nodes.iter().filter(ready).count() >= wanted {
+                return Ok(());
+            }
+            let told = |node: &Node| {
+                let (metadata, status) =
+                    (node.metadata.clone().unwrap_or_default(), node.status.clone().unwrap_or_default());
+                format!("{} {} {:?}", metadata.name, status.phase().as_str_name(), status.conditions)
+            };
+            not_yet(nodes.iter().map(told).collect::<Vec<_>>().join("; "))
+        })
+        .await
+    }
+
+    /// # Errors
+    /// When a process that was started has ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        for controller in &mut self.controllers {
+            controller.check()?;
+        }
+        for agent in &mut self.agents {
+            agent.check()?;
+        }
+        Ok(())
+    }
+
+    /// Starts a controller that was stopped or killed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_controller(&mut self, index: usize) -> Result<()> {
+        self.controllers[index].start(&self.slot)
+    }
+
+    /// A token by which one can join.
+    ///
+    /// # Errors
+    /// When the cloud gives none.
+    pub async fn join_token(&self, kind: JoinTokenKind, name: &str) -> Result<String> {
+        let request =
+            CreateJoinTokenRequest { kind: kind.into(), ttl_s: 3600, uses: 1, name: name.to_owned() };
+        let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
+        let answer = eventually("a join token", SOON, async || Ok(self.api.call(send).await?)).await;
+        Ok(answer?.secret)
+    }
+
+    /// Creates a VM with the tiny guest and waits until QEMU runs it. Further arguments are of `tamdao vm create`.
+    ///
+    /// # Errors
+    /// When it does not come to run.
+    pub async fn create_tiny(&self, name: &str, more: &[&str]) -> Result<Vm> {
+        let arguments = ["vm", "create", name, "--flavor", "tiny", "--image", "tiny", "--network", "lan"];
+        self.cli.json(&[&arguments, more].concat()).await
+    }
+
+    /// The test has seen what it wanted: everything goes, and the logs stay unsaid.
+    ///
+    /// # Errors
+    /// When a process died on its own, or something cannot be removed.
+    pub fn done(mut self) -> Result<()> {
+        self.check()?;
+        self.done = true;
+        self.clear()
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        self.agents.clear();
+        self.controllers.clear();
+        self.slot.clear()
+    }
+
+    #[allow(clippy::print_stderr, reason = "this is what a failed test says")]
+    fn show_logs(&self) {
+        let controllers = self.controllers.iter().map(|controller| (&controller.name, &controller.log));
+        let agents = self.agents.iter().map(|agent| (&agent.name, &agent.log));
+        for (name, log) in controllers.chain(agents) {
+            eprintln!("--- the end of the log of {name} ---\n{}", tail(log, 40));
+        }
+    }
+}
+
+impl Drop for Cloud {
+    #[allow(clippy::print_stderr, reason = "a test that cannot clean up has to say so")]
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        self.show_logs();
+        if let Err(error) = self.clear() {
+            eprintln!("what the test made could not be removed: {error:#}");
+        }
+    }
+}
+
+impl Builder {
+    #[must_use]
+    pub fn controllers(mut self, count: usize) -> Self {
+        self.controllers = count;
+        self
+    }
+
+    /// Hosts with libvirt of their own, each with a joined agent.
+    #[must_use]
+    pub fn nodes(mut self, count: u8) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// Without agency, flavor, pool, network and image.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.furnished = false;
+        self
+    }
+
+    /// Brings it up.
+    ///
+    /// # Errors
+    /// When any part does not come up, with the end of its log.
+    pub async fn start(self) -> Result<Cloud> {
+        let slot = Slot::take()?;
+        let testbed = Testbed::of(slot.number, &slot.directory);
+        let host: Ipv4Addr = if self.nodes > 0 {
+            testbed.up()?;
+            testbed.address(1).parse()?
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        let plan = |number| Controller::plan(&slot.directory, &format!("c{number}"), host);
+        let mut controllers: Vec<Controller> = (1..=self.controllers).map(plan).collect::<Result<_>>()?;
+        let founder = &mut controllers[0];
+        founder.init()?;
+        let ca_file = founder.data_dir.join("ca.pem");
+        let token_file = founder.data_dir.join("admin-token");
+        let ca = std::fs::read_to_string(&ca_file).context("the CA that init made")?;
+        let token =
+            std::fs::read_to_string(&token_file).context("the token that init made")?.trim().to_owned();
+        founder.start(&slot)?;
+        let addresses: Vec<String> =
+            controllers.iter().map(|controller| controller.address.clone()).collect();
+        let api = Api::new(&addresses, &ca, Some(&token))?;
+        let config = slot.directory.join("cli.toml");
+        let cli = Cli::new(&config, &addresses, &ca_file, &token_file, AGENCY).await?;
+        let mut cloud =
+            Cloud { controllers, agents: Vec::new(), api, cli, testbed, ca, token, slot, done: false };
+        cloud.gather().await?;
+        cloud.settle(self.nodes).await?;
+        if self.furnished {
+            cloud.furnish(self.nodes > 0).await?;
+        }
+        Ok(cloud)
+    }
+}
+
+impl Cloud {
+    /// The further controllers join, one after the other.
+    async fn gather(&mut self) -> Result<()> {
+        for index in 0..self.controllers.len() {
+            if index > 0 {
+                let name = self.controllers[index].name.clone();
+                let token = self.join_token(JoinTokenKind::Controller, &name).await?;
+                self.controllers[index].join(&self.controllers[0].address, &token)?;
+                self.controllers[index].start(&self.slot)?;
+            }
+            self.controllers_ready(index + 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until this many controllers vote and answer.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn controllers_ready(&mut self, count: usize) -> Result<()> {
+        eventually(&format!("{count} controllers vote"), SOON, async || {
+            self.check()?;
+            let request = ListControllersRequest::default();
+            let send =
+                async |wire| ControllerServiceClient::new(wire).list_controllers(request.clone()).await;
+            let answer = self.api.call(send).await?;
+            let votes = answer.controllers.iter().filter_map(|one| one.status.as_ref());
+            let votes =
+                votes.filter(|s| matches!(s.role(), ControllerRole::Leader | ControllerRole::Follower));
+            let votes = votes.filter(|status| status.reachable).count();
+            if votes == count { Ok(()) } else { not_yet(format!("{votes} do: {:?}", answer.controllers)) }
+        })
+        .await
+    }
+
+    /// Boots the nodes and joins them.
+    async fn settle(&mut self, nodes: u8) -> Result<()> {
+        if nodes == 0 {
+            return Ok(());
+        }
+        let acceleration = "qemu";
+        let addresses: Vec<String> = self.controllers.iter().map(|one| one.address.clone()).collect();
+        for number in 1..=nodes {
+            let name = format!("n{number}");
+            self.testbed.boot(&name, number)?;
+            self.testbed.shell(&name, &format!("mkdir -p {POOL}"))?;
+            let token = self.join_token(JoinTokenKind::Node, &name).await?;
+            let mut agent = Agent::plan(&self.slot.directory, &self.testbed, &name, acceleration)?;
+            agent.join(&addresses, &token)?;
+            agent.start()?;
+            self.agents.push(agent);
+        }
+        self.nodes_ready().await
+    }
+
+    /// What VMs need: an agency, a size, a pool, a network, and the tiny guest's image where there are nodes.
+    async fn furnish(&self, with_image: bool) -> Result<()> {
+        self.cli.run(&["agency", "create", AGENCY]).await?;
+        self.cli.run(&["flavor", "create", "tiny", "--vcpus", "1", "--memory", "128M"]).await?;
+        let wait: &[&str] = if with_image { &[] } else { &["--no-wait"] };
+        self.cli.run(&[&["pool", "create", "default", "--path", POOL], wait].concat()).await?;
+        let address = |host| self.testbed.address(host);
+        let subnet =
+            format!("{}/24,gateway={},range={}-{}", address(0), address(1), address(100), address(200));
+        self.cli.run(&["network", "create", "lan", "--bridge", "br-guests", "--subnet", &subnet]).await?;
+        if with_image {
+            let disk = testbed::tiny()?.join("tiny.qcow2");
+            let Some(disk) = disk.to_str() else { bail!("{} has a strange name", disk.display()) };
+            self.cli.run(&["image", "import", "tiny", "--file", disk]).await?;
+        }
+        Ok(())
+    }
+}

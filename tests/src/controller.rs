@@ -1,0 +1,125 @@
+//! One controller as a process: its configuration, its life and its death.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::process::{Process, run};
+use crate::slot::Slot;
+use crate::{Result, binaries};
+
+/// One seat of the control plane.
+pub struct Controller {
+    pub name: String,
+    /// host:port.
+    pub address: String,
+    /// Where /metrics, /healthz and /readyz are, host:port.
+    pub metrics: String,
+    pub data_dir: PathBuf,
+    pub log: PathBuf,
+    config: PathBuf,
+    process: Option<Process>,
+}
+
+impl Controller {
+    /// Writes the configuration of a controller that will listen on a free port of `host`.
+    ///
+    /// # Errors
+    /// When no port is free, or the file cannot be written.
+    pub fn plan(directory: &Path, name: &str, host: Ipv4Addr) -> Result<Self> {
+        let address = free(host)?.to_string();
+        let metrics = free(Ipv4Addr::LOCALHOST)?.to_string();
+        let home = directory.join(name);
+        std::fs::create_dir_all(&home)?;
+        let (config, data_dir) = (home.join("controller.toml"), home.join("data"));
+        let text = format!(
+            "name = {name:?}\naddress = {address:?}\nlisten = {address:?}\ndata_dir = {data_dir:?}\n\
+             [metrics]\nlisten = {metrics:?}\n"
+        );
+        std::fs::write(&config, text)?;
+        let log = home.join("log");
+        Ok(Self { name: name.to_owned(), address, metrics, data_dir, log, config, process: None })
+    }
+
+    /// Founds a cloud.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn init(&self) -> Result<()> {
+        run(self.command("init")?.args(["--cluster-name", "test"])).context("the founding of the cluster")?;
+        Ok(())
+    }
+
+    /// Becomes a further controller of a cloud.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn join(&self, meet: &str, token: &str) -> Result<()> {
+        run(self.command("join")?.args(["--controller", meet, "--token", token]))
+            .with_context(|| format!("{} joins", self.name))?;
+        Ok(())
+    }
+
+    /// Starts the process; it need not be ready yet.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&mut self, slot: &Slot) -> Result<()> {
+        let process = Process::start(&self.name, &mut self.command("run")?, &self.log)?;
+        slot.note(process.id())?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it as a crash would.
+    ///
+    /// # Errors
+    /// When the system does not know it.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill(),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks it to end and waits for that.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// When it has ended by itself, with the end of its log.
+    pub fn check(&mut self) -> Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        if let Some(status) = process.ended()? {
+            let words = format!("{} ended with {status}:\n{}", self.name, process.tail(15));
+            return Err(crate::Hopeless(words).into());
+        }
+        Ok(())
+    }
+
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// The program with a subcommand and the configuration.
+    fn command(&self, verb: &str) -> Result<Command> {
+        let mut command = Command::new(binaries::find("tamdao-controller")?);
+        command.arg(verb).arg("--config").arg(&self.config);
+        Ok(command)
+    }
+}
+
+/// A port that nobody listens on now. Another process may take it before it is used; then the test fails and says so.
+fn free(host: Ipv4Addr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((host, 0)).with_context(|| format!("no free port on {host}"))?;
+    Ok(listener.local_addr()?)
+}

@@ -1,0 +1,176 @@
+//! The hosts that nodes are: the scripts of deploy/testbed, called with the prefix and the network of one place.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, bail};
+
+use crate::Result;
+use crate::binaries::deploy;
+use crate::process::{output, run};
+
+/// The hosts of one cloud.
+#[derive(Clone)]
+pub struct Testbed {
+    pub prefix: String,
+    pub directory: PathBuf,
+    number: u8,
+}
+
+impl Testbed {
+    /// The hosts of the place with this number; nothing is started.
+    pub fn of(number: u8, directory: &Path) -> Self {
+        Self { prefix: format!("tt{number}"), directory: directory.join("nodes"), number }
+    }
+
+    /// An address in the testbed's network, 10.91.N.0/24.
+    pub fn address(&self, host: u8) -> String {
+        format!("10.91.{}.{host}", self.number)
+    }
+
+    /// Makes the bridge that joins the nodes and this host; its address is the host's.
+    ///
+    /// # Errors
+    /// When it cannot be made, or something that guests need is missing and cannot be installed.
+    pub fn up(&self) -> Result<()> {
+        install()?;
+        let (bridge, address) = (self.bridge(), format!("{}/24", self.address(1)));
+        self.script("network", &["up", "--bridge", &bridge, "--address", &address])?;
+        Ok(())
+    }
+
+    /// Starts a host, or starts it again after a cut.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn boot(&self, node: &str, index: u8) -> Result<()> {
+        let (bridge, address) = (self.bridge(), format!("{}/24", self.address(10 + index)));
+        let uuid = format!("7a6d0000-0000-4000-8000-{:06}{index:06}", self.number);
+        self.script("node", &["up", node, "--bridge", &bridge, "--address", &address, "--uuid", &uuid])?;
+        Ok(())
+    }
+
+    /// The power of a host goes.
+    ///
+    /// # Errors
+    /// When its processes stay.
+    pub fn cut(&self, node: &str) -> Result<()> {
+        self.script("node", &["cut", node]).map(drop)
+    }
+
+    /// # Errors
+    /// When libvirtd does not come back.
+    pub fn restart_libvirtd(&self, node: &str) -> Result<()> {
+        self.script("node", &["restart-libvirtd", node]).map(drop)
+    }
+
+    /// A command that runs inside a host and dies when its own process does.
+    pub fn inside(&self, node: &str) -> Command {
+        let mut command = self.command("node");
+        command.args(["exec", node, "--"]);
+        command
+    }
+
+    /// Runs a shell line inside a host; its stdout.
+    ///
+    /// # Errors
+    /// When the line fails.
+    pub fn shell(&self, node: &str, line: &str) -> Result<String> {
+        run(self.inside(node).args(["bash", "-c", line]))
+    }
+
+    /// The same, however it ends.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn try_shell(&self, node: &str, line: &str) -> Result<Output> {
+        output(self.inside(node).args(["bash", "-c", line]))
+    }
+
+    /// The names of the running guests of a host.
+    ///
+    /// # Errors
+    /// When libvirt does not answer.
+    pub fn domains(&self, node: &str) -> Result<Vec<String>> {
+        let names = self.shell(node, "virsh -q -c qemu:///system list --all --name")?;
+        Ok(names.lines().filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// The process ids of a host's QEMUs, as this host sees them.
+    ///
+    /// # Errors
+    /// When the host does not run.
+    pub fn qemus(&self, node: &str) -> Result<Vec<u32>> {
+        let init = self.script("node", &["pid", node])?;
+        let space = |id: u32| std::fs::read_link(format!("/proc/{id}/ns/pid")).ok();
+        let home = space(init.parse()?).context("the host's init has ended")?;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let name = std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+            if name.starts_with("qemu-system") && space(id).as_ref() == Some(&home) {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the hosts and the bridge; nothing is left.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn down(&self) -> Result<()> {
+        self.script("network", &["down", "--purge"]).map(drop)
+    }
+
+    fn bridge(&self) -> String {
+        format!("{}-br", self.prefix)
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(deploy().join("testbed").join(script));
+        command.env("TAMDAO_TESTBED_PREFIX", &self.prefix).env("TAMDAO_TESTBED_DIR", &self.directory);
+        command
+    }
+
+    fn script(&self, script: &str, arguments: &[&str]) -> Result<String> {
+        run(self.command(script).args(arguments))
+    }
+}
+
+/// Installs what deploy/packages names and is missing.
+fn install() -> Result<()> {
+    let programs = [
+        "ip",
+        "nft",
+        "virsh",
+        "libvirtd",
+        "virtlogd",
+        "qemu-system-x86_64",
+        "qemu-img",
+        "genisoimage",
+        "nsenter",
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if programs.iter().all(|program| directories.iter().any(|directory| directory.join(program).is_file())) {
+        return Ok(());
+    }
+    run(&mut Command::new(deploy().join("install-packages"))).map(drop)
+}
+
+/// The tiny guest's directory: kernel, initrd, cmdline, tiny.qcow2.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn tiny() -> Result<PathBuf> {
+    install()?;
+    let answer = run(&mut Command::new(deploy().join("images/tiny")))?;
+    let directory = PathBuf::from(answer);
+    if !directory.join("tiny.qcow2").is_file() {
+        bail!("deploy/images/tiny made no tiny.qcow2 in {}", directory.display());
+    }
+    Ok(directory)
+}

@@ -1,0 +1,27 @@
+//! Three controllers make one cloud: each answers, and what one accepted all know.
+
+use tamdao_proto::v1::ListVmsRequest;
+use tamdao_proto::v1::vm_service_client::VmServiceClient;
+use tamdao_tests::wait::SOON;
+use tamdao_tests::{Cloud, Result, eventually, not_yet};
+
+#[tokio::test]
+async fn three_controllers_answer_as_one() -> Result<()> {
+    let cloud = Cloud::builder().controllers(3).start().await?;
+    cloud.leader().await?;
+    let arguments =
+        ["vm", "create", "web", "--flavor", "tiny", "--disk", "size=1G", "--network", "lan", "--no-wait"];
+    cloud.cli.run(&arguments).await?;
+    for controller in 0..3 {
+        eventually(&format!("controller {controller} knows web"), SOON, async || {
+            let mut client = VmServiceClient::new(cloud.api.wire(controller));
+            let vms = client.list_vms(ListVmsRequest::default()).await?.into_inner().vms;
+            if vms.len() == 1 { Ok(()) } else { not_yet(format!("{} VMs", vms.len())) }
+        })
+        .await?;
+        let answer = cloud.rest(controller)?.get("/v1/agencies/lab/vms/web").await?;
+        assert_eq!(answer.code, 200, "{answer:?}");
+        assert_eq!(answer.json()["metadata"]["name"], "web");
+    }
+    cloud.done()
+}

@@ -1,0 +1,3 @@
+//! Scenarios of the control plane alone.
+
+mod cluster;

@@ -1,0 +1,3 @@
+//! Scenarios with real libvirt, real QEMU and the tiny guest.
+
+mod life;

@@ -35,7 +35,7 @@ impl App {
             return Ok(connected);
         }
         let connection = context::connection(&self.global)?;
-        let client = Client::new(&connection, self.global.retry_for)?;
+        let client = Client::new(&connection, self.global.retry_for, &self.output)?;
         Ok(self.connected.get_or_init(|| (connection, client)))
     }
 

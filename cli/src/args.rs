@@ -44,8 +44,8 @@ pub struct GlobalArgs {
     /// Agency that owns what is named; NAME may also be AGENCY/NAME
     #[arg(long, short = 'a', global = true, env = "TAMDAO_AGENCY", hide_env_values = true)]
     pub agency: Option<String>,
-    /// Form of the data on stdout
-    #[arg(long, short = 'o', global = true, value_enum, default_value_t = Format::Table)]
+    /// Form of the data on stdout; json and yaml are the API's own
+    #[arg(long, short = 'o', global = true, value_name = "FORM", value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// Say nothing on stderr but errors
     #[arg(long, short = 'q', global = true)]
@@ -67,16 +67,12 @@ pub struct GlobalArgs {
     pub retry_for: Duration,
 }
 
-/// The form of data on stdout.
+/// The form of data on stdout. The values have no help of their own: it would double the length of every help page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Columns for people
     Table,
-    /// More columns
     Wide,
-    /// The API's own JSON
     Json,
-    /// The same as YAML
     Yaml,
 }
 

@@ -17,7 +17,9 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 
 use crate::context::Connection;
+use crate::output::Output;
 use crate::problem::Problem;
+use crate::quantity::duration;
 
 /// How long a controller may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -53,6 +55,7 @@ pub struct Client {
     bearer: Bearer,
     present: Arc<AtomicUsize>,
     retry_for: Duration,
+    output: Output,
 }
 
 struct Controller {
@@ -91,7 +94,7 @@ pub fn request_id() -> String {
 
 impl Client {
     /// Prepares the channels; nothing is dialled before the first request.
-    pub fn new(connection: &Connection, retry_for: Duration) -> Result<Self> {
+    pub fn new(connection: &Connection, retry_for: Duration, output: &Output) -> Result<Self> {
         let bearer = match &connection.token {
             Some(token) => {
                 let mut value = MetadataValue::try_from(format!("Bearer {token}"))
@@ -111,6 +114,7 @@ impl Client {
             bearer: Bearer(bearer),
             present: Arc::new(AtomicUsize::new(0)),
             retry_for,
+            output: output.clone(),
         })
     }
 
@@ -178,6 +182,10 @@ impl Client {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if hopeless || left.is_zero() {
                     break;
+                }
+                if failures == self.controllers.len() {
+                    let time = duration(Duration::from_secs(left.as_secs() + 1));
+                    self.output.note(&format!("no controller answers yet; trying for {time}"));
                 }
                 tokio::time::sleep(pause.min(left)).await;
                 pause = (pause * 2).min(PAUSE_MAX);

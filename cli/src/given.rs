@@ -1,7 +1,7 @@
 //! What users give in words and files, read into the contract's own form: resources as YAML or JSON, "key=value" pairs,
 //! disks, networks, keys. Only the form is checked; fields that do not exist are errors.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
@@ -34,7 +34,7 @@ pub fn text(file: &Path) -> Result<String> {
 }
 
 /// "key=value" pairs.
-pub fn pairs(flag: &str, given: &[String]) -> Result<HashMap<String, String>> {
+pub fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>> {
     let split = |pair: &String| match pair.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(Problem::usage(format!("--{flag} {pair}: expected KEY=VALUE")).into()),
@@ -43,7 +43,7 @@ pub fn pairs(flag: &str, given: &[String]) -> Result<HashMap<String, String>> {
 }
 
 /// Changes a map by "key=value" to set and "key-" to remove.
-pub fn change_pairs(flag: &str, map: &mut HashMap<String, String>, given: &[String]) -> Result<()> {
+pub fn change_pairs(flag: &str, map: &mut BTreeMap<String, String>, given: &[String]) -> Result<()> {
     for pair in given {
         match (pair.split_once('='), pair.strip_suffix('-')) {
             (Some((key, value)), _) if !key.is_empty() => {
@@ -65,7 +65,7 @@ pub fn change_pairs(flag: &str, map: &mut HashMap<String, String>, given: &[Stri
 
 /// Changes failure domains by "rack=r2", "feed=A,B" to set and "rack-" to remove.
 pub fn change_domains(
-    map: &mut HashMap<String, tamdao_proto::v1::DomainValues>,
+    map: &mut BTreeMap<String, tamdao_proto::v1::DomainValues>,
     given: &[String],
 ) -> Result<()> {
     for pair in given {
@@ -225,7 +225,7 @@ mod tests {
                 r#"{"create":{"size_mib":10240,"image":"debian"}}"#,
                 r#"{"create":{"size_mib":5120,"keep_on_delete":true}}"#,
                 r#"{"create":{"size_mib":1024}}"#,
-                r#"{"iso":"cd","kind":"DISK_KIND_CDROM"}"#,
+                r#"{"kind":"DISK_KIND_CDROM","iso":"cd"}"#,
             ]
         );
     }

@@ -50,12 +50,13 @@ pub async fn until<R: View>(app: &App, changed: R, wait: &WaitArgs, goal: Goal<'
         Err(_) => {
             drop(narrator);
             let subject = last.place();
-            let doing = match goal {
-                Goal::Gone => format!("{} is not gone yet", metadata.name),
-                Goal::State(_) => format!("{} is still {}", metadata.name, last.story()),
+            let state = match goal {
+                Goal::Gone => "not gone yet".to_owned(),
+                Goal::State(_) => last.story(),
             };
-            let mut problem =
-                Problem::in_progress(format!("{doing} after {}; it goes on", duration(wait.timeout)));
+            let time = duration(wait.timeout);
+            let what = format!("still in progress after {time}: {}: {state}", metadata.name);
+            let mut problem = Problem::in_progress(what);
             if R::KIND == "vm" {
                 problem = problem.hint(format!("see `tamdao vm explain {subject}`"));
             }

@@ -62,7 +62,7 @@ pub struct ImageImportArgs {
     #[arg(long, value_name = "URL", conflicts_with = "file")]
     pub url: Option<String>,
     /// What it is for
-    #[arg(long, value_enum, default_value_t = ImageKindArg::Disk)]
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ImageKindArg::Disk)]
     pub kind: ImageKindArg,
     /// Expected SHA-256 of the file as sent, in hex
     #[arg(long, value_name = "HEX")]

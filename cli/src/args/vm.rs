@@ -83,17 +83,17 @@ pub struct VmCreateArgs {
     /// What the guest is told to be called
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// When the machine should run [default: on-failure]
-    #[arg(long, value_enum, hide_possible_values = false)]
+    /// When the machine should run; a guest that shuts itself down stays off with on-failure, the default
+    #[arg(long, value_name = "WHEN", value_enum)]
     pub run: Option<Run>,
     /// How the machine boots [default: bios]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "KIND", value_enum)]
     pub firmware: Option<FirmwareArg>,
     /// Family of the guest's operating system [default: linux]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "FAMILY", value_enum)]
     pub os_type: Option<OsTypeArg>,
     /// The machine's screen [default: none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "KIND", value_enum)]
     pub graphics: Option<GraphicsArg>,
     /// Ask for UEFI secure boot
     #[arg(long)]
@@ -131,7 +131,7 @@ pub struct VmUpdateArgs {
     #[command(flatten)]
     pub edit: EditArgs,
     /// When the machine should run
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "WHEN", value_enum)]
     pub run: Option<Run>,
     /// Refuse deletion (true), or allow it again (false)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
@@ -253,11 +253,8 @@ pub struct VmWatchArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Run {
-    /// Restart it whenever it is off
     Always,
-    /// Restart it after a failure; a guest that shuts itself down stays off
     OnFailure,
-    /// Do not start it
     Stopped,
 }
 

@@ -110,7 +110,8 @@ pub async fn console(app: &App, args: &VmConsoleArgs) -> Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
         End::Closed => {
-            app.output.note(&format!("\nthe console of {} was closed from the other side", args.name));
+            let line = if interactive { "\n" } else { "" };
+            app.output.note(&format!("{line}the console of {} was closed from the other side", args.name));
             Ok(ExitStatus::Done)
         }
         End::Broken(problem) => {

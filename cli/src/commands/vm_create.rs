@@ -15,12 +15,12 @@ pub async fn create(app: &App, args: &VmCreateArgs) -> Result<ExitStatus> {
     let spec = vm.spec.get_or_insert_default();
     fill(spec, args)?;
     if args.new.file.is_none() && spec.flavor.is_empty() && (spec.vcpus == 0 || spec.memory_mib == 0) {
-        return Err(Problem::usage(format!("vm {}: it has no size", place.name))
+        return Err(Problem::usage(format!("vm {} has no size", place.name))
             .hint("give --flavor NAME (see `tamdao flavor list`), or --vcpus N and --memory SIZE")
             .into());
     }
     if args.new.file.is_none() && spec.disks.is_empty() && spec.direct_boot.is_none() {
-        return Err(Problem::usage(format!("vm {}: it has nothing to boot from", place.name))
+        return Err(Problem::usage(format!("vm {} has nothing to boot from", place.name))
             .hint("give --image NAME (see `tamdao image list`), --volume, --iso or --kernel")
             .into());
     }

@@ -30,7 +30,7 @@ async fn create(app: &App, args: &VolumeCreateArgs) -> Result<ExitStatus> {
     }
     spec.keep_on_delete |= args.keep;
     if spec.size_mib == 0 && spec.image.is_empty() {
-        let problem = Problem::usage(format!("volume {}: it has no size", place.name));
+        let problem = Problem::usage(format!("volume {} has no size", place.name));
         return Err(problem.hint("give --size 10G, or --image NAME").into());
     }
     match standard::create(app, &place, volume, args.new.dry_run).await? {

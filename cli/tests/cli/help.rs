@@ -1,0 +1,58 @@
+//! The help pages and the completion scripts are part of the contract with people: frozen as golden text.
+
+use crate::run::Tamdao;
+
+#[tokio::test]
+async fn help_pages_are_golden() {
+    let tamdao = Tamdao::new(&[]);
+    for page in [
+        "",
+        "agency",
+        "completion",
+        "context",
+        "context set",
+        "controller",
+        "controller add",
+        "debug",
+        "events",
+        "flavor",
+        "image",
+        "image import",
+        "network",
+        "network create",
+        "node",
+        "node join-token",
+        "node update",
+        "pool",
+        "pool create",
+        "vm",
+        "vm console",
+        "vm create",
+        "vm delete",
+        "vm log",
+        "volume",
+        "volume create",
+    ] {
+        let name = format!("help-{}", page.replace(' ', "-")).trim_end_matches('-').to_owned();
+        insta::assert_snapshot!(name, tamdao.story(&format!("{page} --help")).await);
+    }
+}
+
+#[tokio::test]
+async fn every_shell_gets_a_completion_script() {
+    let tamdao = Tamdao::new(&[]);
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tamdao.output(&format!("completion {shell}")).await;
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("transfer-leader"));
+    }
+}
+
+#[tokio::test]
+async fn a_closed_stdout_is_no_failure() {
+    let tamdao = Tamdao::new(&[]);
+    let mut child = tamdao.command("completion bash").spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().await.unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,208 @@
+//! Nodes, controllers and events: tables, edits with their masks, and the commands by which newcomers join.
+
+use insta::assert_snapshot;
+use tamdao_proto::v1::*;
+use tonic::Status;
+
+use crate::fake::*;
+use crate::run::Tamdao;
+
+fn node(name: &str) -> Node {
+    Node {
+        metadata: metadata("", name),
+        spec: Some(NodeSpec {
+            cordoned: true,
+            failure_domains: [("rack".to_owned(), DomainValues { values: vec!["r1".to_owned()] })].into(),
+            ..Default::default()
+        }),
+        status: Some(NodeStatus {
+            phase: NodePhase::Ready.into(),
+            address: "10.0.0.1:7441".into(),
+            vms: 3,
+            allocatable: Some(Capacity { vcpus: 16, memory_mib: 15_360, disk_mib: 102_400 }),
+            allocated: Some(Capacity { vcpus: 4, memory_mib: 4_096, disk_mib: 30_720 }),
+            inventory: Some(Inventory {
+                acceleration: "kvm".into(),
+                cpu_model: "EPYC".into(),
+                cpus: 4,
+                memory_mib: 16_384,
+                libvirt_version: "9.0.0".into(),
+                ..Default::default()
+            }),
+            last_seen: ago(0),
+            ..Default::default()
+        }),
+    }
+}
+
+#[tokio::test]
+async fn nodes_are_shown_with_what_is_left() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    fake.world().nodes = vec![node("n1")];
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"\b\d+s\b", "[age]");
+    let _bound = settings.bind_to_scope();
+    assert_snapshot!(tamdao.story("node list").await, @r#"
+        exit code: 0
+        ----- stdout -----
+        NAME  PHASE           VMS  VCPUS  MEMORY        DISK            AGE
+        n1    Ready,Cordoned  3    4/16   4 GiB/15 GiB  30 GiB/100 GiB  3h
+        "#);
+    assert_snapshot!(tamdao.story("node get n1").await, @r#"
+        exit code: 0
+        ----- stdout -----
+        Name:            n1
+        Phase:           Ready
+        Cordoned:        yes
+        Address:         10.0.0.1:7441
+        Seen:            [age] ago
+        VMs:             3
+        vCPUs:           4/16 allocated
+        Memory:          4 GiB/15 GiB allocated
+        Disk:            30 GiB/100 GiB allocated
+        Overcommit:      CPU 400 %, memory 100 %
+        Failure domains: rack=r1
+        Host:            4 CPUs (EPYC), 16 GiB
+        Acceleration:    kvm
+        Software:        libvirt 9.0.0
+        Labels:          app=web,tier=front
+        Age:             3h
+        Id:              3f1c0000-0000-4000-8000-000000000001
+        Revision:        10
+        "#);
+    assert_snapshot!(tamdao.story("node cordon n1").await, @r#"
+    exit code: 0
+    ----- stderr -----
+    n1: cordoned; 3 VMs stay on it
+    "#);
+}
+
+#[tokio::test]
+async fn an_update_names_its_fields_and_begins_again_when_overtaken() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    fake.world().nodes = vec![node("n1")];
+    let line = "node update n1 --failure-domain feed=A,B --failure-domain rack- --cpu-overcommit 200";
+    assert_snapshot!(tamdao.story(&format!("{line} --dry-run")).await, @r#"
+    exit code: 0
+    ----- stdout -----
+    @@ -6,6 +6,8 @@
+     spec:
+       cordoned: true
+    +  cpu_overcommit_percent: 200
+       failure_domains:
+    -    rack:
+    +    feed:
+           values:
+    -      - r1
+    +      - A
+    +      - B
+    ----- stderr -----
+    dry run: node n1 would become so; nothing was changed
+    "#);
+    let request = fake.world().asked.last().unwrap().1.clone();
+    assert!(
+        request.contains(r#"paths: ["spec.failure_domains", "spec.cpu_overcommit_percent"]"#),
+        "{request}"
+    );
+    fake.world().asked.clear();
+    let tries = |fake: &Fake| fake.world().asked.iter().map(|(method, _)| *method).collect::<Vec<_>>();
+    fake.world().refusals.push_back((
+        "update_node",
+        Status::aborted("node \"n1\" is at revision 12, the request was based on 10"),
+    ));
+    assert_snapshot!(tamdao.story(line).await, @r#"
+    exit code: 0
+    ----- stderr -----
+    n1: updated
+    "#);
+    assert_eq!(tries(&fake), ["get_node", "update_node", "get_node", "update_node"]);
+}
+
+#[tokio::test]
+async fn joining_is_one_command_to_run_there() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    let seat = |name: &str, role: ControllerRole| Controller {
+        metadata: metadata("", name),
+        status: Some(ControllerStatus {
+            role: role.into(),
+            address: format!("{name}.example:7440"),
+            reachable: true,
+            version: "0.1.0".into(),
+            ..Default::default()
+        }),
+    };
+    fake.world().controllers = vec![seat("c1", ControllerRole::Follower), seat("c2", ControllerRole::Leader)];
+    assert_snapshot!(tamdao.story("controller list").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    NAME  ROLE      REACHABLE  ADDRESS          LAG  VERSION  AGE
+    c1    Follower  yes        c1.example:7440  0    0.1.0    3h
+    c2    Leader    yes        c2.example:7440  0    0.1.0    3h
+    "#);
+    assert_snapshot!(tamdao.story("node join-token create --ttl 30m --uses 3").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    tamdao-agent join --token id.secret.digest --controller c2.example:7440
+    ----- stderr -----
+    Run this on the new node, within 30m; it can be used 3 times:
+
+
+    The secret is shown only here. Then see `tamdao node list`
+    "#);
+    assert_snapshot!(tamdao.story("controller add c3").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    tamdao-controller join --token id.secret.digest --controller c2.example:7440 --name c3 --address c3:7440
+    ----- stderr -----
+    It is taken to be reachable as c3:7440; say otherwise with --address
+
+    Run this on the new machine, within 1h:
+
+
+    The secret is shown only here. Then see `tamdao controller list`
+    "#);
+    assert_snapshot!(tamdao.story("controller add c3 --address 10.0.0.3:7440 -q").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    tamdao-controller join --token id.secret.digest --controller c2.example:7440 --name c3 --address 10.0.0.3:7440
+    "#);
+    assert_snapshot!(tamdao.story("controller remove c2").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: remove controller c2 from the group: nobody is there to answer
+
+    hint: add --yes to answer yes
+    "#);
+}
+
+#[tokio::test]
+async fn events_end_with_the_newest() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    let event = |reason: &str, age: i64| Event {
+        time: ago(age),
+        reason: reason.into(),
+        message: "placed on n2".into(),
+        kind: "vm".into(),
+        agency: "health".into(),
+        name: "web".into(),
+        ..Default::default()
+    };
+    fake.world().events = vec![event("Started", 200), event("Placed", 400)];
+    assert_snapshot!(tamdao.story("events").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    AGE  SUBJECT        REASON   MESSAGE
+    6m   vm health/web  Placed   placed on n2
+    3m   vm health/web  Started  placed on n2
+    "#);
+    assert_snapshot!(tamdao.story("events --vm web --limit 1").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    AGE  REASON   MESSAGE
+    3m   Started  placed on n2
+    "#);
+}

@@ -114,6 +114,16 @@ impl Config {
         Self::parse(path, &text)
     }
 
+    /// Takes another node name.
+    ///
+    /// # Errors
+    /// It is no DNS label.
+    pub fn rename(&mut self, name: String) -> Result<(), String> {
+        check_name(&name)?;
+        self.name = name;
+        Ok(())
+    }
+
     /// Checks a text; `path` is only named in errors.
     ///
     /// # Errors

@@ -25,7 +25,8 @@ const ROOM_MIB: u64 = 32;
 const WELL_MS: u64 = 60_000;
 
 /// Whether a guest without a domain must have ended without our having written it down.
-pub(super) fn believed_alive(record: &VmRecord) -> bool {
+#[must_use]
+pub fn believed_alive(record: &VmRecord) -> bool {
     record.life == Life::Running
 }
 

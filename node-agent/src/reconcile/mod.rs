@@ -19,6 +19,7 @@ use tamdao_proto::v1::GuestStatus;
 use uuid::Uuid;
 
 pub use effort::{Effort, Efforts, Subject, back_off_ms};
+pub use guest::believed_alive;
 
 use crate::desired::{Desired, Digest};
 use crate::hypervisor::{Domain, Exit};

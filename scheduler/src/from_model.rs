@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tamdao_model::assignment::{Assignment, VmEntry};
+use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::limits::CPU_OVERCOMMIT_DEFAULT_PERCENT;
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase};
@@ -18,7 +18,7 @@ use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
 use crate::overhead::{emulation_overhead_mib, overhead_mib};
-use crate::shape::{Cell, Day, DiskNeed, NodePool, NodeShape, PoolShape, SharedRoom, VmShape};
+use crate::shape::{AMOUNT_MAX, Cell, Day, DiskNeed, NodePool, NodeShape, PoolShape, SharedRoom, VmShape};
 
 /// Why a record cannot be read as a shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,8 @@ pub fn pool_allocatable_mib(pool: &Pool, capacity_mib: u64, used_mib: u64) -> u6
 }
 
 fn share(amount: u64, percent: u32) -> u64 {
-    u64::try_from(u128::from(amount) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+    // A node's own word about itself is not trusted to be possible.
+    u64::try_from(u128::from(amount) * u128::from(percent) / 100).unwrap_or(AMOUNT_MAX).min(AMOUNT_MAX)
 }
 
 /// A pool; a shared one with what its nodes see of it and with the sizes of all its volumes, placed or not.
@@ -114,7 +115,10 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
         cells: inventory
             .numa_cells
             .iter()
-            .map(|cell| Cell { vcpus: cell_vcpus(cell.cpus.len()), memory_mib: cell.memory_mib })
+            .map(|cell| Cell {
+                vcpus: cell_vcpus(cell.cpus.len()),
+                memory_mib: cell.memory_mib.min(AMOUNT_MAX),
+            })
             .collect(),
         cpu_model: inventory.cpu_model.clone(),
         cpu_features: inventory.cpu_features.iter().cloned().collect(),
@@ -190,7 +194,8 @@ fn firmware(vm: &Vm) -> BTreeSet<String> {
 /// asks now, and its disks are the node's by record. `asked` is the shape of its record, if there still is one.
 pub fn placed(node: NodeId, id: VmId, entry: &VmEntry, asked: Option<VmShape>) -> Arc<VmShape> {
     let mut shape = asked.unwrap_or_else(|| VmShape::bare(id, &id.to_string(), 0, 0));
-    shape.reservation = entry.reservation;
+    let memory_mib = entry.reservation.memory_mib.min(AMOUNT_MAX);
+    shape.reservation = Reservation { memory_mib, ..entry.reservation };
     shape.emulation_extra_mib = 0;
     for disk in &mut shape.disks {
         disk.on = Some(node);
@@ -238,6 +243,8 @@ mod tests {
         assert_eq!((vcpus_allocatable(&node), memory_allocatable_mib(&node)), (24, 66_000));
         node.status.inventory.memory_mib = 100;
         assert_eq!(memory_allocatable_mib(&node), 0);
+        node.status.inventory.memory_mib = u64::MAX;
+        assert_eq!(memory_allocatable_mib(&node), AMOUNT_MAX);
     }
 
     #[test]

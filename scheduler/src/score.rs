@@ -40,7 +40,7 @@ pub const TABLE: [Part; PARTS] = [
     },
     Part {
         name: "even",
-        weight: 5,
+        weight: 2,
         measures: "how alike the free parts of CPU, memory and local disk are, so that none is stranded",
         of: |facts| POINTS - width(&facts.rest, facts.has_disk),
         bound: |limits| POINTS - limits.least_width,

@@ -226,7 +226,7 @@ impl View {
             None => {
                 for disk in &vm.disks {
                     if let Some(pool) = self.pools.get_mut(&disk.pool) {
-                        pool.used += disk.size_mib;
+                        pool.used = pool.used.saturating_add(disk.size_mib);
                     }
                 }
                 self.homes.insert(vm.id, Home { slots: vec![slot], counted: vm.clone() });

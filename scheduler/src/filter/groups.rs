@@ -68,6 +68,36 @@ impl GroupAsk<'_> {
         }
     }
 
+    /// Why the rule is not kept with the VM on this node.
+    fn broken_on(&self, row: &Row) -> Option<Reason> {
+        // Names are cloned only where there is something to say: the search asks this of many nodes.
+        let names = || (self.group.name.clone(), self.rule.by.clone());
+        let unknown = || match &self.rule.by {
+            By::Node => None,
+            By::Domain(key) => {
+                Some(Reason::DomainUnknown { group: self.group.name.clone(), key: key.clone() })
+            }
+        };
+        match self.rule.kind {
+            RuleKind::Apart { at_most } => match self.crowd(row) {
+                None => unknown(),
+                Some(members) if members >= at_most => {
+                    let (group, by) = names();
+                    Some(Reason::TooCrowded { group, by, members, at_most })
+                }
+                Some(_) => None,
+            },
+            RuleKind::Together => match self.together(row) {
+                None => unknown(),
+                Some(false) => {
+                    let (group, by) = names();
+                    Some(Reason::NotTogether { group, by })
+                }
+                Some(true) => None,
+            },
+        }
+    }
+
     /// Whether every other member is in this node's domain.
     fn together(&self, row: &Row) -> Option<bool> {
         let near = match &self.rule.by {
@@ -83,27 +113,7 @@ impl GroupAsk<'_> {
 }
 
 pub(super) fn required(ask: &Ask, row: &Row) -> Option<Reason> {
-    ask.groups.iter().filter(|g| g.rule.required).find_map(|g| {
-        let (group, by) = (g.group.name.clone(), g.rule.by.clone());
-        let unknown = |by: &By| match by {
-            By::Node => None,
-            By::Domain(key) => Some(Reason::DomainUnknown { group: group.clone(), key: key.clone() }),
-        };
-        match g.rule.kind {
-            RuleKind::Apart { at_most } => match g.crowd(row) {
-                None => unknown(&by),
-                Some(members) if members >= at_most => {
-                    Some(Reason::TooCrowded { group, by, members, at_most })
-                }
-                Some(_) => None,
-            },
-            RuleKind::Together => match g.together(row) {
-                None => unknown(&by),
-                Some(false) => Some(Reason::NotTogether { group, by }),
-                Some(true) => None,
-            },
-        }
-    })
+    ask.groups.iter().filter(|g| g.rule.required).find_map(|g| g.broken_on(row))
 }
 
 /// Points for being apart and for being together: the least over the rules, so that one bad rule shows.

@@ -2,7 +2,6 @@
 //! in any order: names are resolved once all lines are read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, PoolId, VmId};
@@ -12,8 +11,8 @@ use super::word::{Word, words};
 use super::{Cluster, HEADER, ordinal};
 use crate::score::TABLE;
 use crate::shape::{
-    By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind, SharedRoom,
-    VmShape,
+    AMOUNT_MAX, By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind,
+    SharedRoom, VmShape,
 };
 
 /// What is wrong with a file, and where.
@@ -324,12 +323,14 @@ fn rule(word: &Word) -> Result<Rule, ParseError> {
     Ok(Rule { kind, by, required })
 }
 
-fn number<T: FromStr>(word: &Word) -> Result<T, ParseError> {
+fn number<T: TryFrom<u64>>(word: &Word) -> Result<T, ParseError> {
     amount(word, word.value.as_deref().unwrap_or_default())
 }
 
-fn amount<T: FromStr>(word: &Word, text: &str) -> Result<T, ParseError> {
-    text.parse().map_err(|_| word.error(Problem::Value(text.to_owned(), "a whole number that fits")))
+fn amount<T: TryFrom<u64>>(word: &Word, text: &str) -> Result<T, ParseError> {
+    let amount = text.parse::<u64>().ok().filter(|amount| *amount <= AMOUNT_MAX);
+    let amount = amount.and_then(|amount| T::try_from(amount).ok());
+    amount.ok_or_else(|| word.error(Problem::Value(text.to_owned(), "a whole number that fits")))
 }
 
 fn wrong(word: &Word, expected: &'static str) -> ParseError {

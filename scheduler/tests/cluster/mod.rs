@@ -50,7 +50,7 @@ fn mostly(rare: bool) -> impl Strategy<Value = bool> {
 prop_compose! {
     fn any_node(id: u128)(
         vcpus in prop::sample::select(vec![0u32, 8, 16, 17, 64]),
-        memory_mib in prop::sample::select(vec![4_096u64, 8_192, 8_200, 32_768]),
+        memory_mib in prop::sample::select(vec![4_096u64, 8_192, 8_200, 32_768, 32_768, 1 << 50]),
         (ready, cordoned, emulation, tpm) in (mostly(false), mostly(true), mostly(true), any::<bool>()),
         racks in prop::sample::select(vec![1u8, 1, 2, 4, 3, 0]),
         feeds in prop::sample::select(vec![1u8, 2, 3]),
@@ -81,7 +81,7 @@ prop_compose! {
 prop_compose! {
     fn any_vm(id: u128, nodes: usize)(
         vcpus in prop::sample::select(vec![0u32, 1, 2, 3, 4, 8, 16]),
-        memory_mib in prop::sample::select(vec![0u64, 512, 1_024, 1_500, 4_096, 8_192]),
+        memory_mib in prop::sample::select(vec![0u64, 512, 512, 1_024, 1_024, 1_500, 4_096, 8_192, 1 << 50]),
         extra in prop::sample::select(vec![0u64, 200]),
         disks in prop::collection::vec((prop::sample::select(vec![1u128, 1, 2, 9]), 0u64..20_000, prop::option::weighted(0.1, 0..nodes.max(1))), 0..3),
         has_disks in any::<bool>(),

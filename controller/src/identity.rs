@@ -114,7 +114,7 @@ pub fn found(
     cluster_name: &str,
     now: TimeMs,
 ) -> Result<(Identity, AdminToken), IdentityError> {
-    claim(&config.data_dir)?;
+    claim(&config.data_dir, &[])?;
     let (id, cluster) = (ControllerId(Uuid::new_v4()), ClusterId(Uuid::new_v4()));
     let key = ClusterKey::generate()?;
     let authority = Authority::generate(cluster, now)?;
@@ -144,16 +144,17 @@ pub fn found(
     Ok((store(config, &given)?, token))
 }
 
-/// Makes sure that a data directory exists and is empty.
+/// Makes sure that a data directory exists and is empty, but for what an earlier attempt may have left.
 ///
 /// # Errors
 /// `Used` when it is not empty.
-pub fn claim(directory: &Path) -> Result<(), IdentityError> {
+pub fn claim(directory: &Path, left: &[&str]) -> Result<(), IdentityError> {
     let error = |source| IdentityError::File { path: directory.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(error)?;
     for entry in std::fs::read_dir(directory).map_err(error)? {
         // A file system of its own has this one from the start.
-        if entry.map_err(error)?.file_name() != "lost+found" {
+        let name = entry.map_err(error)?.file_name();
+        if name != "lost+found" && !left.iter().any(|left| name == **left) {
             return Err(IdentityError::Used(directory.to_owned()));
         }
     }

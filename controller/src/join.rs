@@ -18,6 +18,9 @@ use crate::identity::{self, Given, Identity, IdentityError};
 use crate::peers::{Connector, chain};
 use crate::pki::{self, ClusterKey, JoinSecret, PkiError};
 
+/// Where the store lies in the data directory.
+const SEAT: &str = "raft";
+
 /// Why a controller did not join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -45,7 +48,8 @@ pub enum JoinError {
 /// When the data directory is used, the token is not good, or the cluster does not answer or refuses.
 pub async fn join(config: &Config, token: &str, address: &str) -> Result<Identity, JoinError> {
     let secret = JoinSecret::parse(token)?;
-    identity::claim(&config.data_dir)?;
+    // The seat of an attempt that was refused is used again: to the cluster this is the same controller.
+    identity::claim(&config.data_dir, &[SEAT])?;
     // Dialled first, so that a wrong address leaves the directory as it was.
     let mut client = dial(&secret, address).await?;
     let made = pki::request()?;
@@ -101,7 +105,7 @@ async fn dial(
 
 /// The seat's id, which the store makes with its part of the data directory.
 async fn seat(config: &Config) -> Result<u64, JoinError> {
-    let settings = RaftConfig::new(config.data_dir.join("raft"), config.name.as_str(), &config.address);
+    let settings = RaftConfig::new(config.data_dir.join(SEAT), config.name.as_str(), &config.address);
     // It belongs to no cluster yet, so it dials nobody.
     let store = RaftStore::open(settings, Arc::new(PlainDial)).await?;
     let id = store.id();

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use rest_over_grpc::serving::RestService;
 use serde_json::Value;
 use tamdao_model::limits::BODY_BYTES;
@@ -68,13 +68,34 @@ where
     if catalogue().resolve(request.method(), request.uri().path()).is_none() {
         return no_route(request.method(), request.uri().path());
     }
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    if let Some(uri) = with_mask_paths(&parts.uri) {
+        parts.uri = uri;
+    }
     let Ok(body) = axum::body::to_bytes(body, BODY_BYTES).await else { return too_large() };
     let response = inner.oneshot(Request::from_parts(parts, Body::from(body.clone()))).await.into_response();
     match response.status().is_success() {
         true => response,
         false => complete(response, &body).await,
     }
+}
+
+/// The query with "update_mask=a,b", which is a field mask's form in JSON, as the transcoder's types read it:
+/// "update_mask.paths=a&update_mask.paths=b". None when there is nothing to rewrite.
+fn with_mask_paths(uri: &Uri) -> Option<Uri> {
+    let query = uri.query().filter(|query| query.contains("update_mask="))?;
+    let mut pairs: Vec<String> = Vec::new();
+    for pair in query.split('&') {
+        match pair.strip_prefix("update_mask=") {
+            Some(paths) => {
+                let paths = paths.replace("%2C", ",").replace("%2c", ",");
+                let paths = paths.split(',').filter(|path| !path.is_empty());
+                pairs.extend(paths.map(|path| format!("update_mask.paths={path}")));
+            }
+            None => pairs.push(pair.to_owned()),
+        }
+    }
+    format!("{}?{}", uri.path(), pairs.join("&")).parse().ok()
 }
 
 fn no_route(verb: &Method, path: &str) -> Response {
@@ -218,6 +239,16 @@ mod tests {
         let refusal = violation(message, body);
         assert_eq!(refusal.fields[0].0, "spec.disks[1].sice_mib");
         assert!(refusal.message.contains("expected one of"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn a_mask_is_one_text_with_commas() {
+        let rewritten = |text: &str| with_mask_paths(&text.parse().unwrap()).map(|uri| uri.to_string());
+        let both = Some("/v1/x?update_mask.paths=a.b&update_mask.paths=c&request_id=1".to_owned());
+        assert_eq!(rewritten("/v1/x?update_mask=a.b,c&request_id=1"), both);
+        assert_eq!(rewritten("/v1/x?update_mask=a.b%2Cc&request_id=1"), both);
+        assert_eq!(rewritten("/v1/x?update_mask.paths=a"), None);
+        assert_eq!(rewritten("/v1/x"), None);
     }
 
     #[test]

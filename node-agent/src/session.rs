@@ -38,6 +38,8 @@ const NOTE_REVISION: Duration = Duration::from_secs(10);
 const CLOCK_NEWS_MS: i64 = 100;
 /// Redirects followed without a pause; more means that the controllers do not agree yet.
 const REDIRECTS: u32 = 3;
+/// The least time between two reports: what happens within it is told together.
+const REPORT_PAUSE: Duration = Duration::from_millis(25);
 /// The pause after a refusal, which a retry does not cure.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
@@ -266,7 +268,7 @@ impl Session {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut heard_at, mut noted_at) = (Instant::now(), Instant::now());
-        let mut revision = 0u64;
+        let (mut revision, mut report_at) = (0u64, Instant::now());
         self.inventory.mark_changed();
         self.reports.mark_changed();
         loop {
@@ -290,7 +292,8 @@ impl Session {
                         self.ledger.update(move |state| state.revision = state.revision.max(revision)).await?;
                     }
                 }
-                Ok(()) = self.reports.changed() => {
+                Ok(()) = next_report(&mut self.reports, report_at) => {
+                    report_at = Instant::now() + REPORT_PAUSE;
                     let report = self.reports.borrow_and_update().clone();
                     if let Some(report) = report.and_then(|report| news.of(&report)) {
                         let running = wire::GuestState::Running;
@@ -361,6 +364,16 @@ impl Session {
         clock.told_ms = clock.offset_ms;
         line.send(Said::Inventory(inventory)).await
     }
+}
+
+/// Waits for a report that has not been seen, and for its time. Dropped half-way, it loses nothing: `changed`
+/// marks a value as seen only when it returns, and is the last to wait.
+async fn next_report(
+    reports: &mut watch::Receiver<Option<Arc<wire::Report>>>,
+    at: Instant,
+) -> Result<(), watch::error::RecvError> {
+    tokio::time::sleep_until(at).await;
+    reports.changed().await
 }
 
 /// The agent's side of the stream.

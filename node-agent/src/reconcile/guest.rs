@@ -403,7 +403,10 @@ impl Guest<'_> {
         if life != Life::Ended || record.reboot {
             return now;
         }
-        if wanted.fresh && wanted.action.is_some_and(|action| record.action != Some(action.id)) {
+        // A new action, or a new generation, says that the user wants it anew: also after it shut itself down.
+        let asked = wanted.action.is_some_and(|action| record.action != Some(action.id))
+            || wanted.generation > record.generation;
+        if wanted.fresh && asked && record.end != Some(End::Migrated) {
             return now;
         }
         let policy = |restart: bool| {

@@ -105,25 +105,24 @@ async fn follow<R: View>(
                     Verdict::Lost => return Err(lost(last).into()),
                 }
             }
-            (WatchEvent::Deleted, _) => match goal {
-                Goal::Gone => {
-                    narrator.gone();
-                    return Ok(());
-                }
-                Goal::State(_) => {
-                    let name = last.name();
-                    return Err(Problem::failed(format!(
-                        "{name} was deleted by somebody else in the meantime"
-                    ))
-                    .into());
-                }
-            },
+            (WatchEvent::Deleted, _) => return ended(goal, narrator, last),
             // The present state has been told in full, and the resource is not in it.
-            (WatchEvent::Bookmark, _) if !there && matches!(goal, Goal::Gone) => {
-                narrator.gone();
-                return Ok(());
-            }
+            (WatchEvent::Bookmark, _) if !there => return ended(goal, narrator, last),
             _ => {}
+        }
+    }
+}
+
+/// The resource is no more.
+fn ended<R: View>(goal: &Goal<'_, R>, narrator: &Narrator<'_>, last: &R) -> Result<()> {
+    match goal {
+        Goal::Gone => {
+            narrator.gone();
+            Ok(())
+        }
+        Goal::State(_) => {
+            Err(Problem::failed(format!("{} was deleted by somebody else in the meantime", last.name()))
+                .into())
         }
     }
 }
@@ -176,7 +175,7 @@ impl Narrator<'_> {
         self.last = Some(story);
     }
 
-    fn gone(&mut self) {
+    fn gone(&self) {
         self.spinner.line(&format!("{}: gone", self.name));
     }
 }

@@ -116,7 +116,12 @@ pub async fn console(app: &App, args: &VmConsoleArgs) -> Result<ExitStatus> {
         }
         End::Broken(problem) => {
             let problem = problem.about(&args.name);
-            Err(problem.hint(format!("join it again with `tamdao vm console {}`", args.name)).into())
+            Err(problem
+                .hint(format!(
+                    "join it again with `tamdao vm console {}`, and --force if somebody else has it open",
+                    args.name
+                ))
+                .into())
         }
     }
 }

@@ -382,6 +382,22 @@ async fn a_removal_asks_and_waits_until_it_is_gone() {
 }
 
 #[tokio::test]
+async fn what_others_deleted_is_not_waited_for() {
+    let (fake, tamdao) = cloud().await;
+    let nothing = WatchVmsResponse { event: WatchEvent::Bookmark.into(), vm: None, cursor: "1".to_owned() };
+    fake.world().watches.push_back(Script::Stays(vec![nothing.clone()]));
+    assert_snapshot!(tamdao.story("vm create web --flavor small --image debian-12").await, @r#"
+    exit code: 1
+    ----- stderr -----
+    web: Pending
+    error: web was deleted by somebody else in the meantime
+    "#);
+    fake.world().vms = vec![vm("web", VmPhase::Deleting)];
+    fake.world().watches.push_back(Script::Stays(vec![nothing]));
+    assert!(tamdao.output("vm delete web --yes").await.status.success());
+}
+
+#[tokio::test]
 async fn an_explanation_counts_reasons() {
     let (fake, tamdao) = cloud().await;
     fake.world().explain = ExplainVmResponse {

@@ -218,7 +218,7 @@ impl Default for StoreFile {
 
 impl Default for LogFile {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self { level: "info,openraft=error".into(), format: LogFormat::Text }
     }
 }
 

@@ -10,6 +10,9 @@ use std::sync::LazyLock;
 use http::Method as Verb;
 use prost::Message;
 
+/// Services whose answers hold what only the leader remembers: who is heard, and how far behind they are.
+const ANSWERED_BY_THE_LEADER: [&str; 2] = ["tamdao.v1.ControllerService", "tamdao.v1.NodeService"];
+
 /// One method of one service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
@@ -17,7 +20,7 @@ pub struct Method {
     pub path: String,
     /// The part before the method, "tamdao.v1.VmService".
     pub service: String,
-    /// It changes nothing, so any controller may answer.
+    /// It changes nothing and needs nothing that only the leader remembers, so any controller may answer.
     pub reads: bool,
     /// Its request or its answer is a stream.
     pub streams: bool,
@@ -130,7 +133,8 @@ fn read_method(service: &str, method: wire::Method) -> Method {
     Method {
         path: format!("/{service}/{}", method.name),
         service: service.to_owned(),
-        reads: routes.first().is_some_and(|route| route.verb == Verb::GET),
+        reads: routes.first().is_some_and(|route| route.verb == Verb::GET)
+            && !ANSWERED_BY_THE_LEADER.contains(&service),
         streams: method.client_streaming || method.server_streaming,
         request_streams: method.client_streaming,
         routes,
@@ -229,7 +233,8 @@ mod tests {
         for method in catalogue().iter().filter(|method| method.service.starts_with("tamdao.v1.")) {
             let name = method.path.rsplit('/').next().unwrap();
             let reading = ["Get", "List", "Watch", "Explain"].iter().any(|verb| name.starts_with(verb));
-            assert_eq!(method.reads, reading, "{name}");
+            let here = !ANSWERED_BY_THE_LEADER.contains(&method.service.as_str());
+            assert_eq!(method.reads, reading && here, "{name}");
         }
         assert!(catalogue().iter().filter(|m| m.service.ends_with("TransferService")).all(|m| !m.reads));
         assert!(

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use office::{Election, Leadership, Membership};
-pub use status::{Checkpoint, Member, Role, Status};
+pub use status::{Checkpoint, Member, Peer, Role, Status};
 
 /// Most operations, and separately most guards, in one transaction (etcd's `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;

@@ -29,7 +29,11 @@ impl Standard for Controller {
         };
         let status = proto.status.get_or_insert_default();
         status.role = role as i32;
-        status.reachable = leads || row.member == shared.me.member;
+        let peer = group.peers.iter().find(|peer| peer.id == row.member);
+        // The leader shows itself several times a second; three seconds without an answer is silence.
+        let heard = peer.and_then(|peer| peer.heard_ms).is_some_and(|ms| ms < 3_000);
+        status.reachable = row.member == shared.me.member || heard;
+        status.lag = peer.map_or(0, |peer| group.last_log.saturating_sub(peer.matched));
     }
 }
 

@@ -228,6 +228,7 @@ impl Kv for MemoryStore {
             snapshot: 0,
             quorum_age_ms: leads.then_some(0),
             members: Vec::new(),
+            peers: Vec::new(),
             checkpoints: Vec::new(),
             error: None,
         }

@@ -33,6 +33,17 @@ pub struct Member {
     pub voter: bool,
 }
 
+/// How another member follows, as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its seat.
+    pub id: u64,
+    /// Index of the last entry that it is known to hold.
+    pub matched: u64,
+    /// Milliseconds since it last answered; `None` if it never has.
+    pub heard_ms: Option<u64>,
+}
+
 /// The digest of the whole state after one log entry, for comparing members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -73,6 +84,8 @@ pub struct Status {
     pub quorum_age_ms: Option<u64>,
     /// The seats, in the order of their ids.
     pub members: Vec<Member>,
+    /// How the others follow; empty on any but the leader.
+    pub peers: Vec<Peer>,
     /// Recent digests, oldest first.
     pub checkpoints: Vec<Checkpoint>,
     /// What stopped the backend, if something did.

@@ -25,7 +25,7 @@ use super::network::{Peers, never_sent, within};
 use super::snapshot::Snapshots;
 use super::types::{Metrics, Proposal, Raft, Types, members};
 use crate::hub::Hub;
-use crate::kv::{Checkpoint, Key, Member, Read, Result, Revision, Role, Status as Health, StoreError};
+use crate::kv::{Checkpoint, Key, Member, Peer, Read, Result, Revision, Role, Status as Health, StoreError};
 use crate::mvcc::{Applied, Command, Mvcc};
 
 /// Everything that the parts of one member share.
@@ -310,6 +310,7 @@ impl Node {
             snapshot: metrics.snapshot.map_or(0, |id| id.index),
             quorum_age_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
             members,
+            peers: peers(&metrics),
             checkpoints: self.progress.checkpoints(),
             error,
         }
@@ -357,4 +358,23 @@ fn surely_refused(status: &Status) -> bool {
     let refusal =
         [Code::FailedPrecondition, Code::InvalidArgument, Code::Unimplemented, Code::PermissionDenied];
     never_sent(status) || refusal.contains(&status.code())
+}
+
+/// How the others follow, as far as this member leads.
+fn peers(metrics: &Metrics) -> Vec<Peer> {
+    let heard = metrics.heartbeat.iter().flatten();
+    let heard: std::collections::BTreeMap<u64, u64> = heard
+        .filter_map(|(id, at)| {
+            let ms = at.as_ref()?.elapsed().as_millis();
+            Some((*id, u64::try_from(ms).unwrap_or(u64::MAX)))
+        })
+        .collect();
+    let matched = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+    matched
+        .map(|(id, matched)| Peer {
+            id: *id,
+            matched: matched.as_ref().map_or(0, |log| log.index),
+            heard_ms: heard.get(id).copied(),
+        })
+        .collect()
 }

@@ -173,6 +173,10 @@ async fn load(text: &str) -> Result<(), GuardError> {
 }
 
 #[cfg(test)]
+#[path = "guard_kernel_tests.rs"]
+mod kernel_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -271,6 +271,17 @@ impl ImageCache {
                 _ => drop(cached.remove(digest)),
             }
         }
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let part = name.to_str().and_then(|name| name.strip_suffix(".part"));
+            if part
+                .and_then(|digest| Digest::parse(digest).ok())
+                .is_some_and(|digest| !keep.contains(&digest))
+            {
+                // Half of what nobody wants; if it cannot be removed now, the next time will do.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
         Ok(gone)
     }
 }
@@ -345,5 +356,9 @@ mod tests {
         let cache = ImageCache::open(dir.path(), 64).unwrap();
         assert_eq!(cache.digests(), BTreeSet::from([digest("a")]));
         assert_eq!(cache.bytes(), 5);
+        cache.evict(&BTreeSet::from([digest("b")])).unwrap();
+        assert!(dir.path().join(format!("{}.part", digest("b"))).exists(), "its image is wanted");
+        cache.evict(&BTreeSet::new()).unwrap();
+        assert!(!dir.path().join(format!("{}.part", digest("b"))).exists());
     }
 }

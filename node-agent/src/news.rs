@@ -4,7 +4,7 @@
 //! no longer spoken of is said to be absent once. `cached_images`, `foreign` and `health` are whole in every
 //! message. Deliberately absent: the sending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use tamdao_proto::agent::v1::{GuestState, PoolReport, Report, VmReport, VolumeReport};
 
@@ -48,8 +48,9 @@ impl News {
         news.pools = changes(&mut heard.pools, &whole.pools, |pool| &pool.pool_id);
         // Only a look at the hypervisor tells that something has gone.
         if whole.health.is_empty() {
+            let spoken_of: HashSet<&str> = whole.vms.iter().map(|vm| vm.vm_id.as_str()).collect();
             heard.vms.retain(|id, old| {
-                let still = whole.vms.iter().any(|vm| vm.vm_id == *id);
+                let still = spoken_of.contains(id.as_str());
                 if !still {
                     news.vms.push(VmReport {
                         vm_id: id.clone(),

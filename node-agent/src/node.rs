@@ -422,6 +422,7 @@ impl Node {
 
     async fn look_at_pools(&mut self) {
         let state = self.operator.ledger.state();
+        self.pools.retain(|id, _| self.desired.pools.contains_key(id));
         let mut waits = Vec::new();
         for (id, pool) in &self.desired.pools {
             let (patience, handle) = match self.looking.remove(id) {

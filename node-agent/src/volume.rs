@@ -202,11 +202,23 @@ impl Volume {
         file_path(&self.pool.path, self.id)
     }
 
+    /// Whether the pool is still there: between the look and the act its file system may have gone, and what lies
+    /// under a mount point is not the pool.
+    fn check_pool(&self) -> Result<()> {
+        let marker = self.pool.path.join(MARKER);
+        let found = std::fs::read_to_string(&marker).map_err(io(&marker))?;
+        if found.trim() == self.wanted.pool.to_string() {
+            return Ok(());
+        }
+        Err(io(&marker)(std::io::Error::other("is another pool's")))
+    }
+
     /// Makes the file. `image` is the cached image when it starts from one.
     ///
     /// # Errors
     /// There is no room, the image or the size cannot be used, or a step of it fails: nothing is left but aside.
     pub async fn make(&self, image: Option<&Path>, ledger: &Ledger) -> Result<()> {
+        self.check_pool()?;
         let path = self.path();
         let dir = path.parent().ok_or_else(|| VolumeError::Refused("a pool needs a path".into()))?.to_owned();
         let aside = dir.join(format!(".{}.making", self.id));
@@ -336,6 +348,7 @@ impl Volume {
     /// # Errors
     /// It cannot be removed.
     pub async fn delete(&self, ledger: &Ledger) -> Result<()> {
+        self.check_pool()?;
         let path = self.path();
         match tokio::fs::remove_file(&path).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(error)),

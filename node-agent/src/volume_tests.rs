@@ -139,6 +139,17 @@ async fn deleting_twice_is_no_error_and_it_does_not_come_back() {
     assert!(bed.volume.recognise(&bed.ledger).await.is_err());
 }
 
+#[tokio::test]
+async fn nothing_is_called_deleted_while_the_pool_is_gone() {
+    let bed = bed(10);
+    bed.volume.make(None, &bed.ledger).await.unwrap();
+    let elsewhere = bed.dir.path().join("unmounted");
+    std::fs::rename(&bed.volume.pool.path, &elsewhere).unwrap();
+    std::fs::create_dir_all(bed.volume.pool.path.join("volumes")).unwrap();
+    assert!(bed.volume.delete(&bed.ledger).await.is_err());
+    assert!(bed.made());
+}
+
 #[test]
 fn pools_without_their_marker_are_absent() {
     let dir = tempfile::tempdir().unwrap();

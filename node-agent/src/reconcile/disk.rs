@@ -80,6 +80,10 @@ pub(super) fn decide(
         }
     };
     report.state = state.into();
+    if busy && report.problem.is_none() {
+        // A try at work does not take back what was said of the last one.
+        report.problem = volume_problem(view, id);
+    }
     report
 }
 

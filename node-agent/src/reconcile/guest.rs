@@ -54,6 +54,14 @@ pub(super) fn decide(
             Step::Shutdown { .. } | Step::Destroy { .. } => report.state = GuestState::Stopping.into(),
             _ => {}
         }
+        // A try at work does not take back what was said of the last one.
+        report.problem = view
+            .efforts
+            .get(&Subject::Vm(id))
+            .filter(|effort| {
+                effort.step == step.kind() && wanted.is_some_and(|wanted| effort.stamp == stamp(wanted))
+            })
+            .map(|effort| effort.problem.clone());
         return spoken_of.then_some(report);
     }
     if view.hypervisor_away.is_some() || !view.observed {

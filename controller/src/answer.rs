@@ -12,6 +12,9 @@ use tonic_types::StatusExt;
 
 use crate::refusal::Refusal;
 
+/// The reason that HTTP has a status of its own for.
+pub const TOO_LARGE: &str = "TooLarge";
+
 /// Whether a request speaks gRPC; all others are answered in JSON.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
@@ -19,11 +22,16 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// A refusal as the caller's face tells it. `headers` are the request's.
 pub fn refuse(headers: &HeaderMap, refusal: Refusal) -> Response {
+    let too_large = refusal.reason == TOO_LARGE;
     let status = Status::from(refusal);
-    match is_grpc(headers) {
-        true => status.into_http(),
-        false => json_response(&status),
+    if is_grpc(headers) {
+        return status.into_http();
     }
+    let mut response = json_response(&status);
+    if too_large {
+        *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+    }
+    response
 }
 
 /// A status as REST tells it.

@@ -257,12 +257,10 @@ fn no_leader() -> Refusal {
         .hint("try again; `tamdao controller list` shows which controllers are up, a majority is needed")
 }
 
-fn too_large() -> Refusal {
-    Refusal::new(
-        Code::ResourceExhausted,
-        "TooLarge",
-        format!("the body has more than {BODY_BYTES} bytes, or broke off"),
-    )
+/// A body beyond the limit, on any face.
+pub(crate) fn too_large() -> Refusal {
+    let message = format!("the body has more than {BODY_BYTES} bytes, or broke off");
+    Refusal::new(Code::InvalidArgument, answer::TOO_LARGE, message)
 }
 
 #[cfg(test)]

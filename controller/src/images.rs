@@ -15,6 +15,7 @@ mod replicate;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use futures::{Stream, StreamExt};
@@ -35,6 +36,9 @@ use intake::{Form, Intake};
 pub use fetch::run as fetch;
 pub use http::routes;
 pub use replicate::run as replicate;
+
+/// A sender that is silent for so long has gone, even if its connection stands.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// What is wrong with an image or with its way here.
 #[derive(Debug, thiserror::Error)]
@@ -174,8 +178,13 @@ impl Images {
     {
         let mut intake = Intake::new(self.blobs.part().await?, form, self.limits.max_bytes);
         let mut chunks = std::pin::pin!(chunks);
-        while let Some(chunk) = chunks.next().await {
-            intake.push(&chunk?).await?;
+        loop {
+            let next = tokio::time::timeout(IDLE, chunks.next()).await;
+            let next = next.map_err(|_| ImageError::Broken("nothing more was sent".into()))?;
+            match next {
+                Some(chunk) => intake.push(&chunk?).await?,
+                None => break,
+            }
         }
         let received = intake.finish().await?;
         if !expected.sha256.is_empty() && !expected.sha256.eq_ignore_ascii_case(&received.sent_sha256) {

@@ -1,5 +1,7 @@
 //! The faces of a controller as users meet them: who may come in, REST and gRPC alike, and how errors are told.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
 mod cloud;
 
 use std::sync::Arc;

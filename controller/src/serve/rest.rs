@@ -21,6 +21,7 @@ use tower::util::BoxCloneSyncService;
 
 use super::PublicApi;
 use crate::answer;
+use crate::forward;
 use crate::methods::catalogue;
 use crate::refusal::Refusal;
 
@@ -72,7 +73,9 @@ where
     if let Some(uri) = with_mask_paths(&parts.uri) {
         parts.uri = uri;
     }
-    let Ok(body) = axum::body::to_bytes(body, BODY_BYTES).await else { return too_large() };
+    let Ok(body) = axum::body::to_bytes(body, BODY_BYTES).await else {
+        return answer::refuse(&parts.headers, forward::too_large());
+    };
     let response = inner.oneshot(Request::from_parts(parts, Body::from(body.clone()))).await.into_response();
     match response.status().is_success() {
         true => response,
@@ -114,14 +117,6 @@ fn no_route(verb: &Method, path: &str) -> Response {
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
         response.headers_mut().insert(ALLOW, allow);
     }
-    response
-}
-
-fn too_large() -> Response {
-    let message = format!("the body has more than {BODY_BYTES} bytes, or broke off");
-    let refusal = Refusal::new(Code::InvalidArgument, "TooLarge", message);
-    let mut response = answer::json_response(&Status::from(refusal));
-    *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
     response
 }
 

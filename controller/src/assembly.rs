@@ -30,7 +30,8 @@ use crate::metrics::{self, Readiness};
 use crate::office;
 use crate::peers::Peers;
 use crate::pki::PkiError;
-use crate::reconcile::Board;
+use crate::reconcile::journalist::Journalist;
+use crate::reconcile::{Board, drive};
 use crate::refusal::Refusal;
 use crate::serve::{self, Faces, Listener, ServeError};
 use crate::sessions::{AgentApi, Sessions};
@@ -164,6 +165,13 @@ impl Controller {
         tasks.spawn(images::replicate(images.clone(), stop.clone()));
         tasks.spawn(images::fetch(images, stop.clone()));
         tasks.spawn(office::run(shared.clone(), store.election, office_sender, stop.clone()));
+        tasks.spawn({
+            let journalist = Journalist::new(config.data_dir.join("journal"));
+            let (shared, stop) = (shared.clone(), stop.clone());
+            async move {
+                stop.run_until_cancelled(drive(journalist, shared, None)).await;
+            }
+        });
         tasks.spawn(introduce(shared.clone(), identity.clone(), stop.clone()));
         let hosts = identity::hosts(config);
         let renewer = Renewer { identity, hosts, credentials, cache, clock };

@@ -24,6 +24,9 @@ pub struct Engine {
     pub picture: scheduler::View,
     /// VMs without a node, the oldest first.
     pub waiting: BTreeSet<(TimeMs, VmId)>,
+    /// Grows with every change that may make room or lift a rule: what was refused at one number need not be asked
+    /// again at the same.
+    pub helped: u64,
     /// Virtual size promised in shared pools, MiB.
     shared: HashMap<PoolId, u64>,
 }
@@ -69,14 +72,17 @@ impl Engine {
     fn take(&mut self, delta: &Delta, nodes: &mut BTreeSet<NodeId>, pools: &mut BTreeSet<PoolId>) {
         match delta.after.as_ref().or(delta.before.as_ref()) {
             Some(Record::Node(node)) => {
+                self.helped += 1;
                 nodes.insert(node.id());
                 // A shared pool's size is what its nodes see of it.
                 pools.extend(node.status.pools.keys());
             }
             Some(Record::Assignment(assignment)) => {
                 nodes.insert(assignment.node);
+                self.helped += u64::from(makes_room(delta));
             }
             Some(Record::Pool(pool)) => {
+                self.helped += 1;
                 pools.insert(pool.id());
                 nodes.extend(self.picture.nodes().map(|node| node.id));
             }
@@ -88,6 +94,7 @@ impl Engine {
                 let held = self.shared.entry(volume.spec.pool).or_default();
                 let (before, after) = (size(&delta.before), size(&delta.after));
                 if before != after {
+                    self.helped += u64::from(after < before);
                     *held = (*held + after).saturating_sub(before);
                     pools.insert(volume.spec.pool);
                 }
@@ -140,6 +147,19 @@ impl Engine {
             self.picture.assign(id, shape).expect("the node is known and the VM was released");
         }
     }
+}
+
+/// Whether an assignment holds less than before of anything.
+fn makes_room(delta: &Delta) -> bool {
+    let (Some(Record::Assignment(before)), after) = (&delta.before, &delta.after) else { return false };
+    let Some(Record::Assignment(after)) = after else { return true };
+    let less_vm = before.vms.iter().any(|(vm, old)| {
+        after.vms.get(vm).is_none_or(|new| {
+            new.reservation.vcpus < old.reservation.vcpus
+                || new.reservation.memory_mib < old.reservation.memory_mib
+        })
+    });
+    less_vm || before.volumes.keys().any(|volume| !after.volumes.contains_key(volume))
 }
 
 fn node_shape(view: &View, node: &Node, assignment: &Assignment) -> scheduler::NodeShape {

@@ -295,7 +295,7 @@ fn use_token(
     name: &Name,
 ) -> Result<(), Refusal> {
     let denied = |reason, message: String| Refusal::new(Code::PermissionDenied, reason, message);
-    let hint = "make a new one: tamdao cluster join-token create";
+    let hint = "make a new one: tamdao node join-token create, or tamdao controller add";
     let row = draft.view().join_tokens.get(secret.id).cloned();
     let Some(mut token) = row.map(|row| (*row.value).clone()).filter(|token| secret.matches(&token.digest))
     else {

@@ -45,7 +45,7 @@ enum Command {
     Join {
         #[command(flatten)]
         file: ConfigFile,
-        /// What `tamdao cluster join-token create` showed; by the environment it stays out of the process list.
+        /// What `tamdao controller add` showed; by the environment it stays out of the process list.
         #[arg(long, value_name = "TOKEN", env = "TAMDAO_JOIN_TOKEN", hide_env_values = true)]
         token: String,
         /// Any controller of the cluster.

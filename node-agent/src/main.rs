@@ -35,7 +35,7 @@ enum Command {
     Run,
     /// Make this host a node of a cluster.
     Join {
-        /// The token that `tamdao join-token create` gave out.
+        /// The token that `tamdao node join-token create` gave out.
         #[arg(long, env = "TAMDAO_JOIN_TOKEN", hide_env_values = true)]
         token: String,
         /// A controller, host:port; may be given more than once. Default: those of the configuration.

@@ -9,6 +9,7 @@ pub mod cache;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod hub;
+pub mod journal;
 pub mod kv;
 pub mod mvcc;
 pub mod typed;

@@ -39,12 +39,15 @@ async fn add(app: &App, args: &ControllerAddArgs) -> Result<ExitStatus> {
             format!("{name}:{port}")
         }
     };
-    app.output.note(&format!("Run this on the new machine, within {}:\n", duration(args.ttl)));
+    app.output.note(&format!(
+        "Give /etc/tamdao/controller.toml on the new machine name = \"{name}\" and address = \"{address}\";\n\
+         then run this there, within {}:\n",
+        duration(args.ttl)
+    ));
     let secret = &token.secret;
-    app.output.line(&format!(
-        "tamdao-controller join --token {secret} --controller {meet} --name {name} --address {address}"
-    ))?;
-    app.output.note("\nThe secret is shown only here. Then see `tamdao controller list`");
+    app.output.line(&format!("tamdao-controller join --token {secret} --controller {meet}"))?;
+    app.output
+        .note("\nThe secret is shown only here. Start the controller, then see `tamdao controller list`");
     Ok(ExitStatus::Done)
 }
 

@@ -1,14 +1,16 @@
 //! The placer: gives VMs without a node a node. The engine decides for many at once on a fork of its picture;
 //! `decide::place` holds the room under the nodes' guards.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
-use tamdao_scheduler::VmShape;
+use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::place::place_each;
+use tamdao_scheduler::{self as scheduler, VmShape};
 
 use super::Loop;
 use crate::decide::place;
@@ -25,13 +27,17 @@ const PER_DECISION: usize = 16;
 #[derive(Default)]
 pub struct Placer {
     engine: Option<Engine>,
+    /// Who was refused, under which state of their own and of the cluster: asking again before either has changed
+    /// would only keep those behind them waiting.
+    refused: HashMap<VmId, (u64, u64)>,
 }
 
 /// What one decision does.
 #[derive(Default, Clone)]
 struct Outcome {
     places: Vec<(VmId, NodeId, Reservation)>,
-    waiting: Vec<(VmId, String)>,
+    /// VM, reason, message.
+    waiting: Vec<(VmId, String, String)>,
 }
 
 #[async_trait]
@@ -45,18 +51,30 @@ impl Loop for Placer {
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
-        let engine = self.catch_up(shared);
+        catch_up(&mut self.engine, shared);
+        let Some(engine) = &self.engine else { return Ok(0) };
         if engine.waiting.is_empty() {
             return Ok(0);
         }
         let view = shared.cache.view();
         let mut shapes: Vec<Arc<VmShape>> = Vec::new();
         let mut outcome = Outcome::default();
-        for (_, id) in engine.waiting.iter().take(BATCH) {
+        let helped = engine.helped;
+        let refused = &mut self.refused;
+        refused.retain(|id, (_, at)| {
+            *at == helped && view.vms.get(*id).is_some_and(|vm| vm.status.node.is_none())
+        });
+        for (_, id) in &engine.waiting {
             let Some(vm) = view.vms.get(*id) else { continue };
+            if refused.get(id) == Some(&(vm.meta.generation, helped)) {
+                continue;
+            }
             match engine::shape(&view, vm) {
                 Ok(shape) => shapes.push(Arc::new(shape)),
-                Err(error) => outcome.waiting.push((*id, error.to_string())),
+                Err(error) => outcome.waiting.push((*id, "Incomplete".into(), error.to_string())),
+            }
+            if shapes.len() == BATCH {
+                break;
             }
         }
         let mut fork = engine.picture.clone();
@@ -64,33 +82,50 @@ impl Loop for Placer {
         for (shape, answer) in shapes.iter().zip(answers) {
             match answer {
                 Ok(placement) => outcome.places.push((shape.id, placement.node, placement.reservation)),
-                Err(rejection) => outcome.waiting.push((shape.id, rejection.to_string())),
+                Err(rejection) => {
+                    let generation = view.vms.get(shape.id).map_or(0, |vm| vm.meta.generation);
+                    refused.insert(shape.id, (generation, helped));
+                    outcome.waiting.push((shape.id, "NoRoom".into(), rejection.to_string()));
+                }
             }
         }
+        judge(&engine.picture, &shapes, &outcome)?;
         commit(shared, outcome).await?;
-        Ok(self.catch_up(shared).waiting.len() as u64)
+        Ok(catch_up(&mut self.engine, shared).waiting.len() as u64)
     }
 }
 
-impl Placer {
-    /// The engine in step with the newest view.
-    fn catch_up(&mut self, shared: &Shared) -> &mut Engine {
-        let view = shared.cache.view();
-        if let Some(engine) = &mut self.engine {
-            // The history is complete up to the view; commits beyond it are followed next time.
-            while let Ok(commits) = shared.cache.after(engine.at) {
-                let within = commits.partition_point(|commit| commit.revision <= view.revision);
-                if within == 0 {
-                    break;
-                }
-                engine.follow(&commits[..within], &view);
+/// The engine in step with the newest view.
+fn catch_up<'a>(engine: &'a mut Option<Engine>, shared: &Shared) -> &'a mut Engine {
+    let view = shared.cache.view();
+    let followed = engine.as_mut().is_some_and(|engine| {
+        // The history is complete up to the view; commits beyond it are followed next time.
+        while let Ok(commits) = shared.cache.after(engine.at) {
+            let within = commits.partition_point(|commit| commit.revision <= view.revision);
+            if within == 0 {
+                return true;
             }
-            if shared.cache.after(engine.at).is_ok() {
-                return self.engine.as_mut().expect("it was there a line above");
-            }
+            engine.follow(&commits[..within], &view);
         }
-        self.engine.insert(Engine::draw(&view))
+        false
+    });
+    if !followed {
+        *engine = None;
     }
+    engine.get_or_insert_with(|| Engine::draw(&view))
+}
+
+/// Lets the independent judge look at the plan before it is committed.
+fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -> Result<(), Refusal> {
+    let of = |id: &VmId| shapes.iter().find(|shape| shape.id == *id).cloned();
+    let places = outcome.places.iter();
+    let steps: Vec<Step> =
+        places.filter_map(|(vm, node, _)| of(vm).map(|vm| Step::Assign { vm, node: *node })).collect();
+    check(before, &steps).map_err(|breaches| {
+        let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is placed");
+        Refusal::internal(format!("the engine's plan breaks its own rules: {breach}"))
+    })
 }
 
 async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
@@ -110,8 +145,8 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     let waiting = outcome.waiting.chunks(PER_DECISION).map(|chunk| {
         let chunk = chunk.to_vec();
         shared.writer.submit(move |draft, moment| {
-            for (vm, message) in &chunk {
-                place::explain_waiting(draft, moment, *vm, "NoRoom", message);
+            for (vm, reason, message) in &chunk {
+                place::explain_waiting(draft, moment, *vm, reason, message);
             }
             Ok(())
         })

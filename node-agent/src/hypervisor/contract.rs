@@ -426,7 +426,8 @@ async fn a_lost_connection_comes_back(fixture: &dyn Fixture) {
     })
     .await;
     // Events come on the new connection too. A libvirtd that has just come back answers before it has found its
-    // guests again, and what ends within that time ends without an event; a pause waits until that is over.
+    // guests again, and what ends within that time may end without an event (seen once, cause inferred); a pause
+    // needs the guest's monitor, so it waits until that is over.
     hypervisor.pause(spec.vm, 1).await.expect("pause");
     wait_for_change(&mut events, spec.vm, Change::Paused(PauseReason::OnDemand)).await;
     end(hypervisor, &spec).await;

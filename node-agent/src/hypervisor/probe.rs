@@ -1,5 +1,5 @@
-//! Tries whether KVM runs guests as it should. A `/dev/kvm` may be there and open, and a guest under it run a
-//! thousand times slower than emulated, which looks like a hang: only a race against emulation tells.
+//! Tries whether KVM runs guests as it should. A `/dev/kvm` may be there and open, and a guest under it run
+//! hundreds of times slower than emulated, which looks like a hang: only a race against emulation tells.
 //!
 //! The guest is one boot sector that enters long mode, counts down from half a billion and writes a byte to the
 //! serial port. Deliberately absent: libvirt, which would need a domain and a log for this.

@@ -253,8 +253,9 @@ async fn pause(deadline: Instant) -> Result<(), Refusal> {
 
 fn no_leader() -> Refusal {
     let message = "no leader is known to this controller, so nothing can be changed now";
-    Refusal::new(Code::Unavailable, "NoLeader", message)
-        .hint("try again; `tamdao controller list` shows which controllers are up, a majority is needed")
+    Refusal::new(Code::Unavailable, "NoLeader", message).hint(
+        "try again; a majority of the controllers must run and reach each other: look at /readyz of each",
+    )
 }
 
 /// A body beyond the limit, on any face.

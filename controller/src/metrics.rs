@@ -16,7 +16,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tamdao_store::cache::Cache;
-use tamdao_store::kv::{Key, Kv, Read, Revision, Role};
+use tamdao_store::kv::{Kv, Role};
 use tonic::Code;
 
 use crate::answer;
@@ -86,9 +86,8 @@ impl Readiness {
         if (self.leader)() == Leader::Nobody {
             return Err("no leader is known".into());
         }
-        let key = Key::leader();
-        let read = self.kv.get(&key, Read::AtLeast(Revision::ZERO));
-        match tokio::time::timeout(PROBE, read).await {
+        // Only a quorum answers this; a leader that is merely remembered does not.
+        match tokio::time::timeout(PROBE, self.kv.barrier()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the store does not answer".into()),

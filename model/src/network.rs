@@ -44,6 +44,14 @@ impl Provider {
             Self::Bridge { bridge } | Self::Vlan { bridge, .. } => bridge,
         }
     }
+
+    /// The bridge device that guests are attached to: that of VLAN 30 on `br0` is `br0.30`, which the node has.
+    pub fn device(&self) -> String {
+        match self {
+            Self::Bridge { bridge } => bridge.clone(),
+            Self::Vlan { bridge, tag } => format!("{bridge}.{tag}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

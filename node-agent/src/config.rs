@@ -91,7 +91,7 @@ pub struct Config {
     pub ca: PathBuf,
     pub libvirt_uri: String,
     pub acceleration: Acceleration,
-    /// Where other machines reach this node, a name or an address; empty lets the leader take the session's peer.
+    /// Where other machines reach this node, a name or an address; empty takes the one from which it speaks to controllers.
     pub address: String,
     /// Where /metrics and /healthz are served, in the clear; `None` serves nothing.
     pub metrics_listen: Option<SocketAddr>,

@@ -92,6 +92,20 @@ pub struct Session {
     pub up: watch::Sender<bool>,
 }
 
+impl Session {
+    /// Where other machines reach this node: as configured, else the address from which it speaks to a controller.
+    async fn address_towards(&self, controller: &str) -> String {
+        if !self.address.is_empty() {
+            return self.address.clone();
+        }
+        // A datagram socket learns its own address by being connected; nothing is sent.
+        let any = if controller.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let Ok(socket) = tokio::net::UdpSocket::bind(any).await else { return String::new() };
+        let connected = socket.connect(controller).await.and_then(|()| socket.local_addr());
+        connected.map(|address| address.ip().to_string()).unwrap_or_default()
+    }
+}
+
 /// The pause before the next try: doubling from 0.2 to 5 s, with a random half, so that a cluster's agents do not
 /// come all at once.
 fn pause(failures: u32) -> Duration {
@@ -193,7 +207,7 @@ impl Session {
             level: LEVEL,
             highest_revision: state.revision,
             highest_epoch: state.epoch,
-            address: self.address.clone(),
+            address: self.address_towards(controller).await,
             host_uuid: self.host_uuid.clone(),
         }))
         .await?;

@@ -126,7 +126,10 @@ pub fn look_at_pool(id: Uuid, pool: &WantedPool, known: bool) -> (PoolFact, bool
 }
 
 fn make_pool(id: Uuid, pool: &WantedPool) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(&pool.path)?;
+    // QEMU's user must be able to pass through, whatever umask the agent runs under.
+    std::fs::set_permissions(&pool.path, std::fs::Permissions::from_mode(0o755))?;
     crate::ledger::write_file(&pool.path.join(MARKER), format!("{id}\n").as_bytes(), 0o644)
 }
 

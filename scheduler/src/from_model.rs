@@ -162,7 +162,7 @@ pub fn vm<'a>(
     }
     for interface in &vm.spec.interfaces {
         let network = network(interface.network).ok_or(ShapeError::NetworkUnknown(interface.network))?;
-        shape.bridges.insert(network.spec.provider.bridge().to_owned());
+        shape.bridges.insert(network.spec.provider.device());
     }
     let display = u32::from(vm.spec.graphics != Graphics::None);
     let devices = vm.spec.disks.len() + vm.spec.interfaces.len();

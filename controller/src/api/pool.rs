@@ -1,9 +1,11 @@
 //! PoolService.
 
+use std::sync::Arc;
+
 use tamdao_model::node::Node;
 use tamdao_model::pool::Pool;
 use tamdao_proto::v1;
-use tamdao_store::view::{Row, View};
+use tamdao_store::view::{Delta, Held, Record, Row, View};
 
 use super::standard::{Standard, Writable, service};
 use crate::decide::place::promised_in_shared_mib;
@@ -27,6 +29,17 @@ impl Standard for Pool {
             _ => v1::PoolPhase::Ready,
         } as i32;
         status.nodes = nodes;
+    }
+
+    fn shows(delta: &Delta, newest: &View) -> Vec<Row<Self>> {
+        let seen = |record: &Option<Record>| record.as_ref().and_then(Node::from_record).cloned();
+        let (before, after) = (seen(&delta.before), seen(&delta.after));
+        let Some(node) = after.as_ref().or(before.as_ref()) else { return Vec::new() };
+        let told = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.status.pools.clone());
+        if told(&before) == told(&after) {
+            return Vec::new();
+        }
+        newest.pools.iter().filter(|pool| pool.is_on(node.id())).cloned().collect()
     }
 }
 

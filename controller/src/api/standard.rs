@@ -7,7 +7,7 @@ use tamdao_model::event::Severity;
 use tamdao_model::selector::Selector;
 use tamdao_store::kv::Revision;
 use tamdao_store::typed::Draft;
-use tamdao_store::view::{Held, Row, View};
+use tamdao_store::view::{Delta, Held, Row, View};
 
 use super::page::{self, Token};
 use super::{Api, Asked, check_revision, find, new_in, scope_of};
@@ -20,6 +20,12 @@ use crate::shared::Shared;
 pub(crate) trait Standard: Held + Shown {
     /// Fills what lies in other records.
     fn complete(_proto: &mut Self::Proto, _row: &Self, _view: &View, _shared: &Shared) {}
+
+    /// The resources of this kind that show something of a record of another kind that has changed: whoever watches
+    /// them must hear of it.
+    fn shows(_delta: &Delta, _newest: &View) -> Vec<Row<Self>> {
+        Vec::new()
+    }
 
     /// The phase as the contract numbers it, for filters.
     fn phase(&self) -> i32 {

@@ -113,7 +113,7 @@ impl Api {
             let caught_up = commits.is_empty();
             for commit in commits {
                 let changes: Vec<_> =
-                    commit.deltas.iter().filter_map(|delta| change::<T>(delta, filter)).collect();
+                    commit.deltas.iter().flat_map(|delta| changes_of::<T>(delta, filter, &newest)).collect();
                 let last = changes.len().wrapping_sub(1);
                 for (place, (event, row)) in changes.into_iter().enumerate() {
                     let proto = self.show(&row, &newest);
@@ -148,6 +148,13 @@ impl Api {
             }
         }
     }
+}
+
+/// What a change of any record is to this watch: that of its own resources, or of others that are shown in them.
+fn changes_of<T: Standard>(delta: &Delta, filter: &Filter, newest: &View) -> Vec<(WatchEvent, Row<T>)> {
+    let shown_in = T::shows(delta, newest).into_iter().filter(|row| filter.takes(&*row.value));
+    let shown_in = shown_in.map(|row| (WatchEvent::Put, row));
+    change::<T>(delta, filter).into_iter().chain(shown_in).collect()
 }
 
 /// What a change is to this watch: a resource that no longer passes the filter is gone for it.

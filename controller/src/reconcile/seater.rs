@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tamdao_model::ControllerId;
+use tamdao_model::event::Severity;
 use tamdao_store::kv::Member;
 
 use super::Loop;
+use crate::decide;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -39,6 +42,13 @@ impl Loop for Seater {
                 voter: true,
             })
             .collect();
+        for controller in view.controllers.iter() {
+            let moved =
+                seated.iter().find(|seat| seat.id == controller.member && seat.address != controller.address);
+            if let Some(seat) = moved {
+                move_to(shared, controller.id(), seat.address.clone()).await?;
+            }
+        }
         let mut left = without_seat.len() as u64;
         for member in without_seat {
             tracing::info!(controller = member.name, member = member.id, "seating controller");
@@ -47,4 +57,19 @@ impl Loop for Seater {
         }
         Ok(left)
     }
+}
+
+/// Writes where a controller is now: it told the group itself when it started under another address.
+async fn move_to(shared: &Shared, id: ControllerId, address: String) -> Result<(), Refusal> {
+    let decided = shared.writer.submit(move |draft, moment| {
+        if let Some(row) = draft.view().controllers.get(id) {
+            let mut controller = (*row.value).clone();
+            controller.address.clone_from(&address);
+            let message = format!("is now reached at {address}");
+            decide::event(draft, moment, &controller, Severity::Info, "Moved", message, "seater");
+            draft.put(controller);
+        }
+        Ok(())
+    });
+    decided.await.map(|_| ())
 }

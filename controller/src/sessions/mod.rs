@@ -141,7 +141,23 @@ impl Sessions {
             open.iter().map(|session| (session.node, session)).collect();
         for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
             note(delta, &by_node);
+            if let (Some(Record::Node(gone)), None) = (&delta.before, &delta.after)
+                && let Some(session) = by_node.get(&gone.id())
+            {
+                self.dismiss(session);
+            }
         }
+    }
+
+    /// Ends the session of a node that was removed, and says so.
+    fn dismiss(&self, session: &Session) {
+        let refusal = agent::Refusal {
+            reason: "NodeRemoved".into(),
+            message: "this node was removed from the cluster".into(),
+        };
+        // An agent that does not listen is cut off all the same.
+        let _ = session.send(agent::session_response::Message::Refusal(refusal));
+        self.close(session);
     }
 
     /// Asks a node's agent for a tunnel.

@@ -338,8 +338,7 @@ async fn take_report(
     let vms = report.vms.iter().map(read_vm).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let volumes = report.volumes.iter().map(read_volume).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let pools = report.pools.iter().map(read_pool).collect::<Result<Vec<_>, _>>().map_err(bad)?;
-    let mut parts =
-        vec![Part { pools, foreign: report.complete.then_some(report.foreign), ..Part::default() }];
+    let mut parts = vec![Part { pools, foreign: Some(report.foreign), ..Part::default() }];
     // A deleted VM goes when its last volume has, so volumes come after the VMs' own news.
     parts.extend(vms.chunks(CHUNK).map(|vms| Part { vms: vms.to_vec(), ..Part::default() }));
     parts.extend(volumes.chunks(CHUNK).map(|volumes| Part { volumes: volumes.to_vec(), ..Part::default() }));

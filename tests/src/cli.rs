@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
 
 use crate::process::said;
 use crate::{Result, binaries};
+
+/// No command of a test waits longer; one that does shall not hold up the others.
+const LONGEST: Duration = Duration::from_secs(150);
 
 /// One user's command line.
 #[derive(Clone)]
@@ -56,23 +60,69 @@ impl Cli {
     /// # Errors
     /// When the program cannot be started.
     pub async fn with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        let mut child = self.spawn(arguments)?;
+        let mut stdin = child.stdin.take().context("a pipe to stdin")?;
+        // A command that reads nothing may have ended before this is written.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+        let ended = tokio::time::timeout(LONGEST, child.wait_with_output()).await;
+        let words =
+            || format!("`tamdao {}` has not ended after {} s", arguments.join(" "), LONGEST.as_secs());
+        Ok(ended.with_context(words)??)
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Result<Child> {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("TAMDAO_CONFIG", &self.config).env("NO_COLOR", "1");
         for variable in ["TAMDAO_AGENCY", "TAMDAO_CONTEXT"] {
             command.env_remove(variable);
         }
-        let mut child = command
+        command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("{} cannot be started", self.program.display()))?;
-        let mut stdin = child.stdin.take().context("a pipe to stdin")?;
-        // A command that reads nothing may have ended before this is written.
-        let _ = stdin.write_all(input).await;
-        drop(stdin);
-        Ok(child.wait_with_output().await?)
+            .with_context(|| format!("{} cannot be started", self.program.display()))
+    }
+
+    /// Types something into a command that does not end by itself, such as a console, and reads until `found` is
+    /// true of what came; then the command is ended.
+    ///
+    /// # Errors
+    /// When the command ends before, or time is over, with what came.
+    pub async fn converse(
+        &self,
+        arguments: &[&str],
+        input: &[u8],
+        patience: Duration,
+        found: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let mut child = self.spawn(arguments)?;
+        let (mut stdin, stdout) =
+            (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
+        stdin.write_all(input).await?;
+        let mut heard = Vec::new();
+        let mut stdout = stdout;
+        let read = async {
+            loop {
+                let text = String::from_utf8_lossy(&heard).replace('\r', "");
+                if found(&text) {
+                    return Ok(text);
+                }
+                if stdout.read_buf(&mut heard).await? == 0 {
+                    bail!("`tamdao {}` ended after {text:?}", arguments.join(" "));
+                }
+            }
+        };
+        let answer = tokio::time::timeout(patience, read).await;
+        child.kill().await?;
+        match answer {
+            Ok(answer) => answer,
+            Err(_) => {
+                bail!("`tamdao {}` said only {:?}", arguments.join(" "), String::from_utf8_lossy(&heard))
+            }
+        }
     }
 
     /// Runs a command that must succeed; its stdout.

@@ -286,6 +286,12 @@ impl Drop for Cloud {
             return;
         }
         self.show_logs();
+        if std::env::var_os("TAMDAO_TEST_KEEP").is_some() {
+            eprintln!("everything runs on, until the next test: {}", self.slot.directory.display());
+            self.controllers.drain(..).for_each(std::mem::forget);
+            self.agents.drain(..).for_each(std::mem::forget);
+            return;
+        }
         if let Err(error) = self.clear() {
             eprintln!("what the test made could not be removed: {error:#}");
         }
@@ -374,15 +380,19 @@ impl Cloud {
     pub async fn controllers_ready(&mut self, count: usize) -> Result<()> {
         eventually(&format!("{count} controllers vote"), SOON, async || {
             self.check()?;
-            let request = ListControllersRequest::default();
-            let send =
-                async |wire| ControllerServiceClient::new(wire).list_controllers(request.clone()).await;
-            let answer = self.api.call(send).await?;
-            let votes = answer.controllers.iter().filter_map(|one| one.status.as_ref());
-            let votes =
-                votes.filter(|s| matches!(s.role(), ControllerRole::Leader | ControllerRole::Follower));
-            let votes = votes.filter(|status| status.reachable).count();
-            if votes == count { Ok(()) } else { not_yet(format!("{votes} do: {:?}", answer.controllers)) }
+            for index in 0..count {
+                let mut client = ControllerServiceClient::new(self.api.wire(index));
+                let answer = client.list_controllers(ListControllersRequest::default()).await?.into_inner();
+                let roles = answer.controllers.iter().filter_map(|one| one.status.as_ref());
+                let votes = |role| matches!(role, ControllerRole::Leader | ControllerRole::Follower);
+                if roles.filter(|status| votes(status.role())).count() != count {
+                    return not_yet(format!(
+                        "as {} sees it: {:?}",
+                        self.controllers[index].name, answer.controllers
+                    ));
+                }
+            }
+            Ok(())
         })
         .await
     }
@@ -411,7 +421,7 @@ impl Cloud {
     async fn furnish(&self, with_image: bool) -> Result<()> {
         self.cli.run(&["agency", "create", AGENCY]).await?;
         self.cli.run(&["flavor", "create", "tiny", "--vcpus", "1", "--memory", "128M"]).await?;
-        let wait: &[&str] = if with_image { &[] } else { &["--no-wait"] };
+        let wait: &[&str] = if with_image { &["--timeout", "90s"] } else { &["--no-wait"] };
         self.cli.run(&[&["pool", "create", "default", "--path", POOL], wait].concat()).await?;
         let address = |host| self.testbed.address(host);
         let subnet =

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
-use crate::process::said;
 use crate::wait::{BOOT, eventually};
 use crate::{Cloud, Result};
 
@@ -65,18 +64,12 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// When no such answer comes.
     pub async fn answers(&self, line: &str, expected: &str) -> Result<String> {
-        eventually(&format!("{} answers {expected:?} to `{line}`", self.name), BOOT, async || {
-            let input = format!("{line}\n");
-            let arguments = ["vm", "console", &self.name, "--force", "--idle-timeout", "3s"];
-            let output = self.cloud.cli.with_input(&arguments, input.as_bytes()).await?;
-            let heard = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-            // What was typed comes back as an echo and is not the answer.
-            if heard.lines().any(|heard| heard.contains(expected) && heard != line) {
-                return Ok(heard);
-            }
-            bail!("{}", said(&output))
-        })
-        .await
+        let input = format!("{line}\n");
+        let arguments = ["vm", "console", &self.name, "--force"];
+        // What was typed comes back as an echo, which is not the answer.
+        let found =
+            |heard: &str| heard.lines().any(|heard| heard.contains(expected) && !heard.contains(line));
+        self.cloud.cli.converse(&arguments, input.as_bytes(), BOOT, found).await
     }
 
     /// The numbers of the ticks since the last boot, in order.

@@ -295,8 +295,14 @@ impl Guest<'_> {
                 if wanted.power == Power::On && record.paused && wanted.fresh {
                     let step = Step::Resume { vm: self.id, why: Go::OnOrder };
                     report.problem = attempt(self.view, stamp(wanted), step, decision);
-                } else if wanted.fresh {
-                    self.act(wanted, report, decision);
+                } else if wanted.fresh
+                    && !self.act(wanted, report, decision)
+                    && wanted.power == Power::Paused
+                    && domain.generation < wanted.generation
+                {
+                    // It stands as wanted; only the update says to whoever waits that this was acted on.
+                    report.problem =
+                        attempt(self.view, stamp(wanted), Step::Update { vm: self.id }, decision);
                 }
             }
             DomainState::Paused(PauseReason::IoError) => self.out_of_room(wanted, report, decision),

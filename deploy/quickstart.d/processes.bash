@@ -18,11 +18,7 @@ running() {
 launch() {
   local home=$1
   shift
-  (
-    # The script's lock is not the process's to hold.
-    if [ -n "${lock-}" ]; then exec {lock}>&-; fi
-    exec setsid "$@" >>"$home/log" 2>&1 </dev/null
-  ) &
+  setsid "$@" >>"$home/log" 2>&1 </dev/null &
   printf '%s %s\n' $! "$(started_at $!)" >"$home/pid"
 }
 
@@ -73,7 +69,7 @@ wait_for() {
   printf '  %s ... %s s\n' "$what" $((SECONDS - begin)) >&2
 }
 
-program() { printf '%s/release/%s\n' "${CARGO_TARGET_DIR:-$root/target}" "$1"; }
+program() { printf '%s/%s\n' "${programs:-${CARGO_TARGET_DIR:-$root/target}/release}" "$1"; }
 
 # cloud ARGUMENT...: the CLI in the quickstart's own context.
 cloud() { "$(program tamdao)" --context "$context" "$@"; }

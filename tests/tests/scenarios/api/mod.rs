@@ -1,3 +1,5 @@
 //! Scenarios of the control plane alone.
 
 mod cluster;
+mod input;
+mod leader;

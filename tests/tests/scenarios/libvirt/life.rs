@@ -115,7 +115,7 @@ async fn resize(cloud: &Cloud) -> Result<()> {
 
 /// Record, domain and file go; the address rests.
 async fn delete(cloud: &Cloud, address: &str) -> Result<()> {
-    let files = || cloud.testbed.shell("n1", &format!("find {POOL} -type f"));
+    let files = || cloud.testbed.shell("n1", &format!("find {POOL}/volumes -type f"));
     ensure!(!files()?.is_empty(), "the volume has a file");
     cloud.cli.run(&["vm", "delete", "web", "--yes"]).await?;
     cloud.vanishes("web").await?;

@@ -1,3 +1,7 @@
 //! Scenarios with real libvirt, real QEMU and the tiny guest.
 
+mod agent;
+mod controllers;
+mod faults;
 mod life;
+mod network;

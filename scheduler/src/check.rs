@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use tamdao_model::{NodeId, PoolId, VmId};
+use tamdao_model::{NodeId, PoolId, VmId, limits};
 
 use crate::shape::{By, GroupId, NodeShape, Rule, RuleKind, VmShape};
 use crate::view::View;
@@ -36,6 +36,10 @@ pub struct Breach {
 pub enum Broken {
     NodeUnknown,
     AlreadyThere,
+    TooMany {
+        would_be: usize,
+        at_most: usize,
+    },
     NotThere,
     NotReady,
     Cordoned,
@@ -93,6 +97,7 @@ impl fmt::Display for Broken {
         match self {
             Self::NodeUnknown => f.write_str("the node is not in the cluster"),
             Self::AlreadyThere => f.write_str("the VM already holds a place there"),
+            Self::TooMany { would_be, at_most } => write!(f, "{would_be} VMs of {at_most}"),
             Self::NotThere => f.write_str("the VM holds no place there"),
             Self::NotReady => f.write_str("the node is not ready"),
             Self::Cordoned => f.write_str("the node is cordoned"),
@@ -186,6 +191,9 @@ impl Judge<'_> {
         self.groups(vm, shape, &mut broken);
         self.shared(vm, &mut broken);
         there.push(vm.clone());
+        if there.len() > limits::VMS_PER_NODE {
+            broken.push(Broken::TooMany { would_be: there.len(), at_most: limits::VMS_PER_NODE });
+        }
         self.room(shape, vm, &there, &mut broken);
         for broken in broken {
             self.say(vm.id, node, broken);

@@ -86,6 +86,10 @@ pub enum Change {
         name: Arc<str>,
         mib: u64,
     },
+    /// The node holds as many VMs as one may.
+    MoveVms {
+        vms: u64,
+    },
     MakeReady,
     RepairPool {
         pool: PoolId,
@@ -199,6 +203,7 @@ fn changes(ask: &Ask, row: &Row, reasons: &[Reason]) -> Vec<Change> {
             Reason::Cordoned => Change::Uncordon,
             Reason::PoolNotReady { pool, name } => Change::RepairPool { pool, name },
             Reason::AlreadyHere => Change::ConfirmGone,
+            Reason::TooManyVms { .. } => Change::MoveVms { vms: 1 },
             Reason::IsolationShared => Change::MoveOtherClasses,
             Reason::DomainUnknown { key, .. } => Change::SetDomain { key },
             Reason::TooCrowded { group, by, .. } | Reason::NotTogether { group, by } => {
@@ -226,6 +231,7 @@ impl Change {
             Self::AddLabel { .. } | Self::RemoveLabel { .. } | Self::SetDomain { .. } => 3,
             Self::FreeVcpus { .. }
             | Self::FreeMemory { .. }
+            | Self::MoveVms { .. }
             | Self::FreeDisk { .. }
             | Self::FreeSharedPool { .. } => 4,
             Self::ConfirmGone | Self::MakeReady | Self::RepairPool { .. } => 6,
@@ -246,6 +252,7 @@ impl Change {
             Self::FreeMemory { mib } => format!("free {mib} MiB of memory on {node}"),
             Self::FreeDisk { name, mib, .. } => format!("free {mib} MiB in pool {name} on {node}"),
             Self::FreeSharedPool { name, mib, .. } => format!("free {mib} MiB in the shared pool {name}"),
+            Self::MoveVms { vms } => format!("move {vms} VMs away from {node}"),
             Self::MakeReady => format!("make {node} ready"),
             Self::RepairPool { name, .. } => format!("make pool {name} ready on {node}"),
             Self::ConfirmGone => format!("let {node} confirm that the VM is gone"),

@@ -48,6 +48,11 @@ pub enum Reason {
     },
     /// The VM already holds a place here, as a running guest, a move's other end or one not yet confirmed gone.
     AlreadyHere,
+    /// The node holds as many VMs as one may, whatever their size.
+    TooManyVms {
+        vms: u32,
+        at_most: u32,
+    },
     /// A VM of another isolation class is here.
     IsolationShared,
     /// A required rule asks for a failure domain that the node does not have.
@@ -104,6 +109,7 @@ pub enum ReasonKind {
     Cordoned,
     PoolNotReady,
     AlreadyHere,
+    TooManyVms,
     IsolationShared,
     DomainUnknown,
     TooCrowded,
@@ -130,6 +136,7 @@ impl Reason {
             Self::Cordoned => ReasonKind::Cordoned,
             Self::PoolNotReady { .. } => ReasonKind::PoolNotReady,
             Self::AlreadyHere => ReasonKind::AlreadyHere,
+            Self::TooManyVms { .. } => ReasonKind::TooManyVms,
             Self::IsolationShared => ReasonKind::IsolationShared,
             Self::DomainUnknown { .. } => ReasonKind::DomainUnknown,
             Self::TooCrowded { .. } => ReasonKind::TooCrowded,
@@ -172,6 +179,7 @@ impl ReasonKind {
             Self::Cordoned => "Cordoned",
             Self::PoolNotReady => "PoolNotReady",
             Self::AlreadyHere => "AlreadyHere",
+            Self::TooManyVms => "TooManyVms",
             Self::IsolationShared => "IsolationShared",
             Self::DomainUnknown => "DomainUnknown",
             Self::TooCrowded => "TooCrowded",
@@ -199,6 +207,7 @@ impl ReasonKind {
             Self::Cordoned => "cordoned",
             Self::PoolNotReady => "pool not ready",
             Self::AlreadyHere => "already holds this VM",
+            Self::TooManyVms => "too many VMs",
             Self::IsolationShared => "holds VMs of another isolation class",
             Self::DomainUnknown => "failure domain not set",
             Self::TooCrowded => "too many members of its group",
@@ -221,6 +230,7 @@ impl fmt::Display for Reason {
             Self::BridgeMissing { bridge } => write!(f, "bridge {bridge} missing"),
             Self::PoolAbsent { name, .. } => write!(f, "pool {name} not present"),
             Self::PoolNotReady { name, .. } => write!(f, "pool {name} not ready"),
+            Self::TooManyVms { vms, at_most } => write!(f, "holds {vms} VMs, {at_most} are allowed"),
             Self::DomainUnknown { group, key } => {
                 write!(f, "has no failure domain {key}, which group {group} asks for")
             }

@@ -19,8 +19,9 @@ pub fn find(name: &str) -> Result<PathBuf> {
         Some(directory) => PathBuf::from(directory),
         None => {
             let test = std::env::current_exe().context("where this test is")?;
-            // target/debug/deps/scenarios-0123456789abcdef
-            let profile = test.parent().and_then(Path::parent);
+            // target/debug/deps/scenarios-0123456789abcdef, or target/release/bench-api
+            let beside = test.parent().context("this test lies in no directory of cargo's")?;
+            let profile = if beside.ends_with("deps") { beside.parent() } else { Some(beside) };
             profile.context("this test lies in no directory of cargo's")?.to_owned()
         }
     };

@@ -106,6 +106,11 @@ impl Controller {
         Ok(())
     }
 
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     pub fn is_started(&self) -> bool {
         self.process.is_some()
     }

@@ -40,8 +40,15 @@ const TRAITS_RULES: [TraitsRule; 7] = [
 ];
 const TRAITS_RULES_LATE: [TraitsRule; 1] = [pools::ready];
 const NODE_RULES_EARLY: [NodeRule; 3] = [pin::pin, labels::required, labels::forbidden];
-const NODE_RULES: [NodeRule; 6] =
-    [presence::absent, isolation::alone, groups::required, pools::room, capacity::vcpus, capacity::memory];
+const NODE_RULES: [NodeRule; 7] = [
+    presence::absent,
+    isolation::alone,
+    groups::required,
+    capacity::count,
+    pools::room,
+    capacity::vcpus,
+    capacity::memory,
+];
 
 /// One VM asked about one view, with what is worth working out once.
 pub(crate) struct Ask<'a> {
@@ -120,7 +127,9 @@ impl<'a> Ask<'a> {
 
     /// Whether a node of fitting traits may do. Capacity is asked of the entry first, because it is at hand.
     pub(crate) fn entry_fits(&self, entry: &Entry, need: &Amounts) -> bool {
-        let room = capacity::vcpus_of(entry, need).is_none() && capacity::memory_of(entry, need).is_none();
+        let room = capacity::vcpus_of(entry, need).is_none()
+            && capacity::memory_of(entry, need).is_none()
+            && capacity::count_of(entry).is_none();
         room && (!self.needs_row
             || self.view.row(entry.slot).is_some_and(|row| {
                 NODE_RULES_EARLY.iter().chain(&NODE_RULES).all(|rule| rule(self, row).is_none())

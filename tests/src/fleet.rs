@@ -1,0 +1,242 @@
+//! A fleet of nodes that exist only as sessions: each enrols, opens its session and answers every assignment at once.
+//! It is for scale, where real agents would measure the machine that all of them share. Deliberately absent: all
+//! that a real agent refuses, retries or remembers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::future::join_all;
+use rcgen::{CertificateParams, KeyPair};
+use tamdao_proto::agent::v1 as agent;
+use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
+use tamdao_proto::agent::v1::enroll_service_client::EnrollServiceClient;
+use tamdao_proto::agent::v1::session_request::Message as ToLeader;
+use tamdao_proto::agent::v1::session_response::Message as FromLeader;
+use tamdao_proto::v1;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use uuid::Uuid;
+
+use crate::Result;
+
+/// The name that every controller's certificate has.
+const CONTROLLER: &str = "tamdao-controller";
+
+/// What each node of the fleet has.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub pool_mib: u64,
+}
+
+/// The nodes; they leave when it is dropped.
+pub struct Fleet {
+    _sessions: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Enrols `count` nodes named `fleet-N` by a token of as many uses and opens their sessions.
+    ///
+    /// # Errors
+    /// When one cannot enrol.
+    pub async fn join(
+        controllers: &[String],
+        ca: &str,
+        token: &str,
+        count: usize,
+        size: Size,
+    ) -> Result<Self> {
+        let enrolled = (0..count).map(|at| Node::enrol(controllers, ca, token, format!("fleet-{at}"), size));
+        let mut sessions = JoinSet::new();
+        for node in join_all(enrolled).await {
+            sessions.spawn(node?.run());
+        }
+        Ok(Self { _sessions: sessions })
+    }
+}
+
+/// One node of the fleet.
+struct Node {
+    controllers: Vec<String>,
+    tls: ClientTlsConfig,
+    size: Size,
+    host_uuid: Uuid,
+    boot_id: Uuid,
+    /// What it would tell in a complete report.
+    vms: BTreeMap<String, agent::VmReport>,
+    volumes: BTreeMap<String, agent::VolumeReport>,
+    pools: Vec<String>,
+}
+
+impl Node {
+    async fn enrol(controllers: &[String], ca: &str, token: &str, name: String, size: Size) -> Result<Self> {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(CONTROLLER);
+        let key = KeyPair::generate()?;
+        let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
+        let host_uuid = Uuid::new_v4();
+        let request = agent::EnrollNodeRequest {
+            secret: token.to_owned(),
+            name: name.clone(),
+            csr,
+            host_uuid: host_uuid.to_string(),
+            addresses: vec!["127.0.0.1".to_owned()],
+        };
+        let channel = channel(&controllers[0], &tls)?;
+        let answer = EnrollServiceClient::new(channel).enroll_node(request).await;
+        let answer = answer.with_context(|| format!("{name} enrols"))?.into_inner();
+        let tls = tls.identity(Identity::from_pem(answer.certificate, key.serialize_pem()));
+        Ok(Self {
+            controllers: controllers.to_vec(),
+            tls,
+            size,
+            host_uuid,
+            boot_id: Uuid::new_v4(),
+            vms: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            pools: Vec::new(),
+        })
+    }
+
+    /// Holds a session with whoever leads, for ever.
+    async fn run(mut self) {
+        let mut at = self.controllers[0].clone();
+        let mut tries = 0;
+        loop {
+            // A session that breaks is the normal end of one: the next controller knows who leads.
+            match self.session(&at).await {
+                Ok(Some(leader)) if !leader.is_empty() && leader != at => at = leader,
+                _ => {
+                    tries += 1;
+                    at = self.controllers[tries % self.controllers.len()].clone();
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// One session; the answer is where to go instead.
+    async fn session(&mut self, at: &str) -> Result<Option<String>> {
+        let (sender, requests) = mpsc::channel(256);
+        let send = async |message| sender.send(agent::SessionRequest { message: Some(message) }).await;
+        let hello = agent::Hello {
+            session_id: Uuid::new_v4().to_string(),
+            boot_id: self.boot_id.to_string(),
+            agent_version: "fleet".into(),
+            level: 1,
+            address: "127.0.0.1".into(),
+            host_uuid: self.host_uuid.to_string(),
+            ..agent::Hello::default()
+        };
+        send(ToLeader::Hello(hello)).await?;
+        let client = AgentServiceClient::new(channel(at, &self.tls)?).max_decoding_message_size(16 << 20);
+        let mut responses = { client }.session(ReceiverStream::new(requests)).await?.into_inner();
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        let mut sequence = 0;
+        loop {
+            let message = tokio::select! {
+                _ = beat.tick() => {
+                    sequence += 1;
+                    send(ToLeader::Heartbeat(agent::Heartbeat { sequence, sent_time: None })).await?;
+                    continue;
+                }
+                message = responses.message() => message?.and_then(|response| response.message),
+            };
+            match message {
+                None | Some(FromLeader::Refusal(_)) => return Ok(None),
+                Some(FromLeader::Redirect(redirect)) => return Ok(Some(redirect.leader)),
+                Some(FromLeader::Welcome(_)) => send(ToLeader::Inventory(self.inventory())).await?,
+                Some(FromLeader::Assignment(assignment)) => {
+                    let report = self.obey(assignment);
+                    send(ToLeader::Report(report)).await?;
+                }
+                Some(FromLeader::OpenTunnel(_) | FromLeader::Heartbeat(_)) => {}
+            }
+        }
+    }
+
+    fn inventory(&self) -> v1::Inventory {
+        v1::Inventory {
+            hostname: "fleet".into(),
+            acceleration: "kvm".into(),
+            cpus: self.size.cpus,
+            memory_mib: self.size.memory_mib,
+            bridges: vec!["br-guests".into()],
+            firmware: vec!["bios".into(), "uefi".into()],
+            ..v1::Inventory::default()
+        }
+    }
+
+    /// Does at once what is asked and says so.
+    fn obey(&mut self, assignment: agent::Assignment) -> agent::Report {
+        let complete = assignment.complete;
+        for pool in assignment.pools {
+            if !self.pools.contains(&pool.pool_id) {
+                self.pools.push(pool.pool_id);
+            }
+        }
+        let volumes: Vec<_> = assignment.volumes.into_iter().map(|volume| self.obey_volume(volume)).collect();
+        let vms: Vec<_> = assignment.vms.into_iter().map(|vm| self.obey_vm(vm)).collect();
+        let pool = |id: &String| agent::PoolReport {
+            pool_id: id.clone(),
+            ready: true,
+            capacity_mib: self.size.pool_mib,
+            used_mib: 0,
+            message: String::new(),
+        };
+        agent::Report {
+            complete,
+            vms: if complete { self.vms.values().cloned().collect() } else { vms },
+            volumes: if complete { self.volumes.values().cloned().collect() } else { volumes },
+            pools: self.pools.iter().map(pool).collect(),
+            ..agent::Report::default()
+        }
+    }
+
+    fn obey_volume(&mut self, wanted: agent::AssignedVolume) -> agent::VolumeReport {
+        let deleted = wanted.intent() == agent::VolumeIntent::Delete;
+        let state = if deleted { agent::VolumeState::Deleted } else { agent::VolumeState::Made };
+        let report = agent::VolumeReport {
+            volume_id: wanted.volume_id.clone(),
+            state: state as i32,
+            size_mib: wanted.size_mib,
+            ..agent::VolumeReport::default()
+        };
+        if deleted {
+            self.volumes.remove(&wanted.volume_id);
+        } else {
+            self.volumes.insert(wanted.volume_id, report.clone());
+        }
+        report
+    }
+
+    fn obey_vm(&mut self, wanted: agent::AssignedVm) -> agent::VmReport {
+        let runs = wanted.intent() == agent::Intent::Wanted && wanted.power() == v1::Power::On;
+        let platform = v1::Platform { machine_type: "pc-q35-7.2".into(), cpu_model: "qemu64".into() };
+        let report = agent::VmReport {
+            vm_id: wanted.vm_id.clone(),
+            incarnation: wanted.incarnation,
+            generation: wanted.generation,
+            state: if runs { agent::GuestState::Running } else { agent::GuestState::Absent } as i32,
+            platform: Some(platform),
+            gone: wanted.intent() != agent::Intent::Wanted,
+            ..agent::VmReport::default()
+        };
+        if report.gone {
+            self.vms.remove(&wanted.vm_id);
+        } else {
+            self.vms.insert(wanted.vm_id, report.clone());
+        }
+        report
+    }
+}
+
+fn channel(address: &str, tls: &ClientTlsConfig) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))?
+        .connect_timeout(Duration::from_secs(3))
+        .tls_config(tls.clone())?;
+    Ok(endpoint.connect_lazy())
+}

@@ -51,10 +51,10 @@ halt() {
 wait_for() {
   local what=$1 patience=$2 log=$3 begin=$SECONDS said
   shift 3
+  printf '  %s ... ' "$what" >&2
   while ! said=$("$@" 2>&1); do
     if [ $((SECONDS - begin)) -ge "$patience" ]; then
-      [ ! -t 2 ] || printf '\n' >&2
-      say "  $what: not after $patience s"
+      say "not after $patience s"
       [ -z "$said" ] || say "$said"
       if [ -e "$log" ]; then
         say "the end of $log:"
@@ -65,8 +65,8 @@ wait_for() {
     [ ! -t 2 ] || printf '\r  %s ... %s s ' "$what" $((SECONDS - begin)) >&2
     sleep 0.5
   done
-  [ ! -t 2 ] || printf '\r' >&2
-  printf '  %s ... %s s\n' "$what" $((SECONDS - begin)) >&2
+  [ ! -t 2 ] || printf '\r  %s ... ' "$what" >&2
+  printf '%s s\n' $((SECONDS - begin)) >&2
 }
 
 program() { printf '%s/%s\n' "${programs:-${CARGO_TARGET_DIR:-$root/target}/release}" "$1"; }

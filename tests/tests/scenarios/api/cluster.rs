@@ -9,6 +9,13 @@ use tamdao_tests::{Cloud, Result, eventually, not_yet};
 async fn three_controllers_answer_as_one() -> Result<()> {
     let cloud = Cloud::builder().controllers(3).start().await?;
     cloud.leader().await?;
+    eventually("every controller is said to be reachable", SOON, async || {
+        let list: serde_json::Value = cloud.cli.json(&["controller", "list"]).await?;
+        let said = list["controllers"].as_array().cloned().unwrap_or_default();
+        let reachable = said.iter().filter(|one| one["status"]["reachable"] == true).count();
+        if reachable == 3 { Ok(()) } else { not_yet(list) }
+    })
+    .await?;
     let arguments =
         ["vm", "create", "web", "--flavor", "tiny", "--disk", "size=1G", "--network", "lan", "--no-wait"];
     cloud.cli.run(&arguments).await?;

@@ -1,5 +1,6 @@
 //! Scenarios of the control plane alone.
 
 mod cluster;
+mod fuzz;
 mod input;
 mod leader;

@@ -5,6 +5,7 @@ use std::io::SeekFrom;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -138,25 +139,40 @@ struct Form {
 
 async fn upload(
     State(images): State<Handle>,
-    Path(name): Path<String>,
-    Query(form): Query<Form>,
+    name: Result<Path<String>, PathRejection>,
+    form: Result<Query<Form>, QueryRejection>,
     request: Request,
 ) -> Response {
-    answer_upload(&images, "", &name, form.gzip, request).await
+    let place = name.map(|Path(name)| (String::new(), name));
+    answer_upload(&images, place, form, request).await
 }
 
 async fn upload_of_agency(
     State(images): State<Handle>,
-    Path((agency, name)): Path<(String, String)>,
-    Query(form): Query<Form>,
+    place: Result<Path<(String, String)>, PathRejection>,
+    form: Result<Query<Form>, QueryRejection>,
     request: Request,
 ) -> Response {
-    answer_upload(&images, &agency, &name, form.gzip, request).await
+    answer_upload(&images, place.map(|Path(place)| place), form, request).await
 }
 
-async fn answer_upload(images: &Images, agency: &str, name: &str, gzip: bool, request: Request) -> Response {
+/// What axum cannot read is refused as everything else is, and not in axum's own words and form.
+async fn answer_upload(
+    images: &Images,
+    place: Result<(String, String), PathRejection>,
+    form: Result<Query<Form>, QueryRejection>,
+    request: Request,
+) -> Response {
     let headers = request.headers().clone();
-    match images.upload(agency, name, gzip, request.into_body()).await {
+    let place = place.map_err(|fault| Refusal::field("name", fault.body_text()));
+    let form = form.map_err(|fault| Refusal::field("gzip", fault.body_text()));
+    let sent = match (place, form) {
+        (Ok((agency, name)), Ok(Query(form))) => {
+            images.upload(&agency, &name, form.gzip, request.into_body()).await
+        }
+        (Err(refusal), _) | (_, Err(refusal)) => Err(refusal),
+    };
+    match sent {
         Ok(response) => response,
         Err(refusal) => answer::refuse(&headers, refusal),
     }

@@ -13,7 +13,7 @@ const VERSION: &str = "4.32.5";
 /// The same requests each time.
 const SEED: &str = "20261121";
 /// The longest run, seconds.
-const LIMIT: &str = "120";
+const LIMIT: &str = "90";
 
 #[tokio::test]
 async fn the_contract_holds_under_made_up_requests() -> Result<()> {
@@ -37,7 +37,8 @@ async fn the_contract_holds_under_made_up_requests() -> Result<()> {
             "--warnings",
             "off",
         ])
-        .args(["--suppress-health-check", "all"])
+        // A connection may be closed after a refusal that did not wait for the end of the request.
+        .args(["--suppress-health-check", "all", "--request-retries", "2"])
         .current_dir(&cloud.slot.directory)
         .env("NO_COLOR", "1");
     let output = tokio::task::spawn_blocking(move || output(&mut command)).await??;

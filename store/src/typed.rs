@@ -107,15 +107,21 @@ impl Draft {
     }
 
     fn write(&mut self, key: Key, guard: Guard, value: Option<Bytes>) {
-        self.bytes += 2 * key.as_str().len() + value.as_ref().map_or(0, Bytes::len);
-        match self.writes.get_mut(&key) {
-            // The first guard stays: it speaks of what is committed.
-            Some(write) => match (&write.guard, &value) {
-                // Made and deleted in one draft: nothing to do at all.
-                (Some(Guard::Absent(_)), None) => drop(self.writes.remove(&key)),
-                _ => write.value = value,
-            },
-            None => drop(self.writes.insert(key, Write { guard: Some(guard), value })),
+        let size = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
+        let Some(write) = self.writes.get_mut(&key) else {
+            self.bytes += 2 * key.as_str().len() + size(&value);
+            self.writes.insert(key, Write { guard: Some(guard), value });
+            return;
+        };
+        // The first guard stays: it speaks of what is committed. What is replaced no longer counts.
+        self.bytes -= size(&write.value);
+        if matches!(write.guard, Some(Guard::Absent(_))) && value.is_none() {
+            // Made and deleted in one draft: nothing to do at all.
+            self.bytes -= 2 * key.as_str().len();
+            self.writes.remove(&key);
+        } else {
+            self.bytes += size(&value);
+            write.value = value;
         }
     }
 
@@ -194,4 +200,39 @@ fn name_key<T: Stored>(scope: Scope, name: &str) -> Key {
 fn encode<T: Stored>(txn: Uuid, record: &T) -> Bytes {
     let envelope = Envelope { txn, record };
     Bytes::from(serde_json::to_vec(&envelope).expect("records are plain data"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tamdao_model::agency::Usage;
+    use tamdao_model::assignment::Assignment;
+    use tamdao_model::{AgencyId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_written_again_and_again_counts_once() {
+        let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
+        let node = NodeId(Uuid::from_u128(2));
+        draft.put(Assignment::empty(node));
+        let once = draft.bytes;
+        for _ in 0..100_000 {
+            draft.put(Assignment::empty(node));
+        }
+        assert_eq!((draft.bytes, draft.len()), (once, 1));
+        assert!(draft.fits());
+        draft.delete::<Assignment>(node);
+        assert_eq!((draft.bytes, draft.len()), (0, 0), "made and deleted in one draft is nothing");
+    }
+
+    #[test]
+    fn a_second_write_keeps_the_guard_of_the_first() {
+        let agency = AgencyId(Uuid::from_u128(3));
+        let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
+        draft.put(Usage::none(agency));
+        draft.put(Usage { vms: 1, ..Usage::none(agency) });
+        let txn = draft.into_txn([]);
+        assert!(matches!(txn.guards[..], [Guard::Absent(_)]));
+        assert_eq!(txn.ops.len(), 1);
+    }
 }

@@ -1,11 +1,13 @@
 //! Giving a VM a node: the one place where capacity is taken. The engine proposes; here the proposal is checked
 //! once more against the node as it will be, by plain sums.
 
-use tamdao_model::assignment::{Intent, Reservation, VmEntry, VolumeEntry};
+use std::collections::BTreeMap;
+
+use tamdao_model::assignment::{Assignment, Intent, Reservation, VmEntry, VolumeEntry};
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::event::Severity;
 use tamdao_model::limits;
-use tamdao_model::node::NodePhase;
+use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::{NodeId, PoolId, VmId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
@@ -24,28 +26,46 @@ pub enum Overtaken {
     Room,
 }
 
-/// Gives a VM to a node and holds the room for it.
+/// Gives VMs to a node and holds the room for them. The answers are in the order of the VMs; one that is overtaken
+/// changes nothing. The node's record, which is large, is written once for all.
 pub fn place(
     draft: &mut Draft,
     moment: &mut Moment,
-    vm: VmId,
     node: NodeId,
+    vms: &[(VmId, Reservation)],
+) -> Vec<Result<(), Overtaken>> {
+    let Some(host) = draft.view().nodes.get(node).map(|row| row.value.clone()) else {
+        return vec![Err(Overtaken::Node); vms.len()];
+    };
+    let mut assignment = draft.view().assignment(node);
+    let answers: Vec<_> = vms
+        .iter()
+        .map(|(vm, reservation)| place_one(draft, moment, &host, &mut assignment, *vm, *reservation))
+        .collect();
+    if answers.iter().any(Result::is_ok) {
+        draft.put(assignment);
+    }
+    answers
+}
+
+fn place_one(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    host: &Node,
+    assignment: &mut Assignment,
+    vm: VmId,
     reservation: Reservation,
 ) -> Result<(), Overtaken> {
-    let view = draft.view();
+    let (view, node) = (draft.view(), host.id());
     let vm = view.vms.get(vm).ok_or(Overtaken::Vm)?;
     if vm.status.node.is_some() || vm.spec.deleting {
         return Err(Overtaken::Vm);
     }
-    let host = view.nodes.get(node).ok_or(Overtaken::Node)?;
     if host.status.phase != NodePhase::Ready || host.spec.cordoned {
         return Err(Overtaken::Node);
     }
     let mut vm = (*vm.value).clone();
-    let name = host.meta.name.clone();
-    let mut assignment = view.assignment(node);
-    let allocatable = host.allocatable();
-    let reserved = assignment.reserved();
+    let (allocatable, reserved) = (host.allocatable(), assignment.reserved());
     if assignment.vms.len() >= limits::VMS_PER_NODE
         || reserved.vcpus + reservation.vcpus > allocatable.vcpus
         || reserved.memory_mib + reservation.memory_mib > allocatable.memory_mib
@@ -53,6 +73,7 @@ pub fn place(
         return Err(Overtaken::Room);
     }
     let mut volumes = Vec::new();
+    let mut wanted: BTreeMap<PoolId, u64> = BTreeMap::new();
     for id in vm.volumes() {
         let mut volume = (*view.volumes.get(id).ok_or(Overtaken::Vm)?.value).clone();
         let pool = view.pools.get(volume.spec.pool).ok_or(Overtaken::Vm)?;
@@ -63,9 +84,9 @@ pub fn place(
             Some(there) if there != node => return Err(Overtaken::Node),
             Some(_) => {}
             None => {
-                let entry = VolumeEntry { pool: pool.id(), size_mib: volume.spec.size_mib };
-                assignment.volumes.insert(id, entry);
-                if assignment.promised_mib(pool.id()) > host.pool_allocatable_mib(pool) {
+                let wanted = wanted.entry(pool.id()).or_insert_with(|| assignment.promised_mib(pool.id()));
+                *wanted += u64::from(volume.spec.size_mib);
+                if *wanted > host.pool_allocatable_mib(pool) {
                     return Err(Overtaken::Room);
                 }
                 volume.status.node = Some(node);
@@ -73,35 +94,20 @@ pub fn place(
             }
         }
     }
+    let message = format!("placed on {}", host.meta.name);
     vm.status.node = Some(node);
     vm.status.incarnation += 1;
     vm.status.seen = None;
     let generation = vm.meta.generation;
-    vm.status.conditions.set(
-        "Placed",
-        ConditionStatus::True,
-        "Placed",
-        &format!("placed on {name}"),
-        generation,
-        moment.now,
-    );
-    assignment
-        .vms
-        .insert(vm.id(), VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation });
-    draft.put(assignment);
+    vm.status.conditions.set("Placed", ConditionStatus::True, "Placed", &message, generation, moment.now);
+    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation };
+    assignment.vms.insert(vm.id(), entry);
     for volume in volumes {
+        let entry = VolumeEntry { pool: volume.spec.pool, size_mib: volume.spec.size_mib };
+        assignment.volumes.insert(volume.id(), entry);
         draft.put(volume);
     }
-    node_event(
-        draft,
-        moment,
-        &vm,
-        Some(node),
-        Severity::Info,
-        "Placed",
-        format!("placed on {name}"),
-        "placer",
-    );
+    node_event(draft, moment, &vm, Some(node), Severity::Info, "Placed", message, "placer");
     put_vm(draft, vm);
     Ok(())
 }

@@ -87,6 +87,7 @@ impl Board {
 pub async fn drive(mut task: impl Loop, shared: Arc<Shared>, office: Option<Leadership>) {
     let name = task.name();
     let mut changes = shared.cache.changes();
+    let mut told = String::new();
     shared.board.update(name, |row| row.running = true);
     loop {
         changes.borrow_and_update();
@@ -109,7 +110,12 @@ pub async fn drive(mut task: impl Loop, shared: Arc<Shared>, office: Option<Lead
             }
         });
         if let Err(refusal) = &outcome {
-            tracing::debug!(name, error = %refusal, "pass failed");
+            // Once for each cause: a loop that fails for an hour must not bury the log.
+            let error = refusal.to_string();
+            if told != error {
+                tracing::warn!(name, error, "pass failed");
+                told = error;
+            }
             // The period is the retry; a failing pass must not spin on every change.
             tokio::select! {
                 () = shared.clock.sleep(Duration::from_millis(200)) => {}

@@ -1,7 +1,7 @@
 //! The placer: gives VMs without a node a node. The engine decides for many at once on a fork of its picture;
 //! `decide::place` holds the room under the nodes' guards.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,12 +130,19 @@ fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -
 
 async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     // All are handed in at once, so that the writer folds them.
-    let places = outcome.places.chunks(PER_DECISION).map(|chunk| {
-        let chunk = chunk.to_vec();
+    // By node, because each node's record is written once for all of a decision.
+    let mut by_node: BTreeMap<NodeId, Vec<(VmId, Reservation)>> = BTreeMap::new();
+    for (vm, node, reservation) in outcome.places {
+        by_node.entry(node).or_default().push((vm, reservation));
+    }
+    let places =
+        by_node.iter().flat_map(|(node, vms)| vms.chunks(PER_DECISION).map(|vms| (*node, vms.to_vec())));
+    let places = places.map(|(node, vms)| {
         shared.writer.submit(move |draft, moment| {
-            for (vm, node, reservation) in &chunk {
-                // What was overtaken stays pending, and the next pass sees why.
-                if let Err(overtaken) = place::place(draft, moment, *vm, *node, *reservation) {
+            // What was overtaken stays pending, and the next pass sees why.
+            let answers = place::place(draft, moment, node, &vms);
+            for ((vm, _), answer) in vms.iter().zip(answers) {
+                if let Err(overtaken) = answer {
                     tracing::debug!(%vm, %node, ?overtaken, "placement overtaken");
                 }
             }

@@ -120,6 +120,29 @@ async fn a_corrupt_image_is_not_used() -> Result<()> {
     cloud.done()
 }
 
+#[tokio::test]
+async fn a_guest_paused_by_a_full_pool_goes_on_when_there_is_room() -> Result<()> {
+    let cloud = Cloud::builder().nodes(1).start().await?;
+    let small = "/var/lib/libvirt/small";
+    cloud.testbed.shell("n1", &format!("mkdir -p {small} && mount -t tmpfs -o size=320m tmpfs {small}"))?;
+    cloud.cli.run(&["pool", "create", "small", "--path", small, "--timeout", "90s"]).await?;
+    cloud.create_tiny("web", &["--disk", "size=200M,pool=small"]).await?;
+    let guest = cloud.guest("web");
+    guest.says(READY, 1).await?;
+    cloud.testbed.shell("n1", &format!("head -c 260M /dev/zero >{small}/filler"))?;
+    let line = "dd if=/dev/zero of=/dev/vdb bs=1M seek=4 count=150 conv=fsync 2>/dev/null; echo written.";
+    let arguments = ["vm", "console", "web", "--force"];
+    let typed = format!("{line}\n");
+    cloud.cli.converse(&arguments, typed.as_bytes(), BOOT, |heard| heard.contains("vdb")).await?;
+    cloud.reaches("web", VmPhase::Paused).await?;
+    cloud.event("web", "PausedByStorage").await?;
+    cloud.testbed.shell("n1", &format!("rm {small}/filler"))?;
+    cloud.reaches("web", VmPhase::Running).await?;
+    guest.says("written.", 2).await?;
+    ensure!(guest.log().await?.matches("tamdao-tiny: booted").count() == 1, "it did not boot again");
+    cloud.done()
+}
+
 fn kill_qemu(cloud: &Cloud) -> Result<()> {
     let qemus = cloud.testbed.qemus("n1")?;
     ensure!(qemus.len() == 1, "one QEMU: {qemus:?}");

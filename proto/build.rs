@@ -61,10 +61,14 @@ fn proto_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// dynamic message, because `prost_types` would drop the `google.api.http` options.
 fn with_proto_names(set: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
     let pool = DescriptorPool::decode(set)?;
-    let descriptor = pool.get_message_by_name("google.protobuf.FileDescriptorSet").ok_or("no descriptor.proto")?;
+    let descriptor =
+        pool.get_message_by_name("google.protobuf.FileDescriptorSet").ok_or("no descriptor.proto")?;
     let mut message = DynamicMessage::decode(descriptor, set)?;
     for file in list_mut(&mut message, "file") {
-        if file.get_field_by_name("package").is_some_and(|p| p.as_str().is_some_and(|p| p.starts_with("tamdao"))) {
+        if file
+            .get_field_by_name("package")
+            .is_some_and(|p| p.as_str().is_some_and(|p| p.starts_with("tamdao")))
+        {
             for message in list_mut(file, "message_type") {
                 use_proto_names(message);
             }
@@ -83,7 +87,10 @@ fn use_proto_names(message: &mut DynamicMessage) {
     }
 }
 
-fn list_mut<'a>(message: &'a mut DynamicMessage, field: &str) -> impl Iterator<Item = &'a mut DynamicMessage> {
+fn list_mut<'a>(
+    message: &'a mut DynamicMessage,
+    field: &str,
+) -> impl Iterator<Item = &'a mut DynamicMessage> {
     let list = message.get_field_by_name_mut(field).expect("a field of descriptor.proto");
     list.as_list_mut().expect("a list").iter_mut().map(|item| item.as_message_mut().expect("of messages"))
 }

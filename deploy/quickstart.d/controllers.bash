@@ -11,6 +11,10 @@ founder_file() { printf '%s/data/%s\n' "$(controller_home "${controllers[0]}")" 
 
 start_controllers() {
   local name
+  # Those that are members already come first: one alone has no majority and cannot answer.
+  for name in "${controllers[@]}"; do
+    if [ -e "$(controller_home "$name")/data/identity.json" ]; then run_controller "$name"; fi
+  done
   for name in "${controllers[@]}"; do
     configure_controller "$name"
     if [ "$name" = "${controllers[0]}" ]; then found "$name"; else join_controller "$name"; fi

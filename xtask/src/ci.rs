@@ -68,7 +68,7 @@ impl Steps {
 }
 
 /// Runs a program at the top of the repository.
-fn command(program: &str, arguments: &[&str]) -> Result<()> {
+pub fn command(program: &str, arguments: &[&str]) -> Result<()> {
     let status = Command::new(program).args(arguments).current_dir(root()).status();
     let status = status.with_context(|| format!("{program} cannot be started"))?;
     if !status.success() {

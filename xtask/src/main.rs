@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's own chores, so that a fresh machine needs nothing but cargo to run them.
 
+mod bench;
 mod ci;
 mod output;
 mod tidy;
@@ -25,13 +26,29 @@ enum Chore {
         #[arg(long)]
         long: bool,
     },
+    /// Measure, on this machine
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Check what the compiler does not: imports between crates, file heads and lengths, words
     Tidy,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The API: three controllers with fsync, a fleet of nodes that answer at once, clients over gRPC and REST
+    Api {
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Ci { long } => ci::run(long),
+        Chore::Bench { what: Bench::Api { json } } => bench::api(json),
         Chore::Tidy => tidy::run(),
     };
     match outcome {

@@ -155,19 +155,20 @@ async fn joining_is_one_command_to_run_there() {
     assert_snapshot!(tamdao.story("controller add c3").await, @r#"
     exit code: 0
     ----- stdout -----
-    tamdao-controller join --token id.secret.digest --controller c2.example:7440 --name c3 --address c3:7440
+    tamdao-controller join --token id.secret.digest --controller c2.example:7440
     ----- stderr -----
     It is taken to be reachable as c3:7440; say otherwise with --address
 
-    Run this on the new machine, within 1h:
+    Give /etc/tamdao/controller.toml on the new machine name = "c3" and address = "c3:7440";
+    then run this there, within 1h:
 
 
-    The secret is shown only here. Then see `tamdao controller list`
+    The secret is shown only here. Start the controller, then see `tamdao controller list`
     "#);
     assert_snapshot!(tamdao.story("controller add c3 --address 10.0.0.3:7440 -q").await, @r#"
     exit code: 0
     ----- stdout -----
-    tamdao-controller join --token id.secret.digest --controller c2.example:7440 --name c3 --address 10.0.0.3:7440
+    tamdao-controller join --token id.secret.digest --controller c2.example:7440
     "#);
     assert_snapshot!(tamdao.story("controller remove c2").await, @r#"
     exit code: 2

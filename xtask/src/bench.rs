@@ -25,7 +25,7 @@ pub fn api(json: Option<PathBuf>) -> Result<()> {
         ],
     )?;
     let program = root().join("target/release/bench-api");
-    let file = json.map(|file| std::path::absolute(file)).transpose()?;
+    let file = json.map(std::path::absolute).transpose()?;
     let mut arguments = Vec::new();
     if let Some(file) = &file {
         arguments.extend(["--json", file.to_str().unwrap_or_default()]);

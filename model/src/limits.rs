@@ -74,3 +74,6 @@ pub const VIOLATIONS: usize = 50;
 pub const REPORT_TEXT_CHARS: usize = 2_000;
 /// Addresses that one guest is believed to have.
 pub const GUEST_ADDRESSES: usize = 64;
+/// The largest amount of anything, MiB or vCPUs: 2^50, far above any machine. Readers of records and of text keep to it,
+/// so that no sum over a node can overflow.
+pub const AMOUNT_MAX: u64 = 1 << 50;

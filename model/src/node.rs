@@ -131,10 +131,10 @@ impl Node {
             0 => (self.status.inventory.memory_mib / 50).max(limits::RESERVE_MEMORY_DEFAULT_MIB),
             set => u64::from(set),
         };
-        let vcpus = u64::from(self.status.inventory.cpus) * cpu / 100;
+        let memory_mib = self.status.inventory.memory_mib.saturating_sub(reserve);
         Reservation {
-            vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
-            memory_mib: self.status.inventory.memory_mib.saturating_sub(reserve) * memory / 100,
+            vcpus: u32::try_from(share(u64::from(self.status.inventory.cpus), cpu)).unwrap_or(u32::MAX),
+            memory_mib: share(memory_mib, memory),
         }
     }
 
@@ -142,7 +142,13 @@ impl Node {
     pub fn pool_allocatable_mib(&self, pool: &Pool) -> u64 {
         self.status.pools.get(&pool.id()).filter(|seen| seen.ready).map_or(0, |seen| {
             let real = seen.capacity_mib.saturating_sub(u64::from(pool.spec.reserve_mib));
-            real * u64::from(pool.spec.overcommit_percent.max(100)) / 100
+            share(real, u64::from(pool.spec.overcommit_percent.max(100)))
         })
     }
+}
+
+/// A node's own word about itself is not trusted to be possible: no amount overflows, or sums up to an overflow.
+fn share(amount: u64, percent: u64) -> u64 {
+    let exact = u128::from(amount) * u128::from(percent) / 100;
+    u64::try_from(exact).unwrap_or(limits::AMOUNT_MAX).min(limits::AMOUNT_MAX)
 }

@@ -1,4 +1,4 @@
-//! From the store's records to the engine's shapes: the one place that applies overcommit and reserves. Pure; the
+//! From the store's records to the engine's shapes: with a node's overcommit and reserves as its record applies them. Pure; the
 //! caller passes the records of one revision. Deliberately absent: which VMs count as placed, which the nodes'
 //! assignments say.
 //!
@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
-use tamdao_model::limits::CPU_OVERCOMMIT_DEFAULT_PERCENT;
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::pool::Pool;
@@ -33,25 +32,12 @@ pub enum ShapeError {
 
 /// Virtual CPUs that a node may promise.
 pub fn vcpus_allocatable(node: &Node) -> u32 {
-    let percent = match node.spec.cpu_overcommit_percent {
-        0 => CPU_OVERCOMMIT_DEFAULT_PERCENT,
-        percent => percent,
-    };
-    share(u64::from(node.status.inventory.cpus), percent).try_into().unwrap_or(u32::MAX)
+    node.allocatable().vcpus
 }
 
 /// Memory that a node may promise, MiB: physical less reserve, times overcommit.
 pub fn memory_allocatable_mib(node: &Node) -> u64 {
-    let physical = node.status.inventory.memory_mib;
-    let reserve = match node.spec.reserve_memory_mib {
-        0 => (physical / 50).max(512),
-        reserve => u64::from(reserve),
-    };
-    let percent = match node.spec.memory_overcommit_percent {
-        0 => 100,
-        percent => percent,
-    };
-    share(physical.saturating_sub(reserve), percent)
+    node.allocatable().memory_mib
 }
 
 /// Virtual size that a pool of this real size may promise, MiB. A pool that is really as full as its reserve allows

@@ -10,9 +10,7 @@ use tamdao_model::assignment::Reservation;
 use tamdao_model::{AgencyId, NodeId, PoolId, VmId};
 use uuid::Uuid;
 
-/// The largest amount of anything, MiB or vCPUs: 2^50, far above any machine. Readers of records and of text keep to it,
-/// so that no sum over a node can overflow.
-pub const AMOUNT_MAX: u64 = 1 << 50;
+pub use tamdao_model::limits::AMOUNT_MAX;
 
 /// A node as the engine sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use tamdao_model::condition::ConditionStatus;
 use tamdao_model::convert::agent::{FileState, VmSeen, VolumeSeen};
 use tamdao_model::event::Severity;
 use tamdao_model::node::PoolSeen;
-use tamdao_model::vm::{GuestExit, GuestState, Vm, VmPhase};
+use tamdao_model::vm::{GuestExit, Vm, VmPhase};
 use tamdao_model::volume::VolumePhase;
 use tamdao_model::{NodeId, PoolId, SessionId};
 use tamdao_store::typed::Draft;
@@ -244,12 +244,4 @@ fn take_volume(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &Volu
         node_event(draft, moment, &new, Some(node), Severity::Warning, reason, message, "node");
     }
     draft.put(new);
-}
-
-/// Whether a guest runs or may run, as last seen.
-pub fn may_run(vm: &Vm) -> bool {
-    vm.status.seen.as_ref().is_some_and(|seen| match seen.state {
-        GuestState::Running | GuestState::Paused | GuestState::Stopping | GuestState::Starting => true,
-        GuestState::Absent | GuestState::Preparing | GuestState::Stopped => false,
-    })
 }

@@ -8,6 +8,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use rest_over_grpc::build::{DescriptorOptions, Generator, OpenApiInfo, ServiceDefinition};
 
 const PUBLIC: &str = ".tamdao.v1";
+/// On each generated service: whoever wants messages only gets no tonic.
+const SPEAKING: &str = r#"#[cfg(feature = "grpc")]"#;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
@@ -27,6 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".tamdao")
         // Maps in order, so that equal resources have equal JSON.
         .btree_map(".tamdao")
+        .client_mod_attribute(".", SPEAKING)
+        .server_mod_attribute(".", SPEAKING)
         .compile_fds(set)?;
     pbjson_build::Builder::new()
         .register_descriptors(&bytes)?

@@ -1,5 +1,7 @@
 //! The wire: generated code of `tamdao.v1` (public), `tamdao.agent.v1` (controller⇄agent) and `tamdao.raft.v1`
 //! (controller⇄controller), the descriptor set and the OpenAPI document. There is no logic here.
+//! Services are behind the feature `grpc` and their REST face behind `rest`, so that pure crates can have the
+//! messages without tonic and tokio.
 
 /// The compiled protos with their comments, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -10,8 +12,9 @@ pub const OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/tamdao.v1.open
 /// `tamdao.v1`: the public contract.
 #[allow(clippy::all)]
 pub mod v1 {
-    tonic::include_proto!("tamdao.v1");
+    include!(concat!(env!("OUT_DIR"), "/tamdao.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/tamdao.v1.serde.rs"));
+    #[cfg(feature = "rest")]
     include!(concat!(env!("OUT_DIR"), "/tamdao.v1.rest.rs"));
 }
 
@@ -19,7 +22,7 @@ pub mod agent {
     /// `tamdao.agent.v1`: what controllers and agents say to each other.
     #[allow(clippy::all)]
     pub mod v1 {
-        tonic::include_proto!("tamdao.agent.v1");
+        include!(concat!(env!("OUT_DIR"), "/tamdao.agent.v1.rs"));
         include!(concat!(env!("OUT_DIR"), "/tamdao.agent.v1.serde.rs"));
     }
 }
@@ -28,12 +31,13 @@ pub mod raft {
     /// `tamdao.raft.v1`: what controllers say to each other for the replicated store.
     #[allow(clippy::all)]
     pub mod v1 {
-        tonic::include_proto!("tamdao.raft.v1");
+        include!(concat!(env!("OUT_DIR"), "/tamdao.raft.v1.rs"));
     }
 }
 
 /// The REST face: routes of the `google.api.http` annotations over the same services.
 #[allow(clippy::all)]
+#[cfg(feature = "rest")]
 pub mod rest {
     mod tamdao {
         pub use crate::v1;

@@ -3,6 +3,7 @@
 //! docs/operations/cluster-text-format.md. Deliberately absent: files, and anything that the engine does not use.
 
 mod parse;
+mod plan;
 mod word;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use tamdao_model::{NodeId, PoolId, VmId};
 use uuid::Uuid;
 
 pub use parse::{ParseError, Problem};
+pub use plan::{parse_plan, write_plan};
 use word::Line;
 
 use crate::score::{TABLE, Weights};

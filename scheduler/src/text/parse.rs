@@ -30,6 +30,10 @@ pub struct ParseError {
 pub enum Problem {
     #[error("the first line must be \"{HEADER}\"")]
     Header,
+    #[error("the first line must be \"tamdao-plan 1\"")]
+    PlanHeader,
+    #[error("\"{0}\" begins no line of a plan; expected round, or move after a round")]
+    PlanKind(String),
     #[error("\"{0}\" begins no line; expected weights, pool, group, node, vm or want")]
     Kind(String),
     #[error("a name must follow")]
@@ -323,20 +327,20 @@ fn rule(word: &Word) -> Result<Rule, ParseError> {
     Ok(Rule { kind, by, required })
 }
 
-fn number<T: TryFrom<u64>>(word: &Word) -> Result<T, ParseError> {
+pub(super) fn number<T: TryFrom<u64>>(word: &Word) -> Result<T, ParseError> {
     amount(word, word.value.as_deref().unwrap_or_default())
 }
 
-fn amount<T: TryFrom<u64>>(word: &Word, text: &str) -> Result<T, ParseError> {
+pub(super) fn amount<T: TryFrom<u64>>(word: &Word, text: &str) -> Result<T, ParseError> {
     let amount = text.parse::<u64>().ok().filter(|amount| *amount <= AMOUNT_MAX);
     let amount = amount.and_then(|amount| T::try_from(amount).ok());
     amount.ok_or_else(|| word.error(Problem::Value(text.to_owned(), "a whole number that fits")))
 }
 
-fn wrong(word: &Word, expected: &'static str) -> ParseError {
+pub(super) fn wrong(word: &Word, expected: &'static str) -> ParseError {
     word.error(Problem::Value(word.value.clone().unwrap_or_default(), expected))
 }
 
-fn unexpected(word: &Word, kind: &'static str) -> ParseError {
+pub(super) fn unexpected(word: &Word, kind: &'static str) -> ParseError {
     word.error(Problem::Word { word: word.show(), kind })
 }

@@ -1,0 +1,146 @@
+//! Cuts a course into rounds. A move joins the earliest round in which its place is free with all ends of the round
+//! held, within the limits. It may overtake an earlier move of the course only where it takes nothing from it: the
+//! place of the one overtaken is held too, or, where that is not free yet, nothing enters its node or its groups.
+//! So the first move left always fits into a fresh round, and every course becomes a plan of the same moves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tamdao_model::{NodeId, VmId};
+
+use super::course::{guest, hold, shift, why_not};
+use super::{Limits, Move, Plan, Round};
+use crate::shape::{Group, GroupId, RuleKind, VmShape};
+use crate::view::View;
+
+/// The plan of a course that begins at `before`.
+pub(crate) fn rounds(before: &View, moves: Vec<Move>, limits: &Limits) -> Plan {
+    let mut now = without_together(before);
+    let mut plan = Plan::default();
+    let shapes = shapes(before, &moves);
+    let mut left = moves;
+    while !left.is_empty() {
+        let count = left.len();
+        let mut open = Open::new(&now, limits);
+        left.retain(|a_move| match shapes.get(&a_move.vm) {
+            Some(vm) => !open.take(a_move, vm),
+            None => false,
+        });
+        for a_move in &open.round.moves {
+            if let Some(vm) = shapes.get(&a_move.vm) {
+                shift(&mut now, vm, a_move.from, a_move.to);
+            }
+        }
+        let round = open.round;
+        debug_assert!(!round.moves.is_empty(), "the first move left fits into a fresh round");
+        if round.moves.is_empty() || left.len() == count {
+            break;
+        }
+        plan.rounds.push(round);
+    }
+    plan
+}
+
+/// The cluster without rules that keep members together: such a group may be apart while its members move, and what
+/// the course leads to has them together again.
+pub(crate) fn without_together(view: &View) -> View {
+    let mut fork = view.clone();
+    let is_together = |group: &&Group| group.rules.iter().any(|rule| rule.kind == RuleKind::Together);
+    for group in view.groups().filter(is_together) {
+        let mut group = group.clone();
+        group.rules.retain(|rule| rule.kind != RuleKind::Together);
+        fork.set_group(group);
+    }
+    fork
+}
+
+fn shapes(view: &View, moves: &[Move]) -> BTreeMap<VmId, Arc<VmShape>> {
+    let mut shapes = BTreeMap::new();
+    for a_move in moves {
+        if let Some(vm) = guest(view, a_move.from, a_move.vm) {
+            shapes.entry(a_move.vm).or_insert(vm);
+        }
+    }
+    shapes
+}
+
+/// A round that is being filled.
+struct Open<'a> {
+    limits: &'a Limits,
+    round: Round,
+    /// The cluster with all ends of the round held, and the places of moves that were overtaken.
+    peak: View,
+    moves_of: BTreeMap<NodeId, u32>,
+    moves_over: BTreeMap<(String, String), u32>,
+    /// VMs with a move that is in this round or was passed over.
+    busy: BTreeSet<VmId>,
+    /// What nothing may enter, because a move that was passed over will.
+    shut_nodes: BTreeSet<NodeId>,
+    shut_groups: BTreeSet<GroupId>,
+    full: bool,
+}
+
+impl<'a> Open<'a> {
+    fn new(now: &View, limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            round: Round::default(),
+            peak: now.clone(),
+            moves_of: BTreeMap::new(),
+            moves_over: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            shut_nodes: BTreeSet::new(),
+            shut_groups: BTreeSet::new(),
+            full: false,
+        }
+    }
+
+    /// Whether the move is now in the round.
+    fn take(&mut self, a_move: &Move, vm: &Arc<VmShape>) -> bool {
+        if self.full {
+            return false;
+        }
+        let is_free = !self.busy.contains(&vm.id)
+            && !self.shut_nodes.contains(&a_move.to)
+            && vm.groups.is_disjoint(&self.shut_groups)
+            && why_not(&self.peak, vm, a_move.to).is_none();
+        self.busy.insert(vm.id);
+        if !is_free {
+            self.shut_nodes.insert(a_move.to);
+            self.shut_groups.extend(&vm.groups);
+            return false;
+        }
+        let links = crossed(&self.peak, a_move, self.limits);
+        hold(&mut self.peak, vm, a_move.to);
+        let node_is_free =
+            |node| self.moves_of.get(&node).copied().unwrap_or(0) < self.limits.per_node.max(1);
+        let link_is_free = |link: &(String, String)| {
+            let at_most = self.limits.per_link.get(&link.0).copied().unwrap_or(u32::MAX);
+            self.moves_over.get(link).copied().unwrap_or(0) < at_most.max(1)
+        };
+        if !node_is_free(a_move.from) || !node_is_free(a_move.to) || !links.iter().all(link_is_free) {
+            return false;
+        }
+        for node in [a_move.from, a_move.to] {
+            *self.moves_of.entry(node).or_default() += 1;
+        }
+        for link in links {
+            *self.moves_over.entry(link).or_default() += 1;
+        }
+        self.round.moves.push(a_move.clone());
+        self.full = self.round.moves.len() >= self.limits.at_once.max(1) as usize;
+        true
+    }
+}
+
+/// The limited values of failure domains that exactly one end of the move has.
+fn crossed(view: &View, a_move: &Move, limits: &Limits) -> Vec<(String, String)> {
+    let values = |node, key: &String| view.node(node).and_then(|node| node.domains.get(key));
+    let mut links = Vec::new();
+    for key in limits.per_link.keys() {
+        let ends = [values(a_move.from, key), values(a_move.to, key)];
+        let ends = ends.map(|values| values.cloned().unwrap_or_default());
+        links.extend(ends[0].symmetric_difference(&ends[1]).map(|value| (key.clone(), value.clone())));
+    }
+    links
+}

@@ -1,0 +1,166 @@
+//! Properties of plans on random small clusters: the judge accepts every plan, in any order of the moves of a round,
+//! also when it is stopped half-way; a drain empties or says why not; equal input gives a byte-equal plan; what is
+//! written reads back. A failure shows the cluster as text, to be kept as a fixture.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use tamdao_model::{NodeId, VmId};
+use tamdao_scheduler::View;
+use tamdao_scheduler::judge::judge;
+use tamdao_scheduler::place::{find, place_each};
+use tamdao_scheduler::plan::drain::{Cause, drain};
+use tamdao_scheduler::plan::reach::reach;
+use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms};
+use tamdao_scheduler::text::{Cluster, parse_plan, write_plan};
+use uuid::Uuid;
+
+/// A cluster in use: all VMs that have a place are placed, and some nodes are then cordoned or fail.
+fn settle(plan: &cluster::Plan) -> View {
+    let mut view = plan.view();
+    place_each(&mut view, &plan.vms);
+    view
+}
+
+fn any_limits() -> impl Strategy<Value = Limits> {
+    (1u32..4, 1u32..6, prop::option::of(1u32..3)).prop_map(|(per_node, at_once, link)| Limits {
+        per_node,
+        at_once,
+        per_link: link.map(|at_most| ("rack".to_owned(), at_most)).into_iter().collect(),
+    })
+}
+
+fn any_terms() -> impl Strategy<Value = Terms> {
+    let some = || prop::collection::btree_set((1u128..25).prop_map(|id| VmId(Uuid::from_u128(id))), 0..3);
+    (any_limits(), any::<bool>(), some(), some(), any::<bool>()).prop_map(
+        |(limits, guarded, still, cold, may_stop)| Terms {
+            limits,
+            guard: guarded.then(Guard::by_node),
+            still,
+            cold,
+            may_stop,
+        },
+    )
+}
+
+fn chosen(view: &View, mask: u32) -> BTreeSet<NodeId> {
+    let nodes = view.nodes().enumerate().filter(|(at, _)| mask >> (at % 32) & 1 == 1);
+    nodes.map(|(_, node)| node.id).collect()
+}
+
+fn show(view: &View) -> String {
+    Cluster::of(view, &[]).to_string()
+}
+
+/// Judges the plan as it is, with every round in other orders, and cut off after each round; reads it back.
+fn assert_good(view: &View, plan: &Plan, limits: &Limits) -> Result<(), TestCaseError> {
+    let text = write_plan(plan, view);
+    let shown = || format!("{}\n{text}", show(view));
+    prop_assert_eq!(judge(view, plan, limits), Ok(()), "{}", shown());
+    prop_assert_eq!(&parse_plan(&text, view).unwrap(), plan, "{}", shown());
+    let mut turned = plan.clone();
+    turned.rounds.iter_mut().for_each(|round| round.moves.reverse());
+    prop_assert_eq!(judge(view, &turned, limits), Ok(()), "{}", shown());
+    for round in &mut turned.rounds {
+        let count = round.moves.len();
+        round.moves.rotate_left(count / 2);
+    }
+    prop_assert_eq!(judge(view, &turned, limits), Ok(()), "{}", shown());
+    Ok(())
+}
+
+/// The cluster after a plan, with these nodes cordoned.
+fn carried_out(view: &View, plan: &Plan, nodes: &BTreeSet<NodeId>) -> View {
+    let mut end = view.clone();
+    for a_move in plan.moves() {
+        let vm = end.release(a_move.from, a_move.vm).unwrap();
+        end.assign(a_move.to, vm).unwrap();
+    }
+    for node in nodes {
+        let mut node = view.node(*node).unwrap().clone();
+        node.cordoned = true;
+        end.set_node(node);
+    }
+    end
+}
+
+/// The cluster after a plan, by its places alone.
+fn after(view: &View, plan: &Plan) -> BTreeMap<VmId, BTreeSet<NodeId>> {
+    let mut homes: BTreeMap<VmId, BTreeSet<NodeId>> = BTreeMap::new();
+    for node in view.nodes() {
+        for vm in view.vms_on(node.id) {
+            homes.entry(vm.id).or_default().insert(node.id);
+        }
+    }
+    for a_move in plan.moves() {
+        let places = homes.get_mut(&a_move.vm).unwrap();
+        assert!(places.remove(&a_move.from));
+        places.insert(a_move.to);
+    }
+    homes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn a_drain_empties_or_says_why_not(plan in cluster::any_plan(8, 24), mask in any::<u32>(), terms in any_terms()) {
+        let view = settle(&plan);
+        let nodes = chosen(&view, mask);
+        let drained = drain(&view, &nodes, &terms, &mut Budget::default());
+        assert_good(&view, &drained.plan, &terms.limits)?;
+        let mut left: Vec<(NodeId, VmId)> = Vec::new();
+        for (vm, places) in after(&view, &drained.plan) {
+            left.extend(places.intersection(&nodes).map(|node| (*node, vm)));
+        }
+        left.sort_unstable();
+        let said: Vec<_> = drained.stuck.iter().map(|blocker| (blocker.node, blocker.vm)).collect();
+        prop_assert_eq!(left, said, "{}", show(&view));
+        let end = carried_out(&view, &drained.plan, &nodes);
+        for blocker in &drained.stuck {
+            prop_assert!(blocker.cause != Cause::BudgetSpent);
+            if matches!(blocker.cause, Cause::NoPlace { .. }) {
+                let vm = end.vms_on(blocker.node).iter().find(|vm| vm.id == blocker.vm).unwrap();
+                prop_assert!(find(&end, vm).is_none(), "{} has a place\n{}", vm.name, show(&view));
+                prop_assert!(blocker.cause.to_string().starts_with("no place") || end.node_count() == nodes.len());
+            }
+        }
+        prop_assert!(drained.plan.moves().all(|m| !nodes.contains(&m.to) && !terms.still.contains(&m.vm)));
+    }
+
+    #[test]
+    fn a_small_budget_gives_a_part_that_is_good_too(plan in cluster::any_plan(6, 20), mask in any::<u32>(), steps in 0u64..12) {
+        let view = settle(&plan);
+        let nodes = chosen(&view, mask);
+        let mut budget = Budget::steps(steps);
+        let drained = drain(&view, &nodes, &Terms::default(), &mut budget);
+        prop_assert!(budget.spent() <= steps);
+        assert_good(&view, &drained.plan, &Limits::default())?;
+    }
+
+    #[test]
+    fn equal_input_gives_a_byte_equal_plan(plan in cluster::any_plan(8, 24), mask in any::<u32>()) {
+        let (one, two) = (settle(&plan), settle(&plan));
+        let nodes = chosen(&one, mask);
+        let text = |view: &View| write_plan(&drain(view, &nodes, &Terms::default(), &mut Budget::default()).plan, view);
+        prop_assert_eq!(text(&one), text(&two));
+    }
+
+    #[test]
+    fn a_wish_is_reached_or_said_to_be_stuck(plan in cluster::any_plan(6, 20), wishes in prop::collection::btree_map(1u128..20, 1u128..7, 0..8), terms in any_terms()) {
+        let view = settle(&plan);
+        let wished: BTreeMap<VmId, NodeId> =
+            wishes.into_iter().map(|(vm, node)| (VmId(Uuid::from_u128(vm)), NodeId(Uuid::from_u128(node)))).collect();
+        let reached = reach(&view, &wished, &terms, &mut Budget::default());
+        assert_good(&view, &reached.plan, &terms.limits)?;
+        let stuck: BTreeSet<VmId> = reached.stuck.iter().map(|blocker| blocker.vm).collect();
+        for (vm, places) in after(&view, &reached.plan) {
+            let Some(to) = wished.get(&vm).filter(|to| view.node(**to).is_some()) else { continue };
+            prop_assert!(places.contains(to) != stuck.contains(&vm), "{}", show(&view));
+        }
+    }
+}

@@ -18,7 +18,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tamdao-scheduler", &["tamdao-model"]),
     ("tamdao-store", &["tamdao-model", "tamdao-proto"]),
     ("tamdao-controller", &["tamdao-model", "tamdao-proto", "tamdao-scheduler", "tamdao-store"]),
-    ("tamdao-node-agent", &["tamdao-model", "tamdao-proto"]),
+    ("tamdao-keeper", &[]),
+    ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto"]),
     ("tamdao-cli", &["tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
 ];
 

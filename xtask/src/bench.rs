@@ -32,3 +32,22 @@ pub fn api(json: Option<PathBuf>) -> Result<()> {
     }
     command(program.to_str().unwrap_or_default(), &arguments)
 }
+
+/// Measures the scheduler, and writes what it found into docs/performance.md.
+pub fn scheduler(json: Option<PathBuf>, only: &[String]) -> Result<()> {
+    command("cargo", &["build", "--release", "-p", "tamdao-bench", "--bins"])?;
+    let program = root().join("target/release/bench-scheduler");
+    let mut arguments: Vec<String> = Vec::new();
+    if let Some(file) = json.map(std::path::absolute).transpose()? {
+        arguments.extend(["--json".into(), file.to_string_lossy().into_owned()]);
+    }
+    if only.is_empty() {
+        arguments
+            .extend(["--docs".into(), root().join("docs/performance.md").to_string_lossy().into_owned()]);
+    }
+    for case in only {
+        arguments.extend(["--only".into(), case.clone()]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    command(program.to_str().unwrap_or_default(), &arguments)
+}

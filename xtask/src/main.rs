@@ -43,12 +43,22 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// The scheduler, alone: public streams of requests and fleets of its own making. Writes docs/performance.md
+    Scheduler {
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Run only these cases, and write no docs
+        #[arg(long, value_name = "CASE")]
+        only: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Ci { long } => ci::run(long),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
+        Chore::Bench { what: Bench::Scheduler { json, only } } => bench::scheduler(json, &only),
         Chore::Tidy => tidy::run(),
     };
     match outcome {

@@ -21,6 +21,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tamdao-keeper", &[]),
     ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto"]),
     ("tamdao-cli", &["tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
+    ("tamdao-bench", &["tamdao-model", "tamdao-scheduler"]),
 ];
 
 /// Crates that are pure: they compile without any of these, however far away the import.

@@ -1,0 +1,107 @@
+//! Fleets of our own making: equal nodes in racks, filled at random to a given part. A fixed seed makes every run
+//! the same. Deliberately absent: packing; a fleet that grew at random is what a scheduler meets.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tamdao_model::{NodeId, VmId};
+use tamdao_scheduler::place::find;
+use tamdao_scheduler::{By, Group, GroupId, NodeShape, Rule, RuleKind, View, VmShape};
+use uuid::Uuid;
+
+/// (vCPUs, GiB), alike likely: 6.1 vCPUs and 20.2 GiB on average.
+pub const FLAVORS: [(u32, u64); 9] =
+    [(1, 2), (2, 4), (2, 8), (4, 8), (4, 16), (8, 16), (8, 32), (16, 32), (16, 64)];
+pub const VMS_PER_NODE: usize = 20;
+const RACK: usize = 40;
+const GROUP: usize = 10;
+
+/// What the VMs ask for beyond CPU and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    /// Every VM is in a group of 10 with anti-affinity by node and a preferred spread by rack.
+    Spread,
+}
+
+/// Xorshift (Marsaglia 2003).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap_or(0) % end.max(1)
+    }
+}
+
+/// A view with what is on it.
+pub struct Fleet {
+    pub view: View,
+    pub placed: Vec<(NodeId, VmId)>,
+    random: Random,
+    kind: Kind,
+    next: u128,
+}
+
+impl Fleet {
+    /// With 20 VMs for each node, whose sizes are such that these fill `percent` of the whole.
+    pub fn new(kind: Kind, nodes: usize, percent: u64) -> Result<Self> {
+        let mut view = View::new();
+        let of = |amounts: &dyn Fn(&(u32, u64)) -> u64| FLAVORS.iter().map(amounts).sum::<u64>();
+        let whole = |sum: u64| sum * VMS_PER_NODE as u64 * 100 / FLAVORS.len() as u64 / percent;
+        for n in 0..nodes {
+            let mut node = NodeShape::bare(node_id(n), &format!("n{n}"));
+            node.vcpus = u32::try_from(whole(of(&|flavor| flavor.0.into())))?;
+            node.memory_mib = whole(of(&|flavor| flavor.1 * 1_024));
+            node.domains.insert("rack".into(), [format!("r{}", n / RACK)].into());
+            view.set_node(node);
+        }
+        for g in 0..nodes * VMS_PER_NODE / GROUP + 1 {
+            let apart = |by, required| Rule { kind: RuleKind::Apart { at_most: 1 }, by, required };
+            let rules = vec![apart(By::Node, true), apart(By::Domain("rack".into()), false)];
+            view.set_group(Group { id: group_id(g), name: format!("g{g}").into(), rules });
+        }
+        let mut fleet = Self { view, placed: Vec::new(), random: Random(0x7a6d_dab0), kind, next: 0 };
+        while fleet.placed.len() < nodes * VMS_PER_NODE {
+            let vm = fleet.vm();
+            let fits = |n: &usize| {
+                let pinned = VmShape { pin: Some(node_id(*n)), ..(*vm).clone() };
+                find(&fleet.view, &pinned).is_some()
+            };
+            let Some(n) = (0..200).map(|_| fleet.random.below(nodes)).find(fits) else { break };
+            fleet.view.assign(node_id(n), vm.clone())?;
+            fleet.placed.push((node_id(n), vm.id));
+        }
+        Ok(fleet)
+    }
+
+    /// The next request.
+    pub fn vm(&mut self) -> Arc<VmShape> {
+        self.next += 1;
+        let (vcpus, gib) = FLAVORS[self.random.below(FLAVORS.len())];
+        let mut vm = VmShape::bare(VmId(Uuid::from_u128(self.next)), "v", vcpus, gib * 1_024);
+        if self.kind == Kind::Spread {
+            let groups = self.view.node_count() * VMS_PER_NODE / GROUP;
+            vm.groups.insert(group_id(self.random.below(groups)));
+        }
+        Arc::new(vm)
+    }
+
+    /// A random VM leaves.
+    pub fn leave(&mut self) -> Result<()> {
+        let at = self.random.below(self.placed.len());
+        let (node, vm) = self.placed.swap_remove(at);
+        self.view.release(node, vm).map(|_| ()).context("a VM that leaves is not where it was placed")
+    }
+}
+
+/// Of a node by its number. Spread over the whole space, as ids are that were drawn at random.
+pub fn node_id(n: usize) -> NodeId {
+    NodeId(Uuid::from_u128((n as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
+}
+
+fn group_id(g: usize) -> GroupId {
+    GroupId(Uuid::from_u128(g as u128))
+}

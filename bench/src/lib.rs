@@ -1,0 +1,11 @@
+//! Measures the scheduler: on public streams of requests, on fleets of its own making and beside other rules. Its
+//! invariant: every run on a stream writes a plan file that a program of its own judges. Deliberately absent:
+//! decisions; those that are measured are the scheduler's own.
+
+pub mod fleet;
+pub mod ganeti;
+pub mod policy;
+pub mod report;
+pub mod speed;
+pub mod stream;
+pub mod tightness;

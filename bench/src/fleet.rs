@@ -86,6 +86,7 @@ impl Fleet {
             let groups = self.view.node_count() * VMS_PER_NODE / GROUP;
             vm.groups.insert(group_id(self.random.below(groups)));
         }
+        (vm.protected, vm.priority) = (true, (self.next % 3) as u32);
         Arc::new(vm)
     }
 

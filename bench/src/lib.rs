@@ -2,10 +2,13 @@
 //! invariant: every run on a stream writes a plan file that a program of its own judges. Deliberately absent:
 //! decisions; those that are measured are the scheduler's own.
 
+pub mod emptying;
 pub mod fleet;
 pub mod ganeti;
+pub mod plan_file;
 pub mod policy;
 pub mod report;
 pub mod speed;
+pub mod storm;
 pub mod stream;
 pub mod tightness;

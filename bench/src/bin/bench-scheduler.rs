@@ -1,6 +1,7 @@
 //! Runs the cases, prints their tables and writes them where asked. Every run on a stream is judged by `check-run`,
 //! a program of its own; a run that it does not accept ends the bench.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -13,11 +14,13 @@ use serde_json::Value;
 use tamdao_bench::fleet::{Fleet, Kind};
 use tamdao_bench::policy::Policy;
 use tamdao_bench::report::{Table, into_docs};
-use tamdao_bench::stream::{self, Stream};
-use tamdao_bench::{ganeti, speed, tightness};
-use tamdao_model::VmId;
+use tamdao_bench::stream;
+use tamdao_bench::{emptying, fleet, ganeti, speed, storm, tightness};
+use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::VmShape;
 use tamdao_scheduler::place::find;
+use tamdao_scheduler::plan::Terms;
+use tamdao_scheduler::survive::Loss;
 use uuid::Uuid;
 
 /// Measures the scheduler.
@@ -41,6 +44,8 @@ struct Arguments {
 enum Case {
     Tightness,
     Speed,
+    Storm,
+    Emptying,
     Ganeti,
 }
 
@@ -48,15 +53,18 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let folder = arguments.plans.clone().unwrap_or_else(std::env::temp_dir);
     fs::create_dir_all(&folder)?;
+    let plans = Plans { folder, keep: arguments.plans.is_some() };
     let mut tables = Vec::new();
     for case in Case::value_variants() {
         if !arguments.only.is_empty() && !arguments.only.contains(case) {
             continue;
         }
         let table = match case {
-            Case::Tightness => tightness_table(&folder, arguments.plans.is_some())?,
+            Case::Tightness => tightness_table(&plans)?,
             Case::Speed => speed_table()?,
-            Case::Ganeti => ganeti_table(&folder)?,
+            Case::Storm => storm_table(&plans)?,
+            Case::Emptying => emptying_table(&plans)?,
+            Case::Ganeti => ganeti_table(&plans.folder)?,
         };
         writeln!(std::io::stdout(), "{}", table.markdown())?;
         tables.push(table);
@@ -73,14 +81,18 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn tightness_table(folder: &Path, keep: bool) -> Result<Table> {
+fn tightness_table(plans: &Plans) -> Result<Table> {
     let mut rows = Vec::new();
     for stream in stream::all()? {
         let bound = tightness::bound(&stream);
         for policy in Policy::ALL {
             // More than any rule uses; and a tenth less than even the bound.
-            let elastic = run_checked(&stream, policy, 2 * bound.peak + 8, folder, keep)?;
-            let fixed = run_checked(&stream, policy, (bound.peak * 9 / 10).max(1), folder, keep)?;
+            let run = |nodes: usize| {
+                let name = format!("{} {} {nodes}", stream.name, policy.name());
+                plans.checked(&name, |plan| tightness::run(&stream, policy, nodes, plan))
+            };
+            let elastic = run(2 * bound.peak + 8)?;
+            let fixed = run((bound.peak * 9 / 10).max(1))?;
             rows.push(vec![
                 stream.name.to_owned(),
                 policy.name().to_owned(),
@@ -113,27 +125,95 @@ fn share(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
 
-/// A run with a plan that the checker accepts.
-fn run_checked(
-    stream: &Stream,
-    policy: Policy,
-    nodes: usize,
-    folder: &Path,
+/// Where plan files lie, and whether they stay there once they are judged.
+struct Plans {
+    folder: PathBuf,
     keep: bool,
-) -> Result<tightness::Outcome> {
-    let name = format!("{} {} {nodes} {}.plan", stream.name, policy.name(), std::process::id());
-    let path = folder.join(name.replace(' ', "-"));
-    let mut plan = BufWriter::new(File::create(&path)?);
-    let outcome = tightness::run(stream, policy, nodes, &mut plan)?;
-    plan.into_inner().map_err(|error| error.into_error())?;
-    let checker = std::env::current_exe()?.with_file_name("check-run");
-    let status = Command::new(&checker).arg(&path).status();
-    let status = status.with_context(|| format!("{} cannot be started", checker.display()))?;
-    ensure!(status.success(), "the checker does not accept {}", path.display());
-    if !keep {
-        fs::remove_file(&path)?;
+}
+
+impl Plans {
+    /// A run whose plan the checker accepts.
+    fn checked<T>(&self, name: &str, run: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+        let name = format!("{name} {}.plan", std::process::id());
+        let path = self.folder.join(name.replace(' ', "-"));
+        let mut plan = BufWriter::new(File::create(&path)?);
+        let outcome = run(&mut plan)?;
+        plan.into_inner().map_err(|error| error.into_error())?;
+        let checker = std::env::current_exe()?.with_file_name("check-run");
+        let status = Command::new(&checker).arg(&path).status();
+        let status = status.with_context(|| format!("{} cannot be started", checker.display()))?;
+        ensure!(status.success(), "the checker does not accept {}", path.display());
+        if !self.keep {
+            fs::remove_file(&path)?;
+        }
+        Ok(outcome)
     }
-    Ok(outcome)
+}
+
+fn storm_table(plans: &Plans) -> Result<Table> {
+    let mut rows = Vec::new();
+    for percent in [60, 80, 95] {
+        let fleet = Fleet::new(Kind::Plain, 1_000, percent)?;
+        let node = Loss::Node(fleet::node_id(0));
+        let rack = Loss::Domain { key: "rack".into(), value: "r0".into() };
+        for (name, loss) in [("one node", node), ("one rack of 40", rack)] {
+            let storm = plans.checked(&format!("storm {percent} {name}"), |plan| {
+                storm::measure(&fleet.view, &loss, plan)
+            })?;
+            rows.push(vec![
+                format!("{name}, {percent} % full"),
+                format!("{:.2}", storm.took.as_secs_f64() * 1e3),
+                storm.restarted.to_string(),
+                storm.left_out.to_string(),
+                if storm.by_priority { "kept" } else { "broken" }.to_owned(),
+            ]);
+        }
+    }
+    let text = "1,000 nodes, 20 VMs each, all protected, in three priorities. The time is the whole plan's, on one \
+        thread. Judged from its plan file: nothing lands on what is lost.";
+    Ok(Table {
+        title: "Failover storm".into(),
+        text: text.into(),
+        head: vec!["lost", "plan ms", "VMs restarted", "without a place", "order by priority"],
+        rows,
+    })
+}
+
+fn emptying_table(plans: &Plans) -> Result<Table> {
+    let mut rows = Vec::new();
+    let nodes = 1_000;
+    for percent in [60, 80] {
+        let fleet = Fleet::new(Kind::Plain, nodes, percent)?;
+        for k in [1, 5, nodes / 20, nodes / 10] {
+            let empty: BTreeSet<NodeId> = (0..k).map(fleet::node_id).collect();
+            let done = plans.checked(&format!("emptying {percent} {k}"), |plan| {
+                emptying::measure(&fleet.view, &empty, &Terms::default(), plan)
+            })?;
+            rows.push(vec![
+                format!("{k} of {nodes} nodes, {percent} % full"),
+                format!("{} of {}", done.moves, done.vms),
+                format!("{} of {}", done.moved_mib / 1_024, done.memory_mib / 1_024),
+                done.rounds.to_string(),
+                done.stuck.to_string(),
+                format!("{:.1}", done.took.as_secs_f64() * 1e3),
+            ]);
+        }
+    }
+    let text = "Live moves that empty given nodes, at most two at once on a node and 32 in the cluster, both ends held \
+        while a move runs. *Of* is the least: each VM that stands there moves once.";
+    Ok(Table {
+        title: "Emptying nodes".into(),
+        text: text.into(),
+        head: vec![
+            "nodes",
+            "moves, of the least",
+            "GiB moved, of the least",
+            "rounds",
+            "VMs stuck",
+            "plan ms",
+        ],
+        rows,
+    })
 }
 
 fn speed_table() -> Result<Table> {

@@ -3,9 +3,9 @@
 //! scheduler; its input is the file alone. Usage: check-run FILE…
 //!
 //! Lines: `nodes COUNT CPU MEMORY`; `+ TIME VM CPU MEMORY NODE` (`-` for no place); `- TIME VM`; `> TIME VM NODE`, a
-//! move during which both ends are held; `claim WHAT VALUE`. CPU in thousandths, memory in MiB, time in seconds.
+//! move during which both ends are held; `x NODE`, which is empty and stays so; `claim WHAT VALUE`. CPU in thousandths, memory in MiB, time in seconds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
@@ -23,7 +23,8 @@ struct Vm {
 struct Judge {
     capacity: (u64, u64),
     used: Vec<(u64, u64, u64)>,
-    vms: HashMap<u64, Vm>,
+    closed: HashSet<usize>,
+    vms: HashMap<u128, Vm>,
     in_use: u64,
     time: u64,
     claims: usize,
@@ -41,6 +42,9 @@ impl Judge {
             let word = words.get(at).with_context(|| format!("word {at} is not there"))?;
             word.parse().with_context(|| format!("{word} is not a number"))
         };
+        let vm = |at: usize| -> Result<u128> {
+            Ok(words.get(at).with_context(|| format!("word {at} is not there"))?.parse()?)
+        };
         match words[0] {
             "nodes" => {
                 ensure!(self.used.is_empty(), "the fleet is given twice");
@@ -50,32 +54,38 @@ impl Judge {
             "+" => {
                 self.pass_to(number(1)?)?;
                 let node = if words.get(5) == Some(&"-") { None } else { Some(usize::try_from(number(5)?)?) };
-                let vm = Vm { cpu: number(3)?, memory: number(4)?, node };
-                ensure!(self.vms.insert(number(2)?, vm).is_none(), "the VM came before");
+                let new = Vm { cpu: number(3)?, memory: number(4)?, node };
+                ensure!(self.vms.insert(vm(2)?, new).is_none(), "the VM came before");
                 if let Some(node) = node {
-                    self.hold(node, vm)?;
+                    self.hold(node, new)?;
                     self.accepted += 1;
-                    self.accepted_cpu += vm.cpu;
+                    self.accepted_cpu += new.cpu;
                 }
                 self.peak = self.peak.max(self.in_use);
             }
             "-" => {
                 self.pass_to(number(1)?)?;
-                let vm = self.vms.remove(&number(2)?).context("the VM is not there")?;
-                if let Some(node) = vm.node {
-                    self.give_up(node, vm)?;
+                let gone = self.vms.remove(&vm(2)?).context("the VM is not there")?;
+                if let Some(node) = gone.node {
+                    self.give_up(node, gone)?;
                 }
             }
             ">" => {
                 self.pass_to(number(1)?)?;
                 let to = usize::try_from(number(3)?)?;
-                let vm = *self.vms.get(&number(2)?).context("the VM is not there")?;
-                let from = vm.node.context("the VM has no place to move from")?;
+                let moved = *self.vms.get(&vm(2)?).context("the VM is not there")?;
+                let from = moved.node.context("the VM has no place to move from")?;
                 ensure!(from != to, "the VM moves to where it is");
-                self.hold(to, vm)?;
-                self.give_up(from, vm)?;
-                self.vms.insert(number(2)?, Vm { node: Some(to), ..vm });
+                self.hold(to, moved)?;
+                self.give_up(from, moved)?;
+                self.vms.insert(vm(2)?, Vm { node: Some(to), ..moved });
                 self.moves += 1;
+            }
+            "x" => {
+                let node = usize::try_from(number(1)?)?;
+                let used = self.used.get(node).context("the node is not of the fleet")?;
+                ensure!(used.2 == 0, "the node holds {} VMs", used.2);
+                self.closed.insert(node);
             }
             "claim" => {
                 let is = match words.get(1).copied() {
@@ -102,6 +112,7 @@ impl Judge {
     }
 
     fn hold(&mut self, node: usize, vm: Vm) -> Result<()> {
+        ensure!(!self.closed.contains(&node), "node {node} has to stay empty");
         let used = self.used.get_mut(node).context("the node is not of the fleet")?;
         self.in_use += u64::from(used.2 == 0);
         *used = (used.0 + vm.cpu, used.1 + vm.memory, used.2 + 1);
@@ -165,6 +176,7 @@ mod tests {
             "claim accepted 2",
             "claim accepted-cpu 5",
             "claim moves 1",
+            "x 1",
         ];
         judged(&lines).unwrap();
     }
@@ -172,7 +184,9 @@ mod tests {
     #[test]
     fn a_false_one_does_not() {
         let fleet = "nodes 2 4 8";
-        let wrong: [&[&str]; 7] = [
+        let wrong: [&[&str]; 9] = [
+            &[fleet, "+ 0 1 1 1 0", "x 0"],
+            &[fleet, "x 0", "+ 0 1 1 1 0"],
             &[fleet, "+ 0 1 3 4 0", "+ 0 2 2 1 0"],
             &[fleet, "+ 0 1 1 9 0"],
             &[fleet, "+ 0 1 1 1 2"],

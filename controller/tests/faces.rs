@@ -5,19 +5,24 @@
 mod cloud;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::routing::get;
 use cloud::{Cloud, User, eventually};
 use futures::StreamExt;
 use http::Method;
+use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::forward::Leader;
-use tamdao_controller::identity::{Identity, Renewer};
+use tamdao_controller::identity::{self, Identity, Renewer};
 use tamdao_controller::metrics::{self, Readiness};
 use tamdao_controller::serve::{Listener, plain};
 use tamdao_proto::v1;
 use tamdao_proto::v1::flavor_service_client::FlavorServiceClient;
 use tokio_util::sync::CancellationToken;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tonic::Code;
 
 const FLAVOR: &str = r#"{"metadata": {"name": "small"}, "spec": {"vcpus": 1, "memory_mib": 512}}"#;
@@ -243,4 +248,73 @@ async fn a_new_certificate_is_shown_without_dropping_connections() {
     drop(sender);
     stop.cancel();
     serving.await.unwrap();
+}
+
+/// A listener with a router of its own, and a raw connection to it.
+async fn raw(router: axum::Router) -> (TlsStream<TcpStream>, CancellationToken) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let directory = tempfile::tempdir().unwrap();
+    let config = cloud::config(directory.path(), "c1");
+    let (identity, _) = identity::found(&config, "test", SystemClock.now()).unwrap();
+    let credentials = identity.credentials().unwrap();
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &credentials).await.unwrap();
+    let listener = listener.header_timeout(Duration::from_millis(500));
+    let (address, stop) = (listener.address(), CancellationToken::new());
+    tokio::spawn(listener.run(router, stop.clone()));
+    let tls = tokio_rustls::TlsConnector::from(credentials.client().unwrap());
+    let name = rustls::pki_types::ServerName::try_from(pki::CONTROLLER_NAME).unwrap();
+    (tls.connect(name, TcpStream::connect(address).await.unwrap()).await.unwrap(), stop)
+}
+
+/// The status line and the body of one answer; empty when the connection was closed.
+async fn answer(stream: &mut TlsStream<TcpStream>) -> (String, String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(error) => {
+                return (format!("{error} after {:?}", String::from_utf8_lossy(&head)), String::new());
+            }
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    (head.lines().next().unwrap().to_owned(), String::from_utf8(body).unwrap())
+}
+
+#[tokio::test]
+async fn a_body_that_comes_after_its_refusal_does_not_cost_the_connection() {
+    let router = axum::Router::new().route("/one", get(|| async { "one" }).post(|| async { "no need" }));
+    let (mut stream, _stop) = raw(router).await;
+    for _ in 0..3 {
+        stream.write_all(b"POST /one HTTP/1.1\r\nhost: c\r\ncontent-length: 200000\r\n\r\n").await.unwrap();
+        assert_eq!(answer(&mut stream).await.1, "no need");
+        stream.write_all(&[b'x'; 200_000]).await.unwrap();
+        stream.write_all(b"GET /one HTTP/1.1\r\nhost: c\r\n\r\n").await.unwrap();
+        assert_eq!(answer(&mut stream).await, ("HTTP/1.1 200 OK".to_owned(), "one".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn who_sends_on_after_a_bad_request_hears_the_answer_and_the_end() {
+    let (mut stream, _stop) = raw(axum::Router::new()).await;
+    stream.write_all(b"POST / HTTP/1.1\r\nb\xffd header\r\ncontent-length: 4000000\r\n\r\n").await.unwrap();
+    for _ in 0..400 {
+        stream.write_all(&[b'x'; 10_000]).await.unwrap();
+    }
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&heard));
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_is_given_up_ends_as_tls_wants_it() {
+    let (mut stream, _stop) = raw(axum::Router::new().route("/one", get(|| async { "one" }))).await;
+    stream.write_all(b"GET /one HTTP/1.1\r\nhost: c\r\n\r\n").await.unwrap();
+    assert_eq!(answer(&mut stream).await.1, "one");
+    // An end without a goodbye is an error to the TLS library.
+    assert_eq!(stream.read(&mut [0; 16]).await.unwrap(), 0);
 }

@@ -1,7 +1,10 @@
 //! Accepting connections: TLS, limits, and an end that lets running requests finish.
 //!
-//! Its invariant: a client that is slow, silent or one of very many costs a bounded amount, and never keeps others
-//! waiting: the handshake runs in the connection's own task.
+//! Its invariants: a client that is slow, silent or one of very many costs a bounded amount, and never keeps others
+//! waiting: the handshake runs in the connection's own task. And however a connection ends, the client is told so by
+//! TLS, and has an answer even if it was still sending when it was refused ([`ending`]).
+
+mod ending;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use self::ending::Line;
 use crate::auth::Peer;
 use crate::pki::{Credentials, Holder, PkiError};
 
@@ -51,6 +55,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     tls: Arc<ServerConfig>,
+    header_timeout: Duration,
 }
 
 impl Listener {
@@ -63,7 +68,14 @@ impl Listener {
         let failed = |source| ServeError::Listen { address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, tls })
+        Ok(Self { socket, address, tls, header_timeout: HEADER_TIMEOUT })
+    }
+
+    /// Gives up an HTTP/1.1 connection that has not sent a request's headers for so long.
+    #[must_use]
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.header_timeout = timeout;
+        self
     }
 
     /// The port as bound, which matters where port 0 was asked for.
@@ -75,6 +87,7 @@ impl Listener {
     pub async fn run(self, router: Router, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let acceptor = TlsAcceptor::from(self.tls);
+        let header_timeout = self.header_timeout;
         let mut connections = JoinSet::new();
         loop {
             let permit = tokio::select! {
@@ -96,7 +109,7 @@ impl Listener {
             };
             let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
-                if let Err(error) = serve(socket, acceptor, router, stop).await {
+                if let Err(error) = serve(socket, acceptor, router, header_timeout, stop).await {
                     tracing::debug!(%error, %from, "connection ended");
                 }
                 drop(permit);
@@ -117,6 +130,7 @@ async fn serve(
     socket: TcpStream,
     acceptor: TlsAcceptor,
     router: Router,
+    header_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     socket.set_nodelay(true)?;
@@ -125,13 +139,14 @@ async fn serve(
     let peer = Peer(certificate.and_then(|certificate| Holder::of(certificate)).map(|(_, holder)| holder));
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
+        router.clone().oneshot(ending::read_to_its_end(request))
     });
+    let line = Line::new(stream);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(header_timeout)
         .max_buf_size(HEADER_BYTES.max(8_192))
         .http2()
         .timer(TokioTimer::new())
@@ -140,13 +155,23 @@ async fn serve(
         .adaptive_window(true)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    connection.await
+    let ended = {
+        let connection = builder.serve_connection(TokioIo::new(line.clone()), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = stop.cancelled() => None,
+        };
+        match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    line.end(&stop).await;
+    ended
 }
 
 /// Serves plain HTTP, for metrics and probes.

@@ -73,7 +73,12 @@ impl Answer {
     }
 }
 
-fn config(directory: &Path, name: &str) -> Config {
+pub fn config(directory: &Path, name: &str) -> Config {
+    config_with(directory, name, "")
+}
+
+/// With more keys in its last table, which is the images'.
+pub fn config_with(directory: &Path, name: &str, more: &str) -> Config {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let data = directory.join(name);
     let text = format!(

@@ -37,8 +37,7 @@ async fn the_contract_holds_under_made_up_requests() -> Result<()> {
             "--warnings",
             "off",
         ])
-        // A connection may be closed after a refusal that did not wait for the end of the request.
-        .args(["--suppress-health-check", "all", "--request-retries", "2"])
+        .args(["--suppress-health-check", "all"])
         .current_dir(&cloud.slot.directory)
         .env("NO_COLOR", "1");
     let output = tokio::task::spawn_blocking(move || output(&mut command)).await??;

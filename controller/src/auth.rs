@@ -26,7 +26,11 @@ use crate::refusal::Refusal;
 pub const PRINCIPAL: HeaderName = HeaderName::from_static("x-tamdao-principal");
 /// Says that a controller has sent a request on already.
 pub const HOP: HeaderName = HeaderName::from_static("x-tamdao-hop");
+/// Tells a controller that the one which it asked does not count it among the cluster's.
+pub const UNKNOWN_PEER: HeaderName = HeaderName::from_static("x-tamdao-unknown-peer");
 const OURS: &str = "x-tamdao-";
+/// The reason for refusing a certificate whose holder is not in the store.
+const UNKNOWN: &str = "UnknownHolder";
 /// How much of a token's digest names its owner in events and logs.
 const NAME_CHARS: usize = 8;
 
@@ -209,7 +213,7 @@ fn by_token(view: &View, headers: &HeaderMap) -> Result<Principal, Refusal> {
 
 fn unknown(what: &str, id: &dyn fmt::Display) -> Refusal {
     let message = format!("{what} {id} is not, or no longer, part of this cluster");
-    Refusal::new(Code::Unauthenticated, "UnknownHolder", message).hint("join it again with a new token")
+    Refusal::new(Code::Unauthenticated, UNKNOWN, message).hint("join it again with a new token")
 }
 
 /// Lets a request pass with its principal, or refuses it.
@@ -236,7 +240,12 @@ pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -
         }
         Err(refusal) => {
             tracing::warn!(method, reason = refusal.reason, error = %refusal, "request refused");
-            answer::refuse(request.headers(), refusal)
+            let unknown = refusal.reason == UNKNOWN && matches!(peer.0, Some(Holder::Controller(_)));
+            let mut response = answer::refuse(request.headers(), refusal);
+            if unknown {
+                response.headers_mut().insert(UNKNOWN_PEER, HeaderValue::from_static("1"));
+            }
+            response
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::answer;
-use crate::auth::HOP;
+use crate::auth::{HOP, UNKNOWN_PEER};
 use crate::methods::catalogue;
 use crate::peers::{PeerError, Peers};
 use crate::refusal::Refusal;
@@ -34,6 +34,8 @@ const NOT_LEADER: HeaderName = HeaderName::from_static("x-tamdao-not-leader");
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often we look again meanwhile; the store tells nobody when it learns of a leader.
 const LOOK: Duration = Duration::from_millis(25);
+/// What a removed controller says of itself.
+pub const REMOVED: &str = "this controller was removed from the group";
 /// A gRPC frame's header and what a proxy may add to a body.
 const FRAMING: usize = 1_024;
 
@@ -43,6 +45,8 @@ pub enum Leader {
     Here,
     At(String),
     Nobody,
+    /// The leader says that this controller has no seat any more: what it knows grows old, so it answers nothing.
+    Removed,
 }
 
 impl Leader {
@@ -51,7 +55,9 @@ impl Leader {
         if office.borrow().as_ref().is_some_and(|office| !office.is_lost()) {
             return Self::Here;
         }
-        match kv.status().leader {
+        let status = kv.status();
+        match status.leader {
+            _ if status.removed => Self::Removed,
             // It leads the store, but has not taken the office yet.
             Some(leader) if leader.address == me => Self::Nobody,
             Some(leader) => Self::At(leader.address),
@@ -93,10 +99,14 @@ impl Forward {
     pub async fn ask(&self, parts: request::Parts, body: Bytes) -> Result<Response, Refusal> {
         let deadline = Instant::now() + self.patience;
         loop {
-            if let Leader::At(address) = (self.leader)()
-                && let Some(response) = self.try_send(&address, &parts, Body::from(body.clone())).await?
-            {
-                return Ok(response);
+            match (self.leader)() {
+                Leader::At(address) => {
+                    if let Some(response) = self.try_send(&address, &parts, Body::from(body.clone())).await? {
+                        return Ok(response);
+                    }
+                }
+                Leader::Removed => return Err(removed()),
+                Leader::Here | Leader::Nobody => {}
             }
             pause(deadline).await?;
         }
@@ -115,6 +125,7 @@ impl Forward {
         *request.headers_mut() = onward(&parts.headers);
         match self.peers.send(address, request).await {
             Ok(response) if response.headers().contains_key(NOT_LEADER) => Ok(None),
+            Ok(response) if response.headers().contains_key(UNKNOWN_PEER) => Err(removed()),
             Ok(response) => {
                 let mut response = response.map(Body::new);
                 drop_hop_by_hop(response.headers_mut());
@@ -153,6 +164,7 @@ impl Forward {
                 // It came from a controller that took us for the leader: that one looks again.
                 Leader::At(_) => return Err(no_leader()),
                 Leader::Nobody => {}
+                Leader::Removed => return Err(removed()),
             }
             pause(deadline).await?;
         }
@@ -182,7 +194,12 @@ impl Kept {
 /// Answers here, or has the leader answer.
 pub async fn carry(State(forward): State<Forward>, request: Request, next: Next) -> Response {
     let Some(streams) = for_leader(request.method(), request.uri().path()) else {
-        return next.run(request).await;
+        let removed_here = is_public(&request) && (forward.leader)() == Leader::Removed;
+        return if removed_here {
+            answer::refuse(request.headers(), removed())
+        } else {
+            next.run(request).await
+        };
     };
     let mut asked = HeaderMap::new();
     for name in [http::header::CONTENT_TYPE, HOP] {
@@ -201,6 +218,12 @@ pub async fn carry(State(forward): State<Forward>, request: Request, next: Next)
             response
         }
     }
+}
+
+/// Whether a user asks about the cloud.
+fn is_public(request: &Request) -> bool {
+    let method = catalogue().resolve(request.method(), request.uri().path());
+    method.is_some_and(|method| method.service.starts_with("tamdao.v1."))
 }
 
 /// Whether the leader has to do this, and then whether its request is a stream.
@@ -256,6 +279,12 @@ fn no_leader() -> Refusal {
     Refusal::new(Code::Unavailable, "NoLeader", message).hint(
         "try again; a majority of the controllers must run and reach each other: look at /readyz of each",
     )
+}
+
+/// The answer of a controller that was removed and runs on: another one of the client's list is the right one to ask.
+fn removed() -> Refusal {
+    Refusal::new(Code::Unavailable, "ControllerRemoved", REMOVED)
+        .hint("ask another controller, and take this one out of the list of endpoints")
 }
 
 /// A body beyond the limit, on any face.

@@ -20,7 +20,7 @@ use tamdao_store::kv::{Kv, Role};
 use tonic::Code;
 
 use crate::answer;
-use crate::forward::Leader;
+use crate::forward::{Leader, REMOVED};
 use crate::methods::catalogue;
 
 /// How long the store may take to answer a probe.
@@ -83,12 +83,15 @@ impl Readiness {
         if self.cache.view().cluster().is_none() {
             return Err("the cache has not loaded the cluster yet".into());
         }
-        if (self.leader)() == Leader::Nobody {
+        let leader = (self.leader)();
+        if leader == Leader::Nobody {
             return Err("no leader is known".into());
         }
         // Only a quorum answers this; a leader that is merely remembered does not.
         match tokio::time::timeout(PROBE, self.kv.barrier()).await {
             Ok(Ok(_)) => Ok(()),
+            // It was asked all the same: so a seat that was lost by mistake is found again.
+            _ if leader == Leader::Removed => Err(REMOVED.into()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the store does not answer".into()),
         }
@@ -102,7 +105,8 @@ impl Readiness {
         gauge!("tamdao_store_revision").set(number(status.revision.0));
         gauge!("tamdao_store_oldest_revision").set(number(status.oldest.0));
         gauge!("tamdao_store_leader").set(f64::from(u8::from(status.role == Role::Leader)));
-        gauge!("tamdao_store_has_leader").set(f64::from(u8::from((self.leader)() != Leader::Nobody)));
+        let has_leader = matches!((self.leader)(), Leader::Here | Leader::At(_));
+        gauge!("tamdao_store_has_leader").set(f64::from(u8::from(has_leader)));
         gauge!("tamdao_store_term").set(number(status.term));
         gauge!("tamdao_store_last_log").set(number(status.last_log));
         gauge!("tamdao_store_applied").set(number(status.applied));

@@ -66,6 +66,41 @@ async fn any_controller_takes_a_change() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_controller_sends_its_clients_elsewhere() {
+    let mut cloud = Cloud::found().await;
+    cloud.join("c2").await;
+    cloud.join("c3").await;
+    let leader = cloud.running.iter().position(|running| running.controller.shared.leads()).unwrap();
+    let gone = cloud.follower();
+    let (name, at) = (format!("c{}", gone + 1), cloud.address(gone).to_owned());
+    let admin = cloud.admin();
+    let path = format!("/v1/controllers/{name}:remove");
+    let removed = admin.post(cloud.address(leader), &path, "{}").await;
+    assert_eq!(removed.status, 200, "{:?}", removed.body);
+    // From the first moment on it is another one's turn, whatever is asked.
+    let change = admin.post(&at, "/v1/flavors", &flavor("one")).await;
+    assert_eq!(change.status, 503, "{:?}", change.body);
+    assert_eq!(admin.get(&at, "/v1/flavors").await.status, 503);
+    for (method, path) in
+        [(Method::GET, "/v1/flavors"), (Method::POST, "/v1/flavors"), (Method::GET, "/v1/vms:watch")]
+    {
+        let answer = eventually("it knows that it was removed", || async {
+            let answer = admin.call(&at, method.clone(), path, &flavor("one")).await;
+            assert_eq!(answer.status, 503, "{path}: {:?}", answer.body);
+            (answer.json()["details"][0]["reason"] == "ControllerRemoved").then_some(answer)
+        })
+        .await;
+        assert!(answer.json()["message"].as_str().unwrap().contains("removed"), "{:?}", answer.body);
+    }
+    let ready = admin.get(&at, "/readyz").await;
+    assert!(ready.status == 503 && ready.body.ends_with(b"removed from the group\n"), "{:?}", ready.body);
+    assert_eq!(admin.get(&at, "/healthz").await.status, 200);
+    // It harms nobody, and the others go on.
+    assert_eq!(admin.post(cloud.address(leader), "/v1/flavors", &flavor("one")).await.status, 200);
+    cloud.running.remove(gone).controller.stop().await;
+}
+
 /// A controller's layers alone, with another one's address for the leader.
 async fn layers(cloud: &Cloud, leader: Leader) -> (String, CancellationToken) {
     let identity = Identity::of(&cloud.running[0].config).unwrap();

@@ -230,6 +230,7 @@ impl Kv for MemoryStore {
             members: Vec::new(),
             peers: Vec::new(),
             checkpoints: Vec::new(),
+            removed: false,
             error: None,
         }
     }

@@ -88,6 +88,9 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Recent digests, oldest first.
     pub checkpoints: Vec<Checkpoint>,
+    /// True once the leader has said that this controller has no seat any more. It learns nothing new then, so
+    /// nothing that it still knows may be told as the truth.
+    pub removed: bool,
     /// What stopped the backend, if something did.
     pub error: Option<String>,
 }

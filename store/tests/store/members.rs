@@ -199,6 +199,87 @@ async fn a_member_that_moved_is_found_again() {
     applied(&c.store, last).await;
 }
 
+/// One of only two moves, and its old port is taken by somebody who does not answer.
+async fn one_of_two_moves(moves: &str) {
+    let cluster = Cluster::new(|_| {});
+    let a = cluster.found("a").await;
+    let b = cluster.add(&a.store, "b").await;
+    applied(&b.store, put(&a.store, "/before").await).await;
+    let (moving, stays) = if moves == "a" { (a, b) } else { (b, a) };
+    let (id, old) = (moving.store.id(), moving.address().to_owned());
+    moving.kill().await;
+    let _squatter = tokio::net::TcpListener::bind(&old).await;
+    let moved = cluster.start(moves).await;
+    assert_ne!(moved.address(), old);
+    until(&stays.store, "the new address", |status| {
+        status.members.iter().any(|member| member.id == id && member.address == moved.address())
+    })
+    .await;
+    let last = put(&stays.store, "/after").await;
+    applied(&moved.store, last).await;
+    applied(&stays.store, put(&moved.store, "/from there").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_follower_of_two_moves() {
+    one_of_two_moves("b").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_of_two_moves() {
+    one_of_two_moves("a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_moved_at_once_find_each_other_when_one_goes_back() {
+    let cluster = Cluster::new(|_| {});
+    let a = cluster.found("a").await;
+    let b = cluster.add(&a.store, "b").await;
+    applied(&b.store, put(&a.store, "/before").await).await;
+    let old = a.address().to_owned();
+    a.kill().await;
+    b.kill().await;
+    let (lost, b) = (cluster.start("a").await, cluster.start("b").await);
+    assert!(
+        lost.address() != old && lost.store.status().members.iter().all(|seat| seat.address != b.address())
+    );
+    lost.kill().await;
+    let a = cluster.start_at("a", &old).await;
+    until(&a.store, "the other's new address", |status| {
+        status.members.iter().any(|member| member.address == b.address())
+    })
+    .await;
+    applied(&b.store, put(&a.store, "/after").await).await;
+}
+
+/// What the leader of a group says to one that has no seat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_learns_that_it_was_and_does_no_harm() {
+    let cluster = Cluster::new(|config| {
+        config.commit_timeout = std::time::Duration::from_secs(2);
+        config.read_timeout = std::time::Duration::from_secs(2);
+    });
+    let [a, b, c] = cluster.three().await;
+    applied(&c.store, put(&a.store, "/before").await).await;
+    assert!(!c.store.status().removed);
+    within("removal", a.store.remove_member(c.store.id())).await.unwrap();
+    let refused = c.store.barrier().await;
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable { reason, .. }) if reason.contains("no seat")),
+        "{refused:?}"
+    );
+    assert!(c.store.status().removed && !a.store.status().removed && !b.store.status().removed);
+    let refused = c.store.commit(Txn::new().put(key("/from/outside"), "x".to_owned())).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    applied(&b.store, put(&a.store, "/after").await).await;
+    assert!(!holds(&a.store, "/from/outside", Read::Linearizable).await);
+    // After a restart it finds out again.
+    c.kill().await;
+    let c = cluster.start("c").await;
+    assert!(c.store.barrier().await.is_err());
+    assert!(c.store.status().removed);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_of_another_cluster_is_refused() {
     let (one, other) = (

@@ -171,8 +171,9 @@ impl RaftStore {
         let network = Network { peers: Arc::clone(&peers), patience: config.election_min };
         let raft = types::Raft::new(id, Arc::new(library), network, log, machine).await;
         let raft = raft.map_err(|error| OpenError::Start(error.to_string()))?;
-        let (seats, stopped) = (tokio::sync::Mutex::new(()), AtomicBool::new(false));
-        let node = Node { id, config, raft, hub, progress, snapshots, peers, disk, seats, stopped };
+        let (stopped, removed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let seats = tokio::sync::Mutex::new(());
+        let node = Node { id, config, raft, hub, progress, snapshots, peers, disk, seats, stopped, removed };
         let node = Arc::new(node);
         let tending = Tending(tokio::spawn(tend(Arc::clone(&node))));
         Ok(RaftStore { node, _tending: Arc::new(tending) })

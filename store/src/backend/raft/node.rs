@@ -22,6 +22,7 @@ use super::codec;
 use super::disk::Disk;
 use super::machine::Progress;
 use super::network::{Peers, never_sent, within};
+use super::service::says_no_seat;
 use super::snapshot::Snapshots;
 use super::types::{Metrics, Proposal, Raft, Types, members};
 use crate::hub::Hub;
@@ -41,6 +42,8 @@ pub struct Node {
     /// Held while the membership changes, so that changes follow one another.
     pub seats: tokio::sync::Mutex<()>,
     pub stopped: AtomicBool,
+    /// Whether the leader's last word to this member was that it has no seat.
+    pub removed: AtomicBool,
 }
 
 /// What became of one attempt to propose.
@@ -156,8 +159,8 @@ impl Node {
         asked: Option<u64>,
         refusal: wire::NotLeader,
     ) -> Result<Option<(u64, String)>> {
-        let stopped = self.stopped.load(Ordering::Acquire);
-        if stopped || Instant::now() >= deadline {
+        let hopeless = self.stopped.load(Ordering::Acquire) || self.removed.load(Ordering::Acquire);
+        if hopeless || Instant::now() >= deadline {
             let leader = refusal.leader.map(|seat| seat.address);
             return Err(StoreError::Unavailable { reason: refusal.reason, leader });
         }
@@ -181,6 +184,7 @@ impl Node {
         let answer = match timeout(patience, client.propose(within(request, patience))).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) if surely_refused(&status) => {
+                self.note_seat(&status);
                 return Proposed::NotLeader(self.refused(status.message()));
             }
             Ok(Err(error)) => {
@@ -228,10 +232,29 @@ impl Node {
         let patience = self.config.read_timeout;
         let answer = timeout(patience, client.read_index(within(request, patience))).await;
         let answer = answer.map_err(|_| self.refused("the leader did not answer in time"))?;
-        match answer.map_err(|status| self.refused(status.message()))?.into_inner().outcome {
-            Some(Outcome::Index(index)) => Ok(index),
+        let answer = answer.map_err(|status| {
+            self.note_seat(&status);
+            self.refused(status.message())
+        });
+        match answer?.into_inner().outcome {
+            Some(Outcome::Index(index)) => {
+                self.removed.store(false, Ordering::Release);
+                Ok(index)
+            }
             Some(Outcome::NotLeader(refusal)) => Err(refusal),
             None => Err(self.refused("the leader's answer is of a later release")),
+        }
+    }
+
+    /// Takes note of a leader that says that this member has no seat. One that waits for its first is told the
+    /// same, and knows no members yet.
+    fn note_seat(&self, refusal: &Status) {
+        let removed = says_no_seat(refusal) && !self.seated().is_empty();
+        if removed && !self.removed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "this controller was removed from the group and serves nobody: stop it; to use the host again, \
+                 join it anew with an empty data directory"
+            );
         }
     }
 
@@ -312,6 +335,7 @@ impl Node {
             members,
             peers: peers(&metrics),
             checkpoints: self.progress.checkpoints(),
+            removed: self.removed.load(Ordering::Acquire),
             error,
         }
     }

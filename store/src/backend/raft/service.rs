@@ -13,6 +13,7 @@ use openraft::raft::{
 };
 use tamdao_proto::raft::v1 as wire;
 use tamdao_proto::raft::v1::raft_service_server::RaftService;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
@@ -21,6 +22,9 @@ use super::node::{Node, Proposed};
 use super::snapshot::{Image, SnapshotFile};
 use super::types::{LogEntry, Types};
 use crate::kv::Member;
+
+/// Marks the refusal of one that has no seat.
+const NO_SEAT: &str = "x-tamdao-no-seat";
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -49,6 +53,25 @@ impl Service {
         }
         Ok(header)
     }
+
+    /// As [`Self::check`], for what only a seated member may ask of its leader. Votes and entries are not asked so:
+    /// a group that changes its members must take both from one that it does not know yet.
+    fn check_seat(&self, header: Option<wire::Header>) -> Result<(), Status> {
+        let header = self.check(header)?;
+        // Whoever does not lead may not have heard of a new member yet; it answers where the leader is.
+        if self.node.leads() && !self.node.seated().iter().any(|member| member.id == header.from) {
+            let mut status =
+                Status::permission_denied(format!("controller {} has no seat in this group", header.from));
+            status.metadata_mut().insert(NO_SEAT, MetadataValue::from_static("1"));
+            return Err(status);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a leader refused a call because the caller has no seat.
+pub fn says_no_seat(status: &Status) -> bool {
+    status.metadata().contains_key(NO_SEAT)
 }
 
 fn invalid(error: CodecError) -> Status {
@@ -181,7 +204,7 @@ impl RaftService for Service {
     async fn propose(&self, request: Request<wire::ProposeRequest>) -> Answer<wire::ProposeResponse> {
         use wire::propose_response::Outcome;
         let request = request.into_inner();
-        self.check(request.header)?;
+        self.check_seat(request.header)?;
         // It is checked here too: what is in the log must be within the limits of every release.
         let command = codec::read_command(&request.command).map_err(invalid)?;
         if let crate::mvcc::Command::Txn(txn) = &command {
@@ -197,7 +220,7 @@ impl RaftService for Service {
 
     async fn read_index(&self, request: Request<wire::ReadIndexRequest>) -> Answer<wire::ReadIndexResponse> {
         use wire::read_index_response::Outcome;
-        self.check(request.into_inner().header)?;
+        self.check_seat(request.into_inner().header)?;
         let outcome = match self.node.read_index_here().await {
             Ok(index) => Outcome::Index(index),
             Err(not_leader) => Outcome::NotLeader(not_leader),

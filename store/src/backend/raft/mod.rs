@@ -53,6 +53,10 @@ const NODE_ID: &str = "node_id";
 const CLUSTER_ID: &str = "cluster_id";
 /// How often the leader compares the members' digests.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
+/// After how many vain attempts, a second or more apart, people are told that a new address is not known.
+const UNHEARD: u32 = 15;
+const LOST: &str = "no leader hears of this controller's new address: a majority that has not moved, or lacks only \
+    this one, must run; if several moved at once, put the old address of all but one back and move them one by one";
 
 /// How one member is set up.
 #[derive(Clone, Debug)]
@@ -359,6 +363,7 @@ fn library_config(config: &RaftConfig) -> std::result::Result<openraft::Config, 
 async fn tend(node: Arc<Node>) {
     let mut metrics = node.raft.metrics();
     let mut compared = Instant::now();
+    let mut unheard = 0;
     loop {
         let failed = metrics.borrow_watched().running_state.clone().err();
         if let Some(error) = failed {
@@ -370,8 +375,15 @@ async fn tend(node: Arc<Node>) {
         }
         node.peers.note(&node.seated());
         let retry = if node.is_misplaced() {
-            if let Err(error) = node.announce().await {
-                tracing::debug!(%error, "the new address is not announced yet");
+            match node.announce().await {
+                Ok(()) => unheard = 0,
+                Err(error) => {
+                    unheard += 1;
+                    // An election is over by then; what is left is a group that cannot find its members.
+                    if unheard == UNHEARD {
+                        tracing::warn!(%error, "{LOST}");
+                    }
+                }
             }
             Duration::from_secs(1)
         } else {

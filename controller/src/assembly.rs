@@ -26,6 +26,7 @@ use crate::enroll::Enroll;
 use crate::forward::{Forward, Leader};
 use crate::identity::{self, Identity, IdentityError, Renewer};
 use crate::images::{self, ImageError, Images};
+use crate::journals::Journals;
 use crate::metrics::{self, Readiness};
 use crate::office;
 use crate::peers::Peers;
@@ -100,6 +101,7 @@ impl Controller {
             move || Leader::known(&*kv, &office, &address)
         };
         let forward = Forward::new(leader.clone(), peers.clone());
+        let journals = Arc::new(Journals::default());
         let images = Arc::new(Images::open(images::Setup {
             directory: config.data_dir.join("images"),
             me: me.id,
@@ -119,6 +121,7 @@ impl Controller {
             office,
             key: identity.key.clone(),
             sessions: Arc::new(Sessions::new(config.session_timeout)),
+            journals: journals.clone(),
             images: images.clone(),
             board: Board::default(),
         });
@@ -135,8 +138,9 @@ impl Controller {
                 ),
                 store: store.raft.as_ref().map(|raft| Routes::new(raft.service())).unwrap_or_default(),
                 images: images.clone(),
+                journals,
                 gate: Gate::new(cache.clone()),
-                forward,
+                forward: forward.clone(),
                 readiness: readiness.clone(),
             },
             &stop,
@@ -166,7 +170,8 @@ impl Controller {
         tasks.spawn(images::fetch(images, stop.clone()));
         tasks.spawn(office::run(shared.clone(), store.election, office_sender, stop.clone()));
         tasks.spawn({
-            let journalist = Journalist::new(config.data_dir.join("journal"));
+            let journalist =
+                Journalist::new(config.data_dir.join("journal"), config.journal, forward.clone());
             let (shared, stop) = (shared.clone(), stop.clone());
             async move {
                 stop.run_until_cancelled(drive(journalist, shared, None)).await;

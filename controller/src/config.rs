@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tamdao_model::{Name, limits};
 
 /// A checked configuration.
+use tamdao_store::journal::Keep;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// This controller's name, unique among the controllers.
@@ -31,6 +32,8 @@ pub struct Config {
     pub images: ImagesConfig,
 }
 
+    /// What this controller's own journal keeps.
+    pub journal: Keep,
 /// Where the state lives, and how fast a lost leader is replaced.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -172,6 +175,8 @@ struct File {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct StoreFile {
+    #[serde(default)]
+    journal: JournalFile,
     backend: Backend,
     heartbeat_ms: u64,
     election_min_ms: u64,
@@ -201,6 +206,14 @@ struct ImagesFile {
 fn default_listen() -> String {
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)).to_string()
 }
+    ca_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct JournalFile {
+    keep_days: u64,
+    max_size_mib: u64,
 
 fn default_data_dir() -> PathBuf {
     PathBuf::from("/var/lib/tamdao-controller")
@@ -230,7 +243,30 @@ impl Default for MetricsFile {
 
 impl Default for ImagesFile {
     fn default() -> Self {
-        Self { max_size_mib: limits::IMAGE_BYTES >> 20, max_virtual_size_mib: *limits::VOLUME_MIB.end() }
+        Self {
+            max_size_mib: limits::IMAGE_BYTES >> 20,
+            max_virtual_size_mib: *limits::VOLUME_MIB.end(),
+            ca_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for JournalFile {
+    fn default() -> Self {
+        Self { keep_days: 365, max_size_mib: 8_192 }
+    }
+}
+
+/// The certificates in a file; empty without one.
+fn read_certificates(file: &Path) -> Result<String, String> {
+    if file.as_os_str().is_empty() {
+        return Ok(String::new());
+    }
+    let pem = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read ({error})"))?;
+    let mut certificates = CertificateDer::pem_slice_iter(pem.as_bytes());
+    match certificates.next().is_some_and(|one| one.is_ok()) && certificates.all(|one| one.is_ok()) {
+        true => Ok(pem),
+        false => Err("a file of certificates in PEM".into()),
     }
 }
 
@@ -271,6 +307,10 @@ impl File {
             refuse("store.election_min_ms", &self.store.election_min_ms, allowed.into());
         }
         if store.election_max <= store.election_min {
+        within("journal.keep_days", self.journal.keep_days, 1, 36_500);
+        within("journal.max_size_mib", self.journal.max_size_mib, 128, 1 << 24);
+        let ca = read_certificates(&self.images.ca_file);
+        let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
             let allowed = "more than store.election_min_ms, so that members do not all stand at once";
             refuse("store.election_max_ms", &self.store.election_max_ms, allowed.into());
         }
@@ -290,7 +330,15 @@ impl File {
             store,
             log: LogConfig { level: self.log.level, format: self.log.format },
             metrics: MetricsConfig { listen: metrics? },
-            images: ImagesConfig { max_bytes: self.images.max_size_mib << 20, max_virtual_mib: virtual_mib },
+            images: ImagesConfig {
+                max_bytes: self.images.max_size_mib << 20,
+                max_virtual_mib: virtual_mib,
+                ca_pem: ca?,
+            },
+            journal: Keep {
+                bytes: self.journal.max_size_mib << 20,
+                age_ms: self.journal.keep_days * 24 * 60 * 60 * 1_000,
+            },
         })
     }
 }
@@ -317,7 +365,8 @@ mod tests {
     fn every_wrong_value_is_named_at_once() {
         let text = "name = 'C1'\naddress = 'c1'\nlisten = 'x'\ndata_dir = 'd'\nsession_timeout_ms = 5\n\
             [store]\nheartbeat_ms = 900\nelection_min_ms = 1000\nelection_max_ms = 1000\n\
-            [log]\nlevel = 'a=b=c'\n[metrics]\nlisten = '9'\n[images]\nmax_size_mib = 0";
+            [log]\nlevel = 'a=b=c'\n[metrics]\nlisten = '9'\n[images]\nmax_size_mib = 0\nca_file = '/none.pem'\n\
+            [journal]\nkeep_days = 0\nmax_size_mib = 1";
         let error = parse(text).unwrap_err();
         for key in [
             "name = \"C1\"",
@@ -335,6 +384,9 @@ mod tests {
         }
     }
 
+            "images.ca_file = \"/none.pem\" is not allowed: a file that can be read",
+            "journal.keep_days = \"0\"",
+            "journal.max_size_mib = \"1\"",
     #[test]
     fn an_unknown_key_is_named() {
         let error = parse("name = 'c1'\naddress = 'c:1'\n[store]\nbackedn = 'raft'").unwrap_err();

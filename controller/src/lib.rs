@@ -14,6 +14,7 @@ pub mod forward;
 pub mod identity;
 pub mod images;
 pub mod join;
+pub mod journals;
 pub mod methods;
 pub mod metrics;
 pub mod office;

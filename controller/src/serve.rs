@@ -28,6 +28,7 @@ use tonic_health::server::HealthReporter;
 use crate::auth::{self, Gate};
 use crate::forward::{self, Forward};
 use crate::images::Images;
+use crate::journals::Journals;
 use crate::metrics::{self, Readiness};
 
 pub use listen::{Listener, ServeError, plain};
@@ -48,6 +49,7 @@ pub struct Faces<A, S, E> {
     /// What the store's backend wants served for the other controllers; empty for none.
     pub store: Routes,
     pub images: Arc<Images>,
+    pub journals: Arc<Journals>,
     pub gate: Gate,
     pub forward: Forward,
     pub readiness: Readiness,
@@ -98,7 +100,7 @@ where
     S: agent::agent_service_server::AgentService,
     E: agent::enroll_service_server::EnrollService,
 {
-    let Faces { api, agents, enroll, store, images, gate, forward, readiness } = faces;
+    let Faces { api, agents, enroll, store, images, journals, gate, forward, readiness } = faces;
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(reporter, readiness.clone(), stop.clone()));
     let agents = agent::agent_service_server::AgentServiceServer::new(agents)
@@ -111,6 +113,7 @@ where
     Ok(grpc
         .into_axum_router()
         .merge(crate::images::routes(images))
+        .merge(crate::journals::routes(journals))
         .merge(metrics::probes(readiness))
         .route("/openapi.json", get(|| async move { json(openapi) }))
         .fallback_service(rest::service(api))

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::admission::Writer;
 use crate::clock::Clock;
 use crate::images::Images;
+use crate::journals::Journals;
 use crate::pki::ClusterKey;
 use crate::reconcile::Board;
 use crate::sessions::Sessions;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub key: ClusterKey,
     /// Agents that are heard here; only the leader hears any.
     pub sessions: Arc<Sessions>,
+    /// How far the controllers' journals have come; only the leader is told.
+    pub journals: Arc<Journals>,
     /// The bytes of images.
     pub images: Arc<Images>,
     /// How the loops do.

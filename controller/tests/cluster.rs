@@ -345,6 +345,38 @@ async fn what_breaks_off_or_is_not_acceptable_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_follower_tells_how_far_its_journal_has_come() {
+    let mut cloud = Cloud::found().await;
+    cloud.join("c2").await;
+    let leader = cloud.running.iter().position(|running| running.controller.shared.leads()).unwrap();
+    let shared = cloud.running[leader].controller.shared.clone();
+    let ids: Vec<_> = cloud.running.iter().map(|running| running.controller.shared.me.id).collect();
+    eventually("both journals hold what there was", || async {
+        let enough = shared.journals.enough(ids.iter().copied(), shared.clock.instant());
+        (enough > tamdao_store::kv::Revision::ZERO).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_comes_from_a_server_of_the_provinces_own_ca() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let directory = tempfile::tempdir().unwrap();
+    let config = cloud::config(directory.path(), "server");
+    let now =
+        tamdao_model::TimeMs(u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap());
+    let (identity, _) = tamdao_controller::identity::found(&config, "province", now).unwrap();
+    let listener = Listener::bind(config.listen, &identity.credentials().unwrap()).await.unwrap();
+    let router = axum::Router::new().route("/disk.raw", axum::routing::get(|| async { vec![7u8; 1 << 20] }));
+    tokio::spawn(listener.run(router, CancellationToken::new()));
+    let ca = directory.path().join("province.pem");
+    std::fs::write(&ca, &identity.ca).unwrap();
+    let cloud = Cloud::found_with(&format!("ca_file = '{}'", ca.display())).await;
+    make_image(&cloud, "disk", &format!(r#"{{"url": "https://{}/disk.raw"}}"#, config.address)).await;
+    in_phase(&cloud, "disk", "IMAGE_PHASE_AVAILABLE").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_fetched_from_its_url() {
     let cloud = Cloud::found().await;
     let bytes = Arc::new(gzip(&vec![7; 1 << 20]));

@@ -13,8 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use tamdao_model::TimeMs;
+
 use crate::kv::Revision;
 
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// A file takes this many bytes, then the next one begins.
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// The hash before the first entry of all.
@@ -74,6 +77,14 @@ pub struct End {
     hash: String,
 }
 
+/// What a journal keeps; beyond either bound the oldest files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    pub bytes: u64,
+    /// Since an entry was written; a file goes when its last entry is older.
+    pub age_ms: u64,
+}
+
 /// The files of one controller, open for writing.
 #[derive(Debug)]
 pub struct Journal {
@@ -82,16 +93,17 @@ pub struct Journal {
     path: PathBuf,
     bytes: u64,
     end: End,
-    keep_bytes: u64,
+    /// When something was last written.
+    written: TimeMs,
+    keep: Keep,
 }
 
 impl Journal {
-    /// Opens the journal, or begins one, and cuts off what a crash left half written. `keep_bytes` bounds its size:
-    /// beyond it the oldest files go.
+    /// Opens the journal, or begins one, and cuts off what a crash left half written.
     ///
     /// # Errors
     /// When the files cannot be used, or an entry before the end of the last file is damaged.
-    pub fn open(directory: &Path, keep_bytes: u64) -> Result<Self, JournalError> {
+    pub fn open(directory: &Path, keep: Keep) -> Result<Self, JournalError> {
         fs::create_dir_all(directory).map_err(failed(directory))?;
         let segments = segments(directory)?;
         let mut end = End { sequence: 0, revision: Revision::ZERO, keys: Vec::new(), hash: GENESIS.into() };
@@ -111,10 +123,14 @@ impl Journal {
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed(&path))?;
-        file.set_len(good).map_err(failed(&path))?;
+        // Taken before the file is touched: its time is that of its last entry.
+        let written = modified(&path)?;
+        if file.metadata().map_err(failed(&path))?.len() != good {
+            file.set_len(good).map_err(failed(&path))?;
+        }
         file.sync_all().map_err(failed(&path))?;
         sync_directory(directory)?;
-        Ok(Self { directory: directory.into(), file, path, bytes: good, end, keep_bytes })
+        Ok(Self { directory: directory.into(), file, path, bytes: good, end, written, keep })
     }
 
     /// Where it ends.
@@ -122,16 +138,19 @@ impl Journal {
         &self.end
     }
 
-    /// Writes entries in order and returns when they are on disk. Those that are there already are left out.
+    /// Writes entries in order and returns when they are on disk. Those that are there already are left out. Each day
+    /// has files of its own, so that what is too old can go by whole files.
     ///
     /// # Errors
     /// When the disk fails; what was written before stays.
-    pub fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+    pub fn append(&mut self, entries: &[Entry], now: TimeMs) -> Result<(), JournalError> {
+        if self.bytes > 0 && now.0 / DAY_MS != self.written.0 / DAY_MS && entries.iter().any(|e| !self.has(e))
+        {
+            self.turn()?;
+        }
         let mut text = String::new();
         for entry in entries {
-            let known = entry.revision < self.end.revision
-                || (entry.revision == self.end.revision && self.end.keys.contains(&entry.key));
-            if known {
+            if self.has(entry) {
                 continue;
             }
             text.push_str(&self.next(entry));
@@ -144,10 +163,37 @@ impl Journal {
         self.file.write_all(text.as_bytes()).map_err(failed(&path))?;
         self.file.sync_data().map_err(failed(&path))?;
         self.bytes += text.len() as u64;
+        self.written = now;
         if self.bytes >= SEGMENT_BYTES {
             self.turn()?;
         }
         Ok(())
+    }
+
+    fn has(&self, entry: &Entry) -> bool {
+        entry.revision < self.end.revision
+            || (entry.revision == self.end.revision && self.end.keys.contains(&entry.key))
+    }
+
+    /// Lets the oldest files go, as far as the journal keeps too much. The one that is being written stays.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn trim(&self, now: TimeMs) -> Result<(), JournalError> {
+        let files = segments(&self.directory)?;
+        let sizes = files.iter().map(|path| Ok(fs::metadata(path).map_err(failed(path))?.len()));
+        let mut size: u64 = sizes.sum::<Result<u64, JournalError>>()?;
+        let mut removed = false;
+        for oldest in files.iter().filter(|path| **path != self.path) {
+            let age_ms = now.0.saturating_sub(modified(oldest)?.0);
+            if size <= self.keep.bytes && age_ms <= self.keep.age_ms {
+                break;
+            }
+            size -= fs::metadata(oldest).map_or(0, |meta| meta.len());
+            fs::remove_file(oldest).map_err(failed(oldest))?;
+            removed = true;
+        }
+        if removed { sync_directory(&self.directory) } else { Ok(()) }
     }
 
     /// The line of an entry; the end moves with it.
@@ -173,20 +219,12 @@ impl Journal {
         serde_json::to_string(&line).expect("plain data")
     }
 
-    /// Begins the next file and lets the oldest go.
+    /// Begins the next file.
     fn turn(&mut self) -> Result<(), JournalError> {
         self.path = segment(&self.directory, self.end.sequence + 1);
         let file = OpenOptions::new().create(true).append(true).open(&self.path);
         self.file = file.map_err(failed(&self.path))?;
         self.bytes = 0;
-        let mut all = segments(&self.directory)?;
-        let mut size: u64 =
-            all.iter().filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.len()).sum();
-        while size > self.keep_bytes && all.len() > 2 {
-            let oldest = all.remove(0);
-            size -= fs::metadata(&oldest).map_or(0, |meta| meta.len());
-            fs::remove_file(&oldest).map_err(failed(&oldest))?;
-        }
         sync_directory(&self.directory)
     }
 }
@@ -279,6 +317,13 @@ fn segments(directory: &Path) -> Result<Vec<PathBuf>, JournalError> {
     Ok(found)
 }
 
+/// When a file was last written.
+fn modified(path: &Path) -> Result<TimeMs, JournalError> {
+    let time = fs::metadata(path).and_then(|meta| meta.modified()).map_err(failed(path))?;
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+}
+
 fn sync_directory(directory: &Path) -> Result<(), JournalError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
 }
@@ -292,6 +337,8 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> JournalError {
 mod tests {
     use super::*;
 
+    const ALL: Keep = Keep { bytes: u64::MAX, age_ms: u64::MAX };
+
     fn entry(revision: u64, key: &str) -> Entry {
         Entry { revision: Revision(revision), key: key.into(), record: format!("{{\"at\":{revision}}}") }
     }
@@ -303,29 +350,31 @@ mod tests {
     #[test]
     fn what_was_written_is_there_after_opening_again_and_is_not_written_twice() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(directory.path(), u64::MAX).unwrap();
-        journal.append(&[entry(3, "a"), entry(3, "b"), entry(5, "c")]).unwrap();
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        journal.append(&[entry(3, "a"), entry(3, "b"), entry(5, "c")], journal.written).unwrap();
         drop(journal);
-        let mut journal = Journal::open(directory.path(), u64::MAX).unwrap();
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
         assert_eq!((journal.end().sequence, journal.end().revision), (3, Revision(5)));
-        journal.append(&[entry(3, "a"), entry(5, "c"), entry(5, "d"), entry(9, "e")]).unwrap();
+        journal
+            .append(&[entry(3, "a"), entry(5, "c"), entry(5, "d"), entry(9, "e")], journal.written)
+            .unwrap();
         assert_eq!(verify(directory.path()).unwrap(), Verified { files: 1, entries: 5 });
     }
 
     #[test]
     fn a_torn_end_is_cut_off_wherever_it_was_torn() {
         let whole = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(whole.path(), u64::MAX).unwrap();
-        journal.append(&[entry(1, "a")]).unwrap();
+        let mut journal = Journal::open(whole.path(), ALL).unwrap();
+        journal.append(&[entry(1, "a")], journal.written).unwrap();
         let first = fs::metadata(only_file(whole.path())).unwrap().len();
-        journal.append(&[entry(2, "b")]).unwrap();
+        journal.append(&[entry(2, "b")], journal.written).unwrap();
         let bytes = fs::read(only_file(whole.path())).unwrap();
         for length in first as usize..bytes.len() {
             let torn = tempfile::tempdir().unwrap();
             fs::write(segment(torn.path(), 1), &bytes[..length]).unwrap();
-            let mut journal = Journal::open(torn.path(), u64::MAX).unwrap();
+            let mut journal = Journal::open(torn.path(), ALL).unwrap();
             assert_eq!(journal.end().revision, Revision(1), "torn at {length}");
-            journal.append(&[entry(2, "b")]).unwrap();
+            journal.append(&[entry(2, "b")], journal.written).unwrap();
             assert_eq!(fs::read(only_file(torn.path())).unwrap(), bytes);
         }
     }
@@ -333,8 +382,8 @@ mod tests {
     #[test]
     fn a_changed_and_a_missing_entry_are_found() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(directory.path(), u64::MAX).unwrap();
-        journal.append(&[entry(1, "a"), entry(2, "b"), entry(3, "c")]).unwrap();
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        journal.append(&[entry(1, "a"), entry(2, "b"), entry(3, "c")], journal.written).unwrap();
         let path = only_file(directory.path());
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("{\"at\":2}", "{\"at\":7}")).unwrap();
@@ -343,5 +392,51 @@ mod tests {
             text.lines().enumerate().filter(|(at, _)| *at != 1).map(|(_, line)| line).collect();
         fs::write(&path, without.join("\n")).unwrap();
         assert!(matches!(verify(directory.path()), Err(JournalError::Damaged { line: 2, .. })));
+    }
+
+    /// A journal of three days with one entry each, last written when the day began.
+    fn three_days(keep: Keep) -> (tempfile::TempDir, Journal) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path(), keep).unwrap();
+        for day in 1..=3 {
+            journal.append(&[entry(day, "a")], TimeMs(day * DAY_MS)).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(day * DAY_MS);
+            journal.file.set_modified(time).unwrap();
+        }
+        (directory, journal)
+    }
+
+    fn left(directory: &Path) -> usize {
+        segments(directory).unwrap().len()
+    }
+
+    #[test]
+    fn a_journal_is_kept_for_its_time() {
+        let (directory, journal) = three_days(Keep { age_ms: 10 * DAY_MS, ..ALL });
+        for (now, files) in [(3 * DAY_MS, 3), (11 * DAY_MS, 3), (11 * DAY_MS + 1, 2), (99 * DAY_MS, 1)] {
+            journal.trim(TimeMs(now)).unwrap();
+            assert_eq!(left(directory.path()), files, "at {now}");
+        }
+        assert_eq!(verify(directory.path()).unwrap(), Verified { files: 1, entries: 1 });
+        // The time of the last entry outlives a restart, and so does the day's own file.
+        drop(journal);
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        assert_eq!(journal.written, TimeMs(3 * DAY_MS));
+        journal.append(&[entry(3, "b")], TimeMs(3 * DAY_MS + 5)).unwrap();
+        assert_eq!(left(directory.path()), 1);
+        journal.append(&[entry(4, "a")], TimeMs(4 * DAY_MS)).unwrap();
+        assert_eq!(left(directory.path()), 2);
+    }
+
+    #[test]
+    fn a_journal_is_kept_up_to_its_size() {
+        let (directory, mut journal) = three_days(ALL);
+        let size: u64 =
+            segments(directory.path()).unwrap().iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        for (bytes, files) in [(size, 3), (size - 1, 2), (0, 1)] {
+            journal.keep.bytes = bytes;
+            journal.trim(TimeMs(3 * DAY_MS)).unwrap();
+            assert_eq!(left(directory.path()), files);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The journalist: writes every event into this controller's own journal, on every controller, from what the store
-//! tells. Events leave the store after a day; here they stay as long as the disk is given to them.
+//! tells, and says so to the leader. Events leave the store after a day and when the journals have them; here they stay
+//! as long as the configuration gives them time and room.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,28 +8,56 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tamdao_model::Stored;
 use tamdao_model::event::Event;
-use tamdao_store::journal::{Entry, Journal, JournalError};
+use tamdao_store::journal::{Entry, Journal, JournalError, Keep};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::Record;
+use tokio::time::Instant;
 
 use super::Loop;
+use crate::forward::Forward;
+use crate::journals;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
-/// The size of a journal, bytes; beyond it the oldest entries go.
-const KEEP_BYTES: u64 = 8 << 30;
+/// How often the leader is told how far the journal has come, and what is too old is looked for.
+const TELL: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct Journalist {
     directory: PathBuf,
+    keep: Keep,
+    forward: Forward,
     journal: Option<Journal>,
     /// Everything through this revision is written.
     at: Revision,
+    /// When the leader was last told so.
+    told: Option<Instant>,
 }
 
 impl Journalist {
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory, journal: None, at: Revision::ZERO }
+    /// `forward` is the way to the leader.
+    pub fn new(directory: PathBuf, keep: Keep, forward: Forward) -> Self {
+        Self { directory, keep, forward, journal: None, at: Revision::ZERO, told: None }
+    }
+
+    /// Tells the leader, now and then. One that does not hear it is told again at the next pass.
+    async fn tell(&mut self, shared: &Shared) {
+        let now = shared.clock.instant();
+        if shared.leads() {
+            shared.journals.note(shared.me.id, self.at, now);
+        }
+        if self.at == Revision::ZERO || !self.due(now) {
+            return;
+        }
+        let told = if shared.leads() { Ok(()) } else { journals::tell(&self.forward, self.at).await };
+        match told {
+            Ok(()) => self.told = Some(now),
+            Err(error) => tracing::debug!(%error, "the leader does not know how far the journal has come"),
+        }
+    }
+
+    fn due(&self, now: Instant) -> bool {
+        self.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL)
     }
 }
 
@@ -39,7 +68,7 @@ impl Loop for Journalist {
     }
 
     fn period(&self) -> Duration {
-        Duration::from_secs(60)
+        TELL
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
@@ -65,18 +94,23 @@ impl Loop for Journalist {
                 (entries, view.revision)
             }
         };
-        let (journal, directory) = (self.journal.take(), self.directory.clone());
+        let (journal, directory, keep) = (self.journal.take(), self.directory.clone(), self.keep);
+        let (now, trim) = (shared.clock.now(), self.due(shared.clock.instant()));
         let written = tokio::task::spawn_blocking(move || -> Result<Journal, JournalError> {
             let mut journal = match journal {
                 Some(journal) => journal,
-                None => Journal::open(&directory, KEEP_BYTES)?,
+                None => Journal::open(&directory, keep)?,
             };
-            journal.append(&entries)?;
+            journal.append(&entries, now)?;
+            if trim {
+                journal.trim(now)?;
+            }
             Ok(journal)
         });
         let written = written.await.map_err(|error| Refusal::internal(error.to_string()))?;
         self.journal = Some(written.map_err(|error| Refusal::internal(format!("the journal: {error}")))?);
         self.at = through;
+        self.tell(shared).await;
         Ok(0)
     }
 }

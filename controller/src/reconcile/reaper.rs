@@ -1,5 +1,5 @@
-//! The reaper: removes what has had its time: old events, answered requests, rested addresses, used-up tokens; and
-//! forgets the store's history behind them.
+//! The reaper: removes what has had its time: old events that the controllers' journals hold, answered requests, rested
+//! addresses, expired tokens; and forgets the store's history behind them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tamdao_model::address::{Address, Holder};
 use tamdao_model::cluster::{JoinToken, Request};
 use tamdao_model::event::Event;
-use tamdao_model::{Stored, limits};
+use tamdao_model::{Stored, TimeMs, limits};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::View;
 
@@ -51,7 +51,10 @@ impl Loop for Reaper {
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let view = shared.cache.view();
-        for chunk in over(&view, shared.clock.now()).chunks(PER_DECISION) {
+        let controllers = view.controllers.iter().map(|controller| controller.id());
+        let journalled = shared.journals.enough(controllers, shared.clock.instant());
+        let (over, kept) = over(&view, shared.clock.now(), journalled);
+        for chunk in over.chunks(PER_DECISION) {
             let chunk = chunk.to_vec();
             let decided = shared.writer.submit(move |draft, _| {
                 for over in &chunk {
@@ -71,24 +74,82 @@ impl Loop for Reaper {
             shared.kv.compact(through).await?;
             self.compacted = through;
         }
-        Ok(0)
+        Ok(kept)
     }
 }
 
-/// All whose time is over.
-fn over(view: &View, now: tamdao_model::TimeMs) -> Vec<Over> {
+/// All whose time is over, and how many events stay beyond theirs because the journals hold no more than `journalled`.
+fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
     // Events are sorted by time, so the first young one ends the search.
-    let events = view.events.iter().take_while(|event| now.since(event.time) > limits::EVENT_KEEP_MS);
+    let old = view.events.iter().take_while(|event| now.since(event.time) > limits::EVENT_KEEP_MS);
+    let (events, kept): (Vec<_>, Vec<_>) = old.partition(|event| event.revision <= journalled);
     let requests = view.requests.iter().filter(|request| now.since(request.time) > limits::REQUEST_KEEP_MS);
     let addresses = view.addresses.iter().filter(|row| match row.holder {
         Holder::Resting { until } => until < now,
         Holder::Vm { .. } => false,
     });
-    let tokens = view.join_tokens.iter().filter(|token| token.expire_time < now || token.uses_left == 0);
-    events
+    // One that is used up stays as long as it would have: a node whose answer was lost comes with it again.
+    let tokens = view.join_tokens.iter().filter(|token| token.expire_time < now);
+    let over = events
+        .into_iter()
         .map(|row| Over::Event(row.key()))
         .chain(requests.map(|row| Over::Request(row.key())))
         .chain(addresses.map(|row| Over::Address(row.key())))
         .chain(tokens.map(|row| Over::Token(row.key())))
-        .collect()
+        .collect();
+    (over, kept.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tamdao_model::event::Severity;
+    use tamdao_model::{EventId, Kind, Name};
+    use tamdao_store::backend::memory::MemoryStore;
+    use tamdao_store::cache::Cache;
+    use tamdao_store::kv::Kv;
+    use tamdao_store::typed::{self, Draft};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn an_event(id: u128, time: TimeMs) -> Event {
+        Event {
+            id: EventId(Uuid::from_u128(id)),
+            time,
+            severity: Severity::Info,
+            reason: "Joined".into(),
+            message: String::new(),
+            kind: Kind::Node,
+            agency: None,
+            subject: Uuid::nil(),
+            name: Name::new("n1").unwrap(),
+            node: None,
+            actor: String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_old_event_goes_once_the_journals_have_it() {
+        let kv: Arc<dyn Kv> = Arc::new(MemoryStore::new("c1"));
+        let (cache, feed) = Cache::new(kv.clone());
+        tokio::spawn(feed.run());
+        let mut revisions = Vec::new();
+        for (id, time) in [(1, 0), (2, 1), (3, limits::EVENT_KEEP_MS)] {
+            let mut draft = Draft::new((*cache.view()).clone(), Uuid::from_u128(id));
+            draft.put(an_event(id, TimeMs(time)));
+            let committed = typed::commit(&*kv, draft.id(), draft.into_txn([])).await.unwrap();
+            cache.at_least(committed).await.unwrap();
+            revisions.push(committed);
+        }
+        // The last one is young, whoever has it.
+        let now = TimeMs(limits::EVENT_KEEP_MS + 2);
+        for (journalled, expected) in
+            [(Revision::ZERO, (0, 2)), (revisions[0], (1, 1)), (revisions[1], (2, 0)), (revisions[2], (2, 0))]
+        {
+            let (over, kept) = over(&cache.view(), now, journalled);
+            assert_eq!((over.len(), kept), expected, "{journalled}");
+        }
+    }
 }

@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(&files)?;
-    let bytes = with_proto_names(&compiler.encode_file_descriptor_set())?;
+    let standard = compiler.encode_file_descriptor_set();
+    let bytes = with_proto_names(&standard)?;
     let set = prost_types::FileDescriptorSet::decode(&*bytes)?;
     std::fs::write(out.join("descriptors.bin"), &bytes)?;
 
@@ -33,7 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .server_mod_attribute(".", SPEAKING)
         .compile_fds(set)?;
     pbjson_build::Builder::new()
-        .register_descriptors(&bytes)?
+        // With the standard names beside the protos' own: input may have either, output has the protos'.
+        .register_descriptors(&standard)?
         .preserve_proto_field_names()
         .btree_map([".tamdao"])
         .build(&[".tamdao.v1", ".tamdao.agent.v1"])?;

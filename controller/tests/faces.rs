@@ -139,6 +139,36 @@ async fn query_parameters_have_the_names_of_the_proto() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn json_input_has_either_spelling_and_output_the_protos() {
+    let cloud = Cloud::found().await;
+    let (at, admin) = (cloud.address(0), cloud.admin());
+    let body =
+        r#"{"metadata": {"name": "camel", "displayName": "Camel"}, "spec": {"vcpus": 1, "memoryMib": 512}}"#;
+    let made = admin.post(at, "/v1/flavors?requestId=3f1c0000-0000-4000-8000-000000000001", body).await;
+    assert_eq!(made.status, 200, "{:?}", made.body);
+    assert_eq!(
+        (&made.json()["spec"]["memory_mib"], &made.json()["metadata"]["display_name"]),
+        (&512.into(), &"Camel".into())
+    );
+    let text = std::str::from_utf8(&made.body).unwrap();
+    assert!(!text.contains("memoryMib") && !text.contains("displayName"), "{text}");
+    let path = "/v1/flavors/camel?updateMask=metadata.displayName";
+    let updated = admin.call(at, Method::PATCH, path, r#"{"metadata": {"displayName": "Other"}}"#).await;
+    assert_eq!(updated.status, 200, "{:?}", updated.body);
+    assert_eq!(updated.json()["metadata"]["display_name"], "Other");
+    assert_eq!(admin.get(at, "/v1/flavors?pageSize=1").await.status, 200);
+    // Both at once say the same thing twice, and what is neither is still unknown.
+    for (wrong, named) in
+        [("\"memory_mib\": 1, \"memoryMib\": 2", "memory"), ("\"MemoryMib\": 1", "MemoryMib")]
+    {
+        let body = format!("{{\"metadata\": {{\"name\": \"x\"}}, \"spec\": {{\"vcpus\": 1, {wrong}}}}}");
+        let refused = admin.post(at, "/v1/flavors", &body).await;
+        assert_eq!(refused.status, 400, "{:?}", refused.body);
+        assert!(std::str::from_utf8(&refused.body).unwrap().contains(named), "{:?}", refused.body);
+    }
+}
+
 async fn a_watch_speaks_server_sent_events() {
     let cloud = Cloud::found().await;
     let (at, admin) = (cloud.address(0), cloud.admin());

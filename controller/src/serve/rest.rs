@@ -86,10 +86,11 @@ where
 /// The query with "update_mask=a,b", which is a field mask's form in JSON, as the transcoder's types read it:
 /// "update_mask.paths=a&update_mask.paths=b". None when there is nothing to rewrite.
 fn with_mask_paths(uri: &Uri) -> Option<Uri> {
-    let query = uri.query().filter(|query| query.contains("update_mask="))?;
+    let query =
+        uri.query().filter(|query| query.contains("update_mask=") || query.contains("updateMask="))?;
     let mut pairs: Vec<String> = Vec::new();
     for pair in query.split('&') {
-        match pair.strip_prefix("update_mask=") {
+        match pair.strip_prefix("update_mask=").or_else(|| pair.strip_prefix("updateMask=")) {
             Some(paths) => {
                 let paths = paths.replace("%2C", ",").replace("%2c", ",");
                 let paths = paths.split(',').filter(|path| !path.is_empty());
@@ -242,6 +243,7 @@ mod tests {
         let both = Some("/v1/x?update_mask.paths=a.b&update_mask.paths=c&request_id=1".to_owned());
         assert_eq!(rewritten("/v1/x?update_mask=a.b,c&request_id=1"), both);
         assert_eq!(rewritten("/v1/x?update_mask=a.b%2Cc&request_id=1"), both);
+        assert_eq!(rewritten("/v1/x?updateMask=a.b,c&request_id=1"), both);
         assert_eq!(rewritten("/v1/x?update_mask.paths=a"), None);
         assert_eq!(rewritten("/v1/x"), None);
     }

@@ -81,6 +81,16 @@ pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
     set_phase(draft, moment, id, NodePhase::Unreachable, ConditionStatus::Unknown, "AgentSilent", message);
 }
 
+/// The agent has said that it ends and that nothing runs: the node is as good as off, and nobody has to wait until its
+/// silence is long enough. Another session may have begun since; then it says nothing.
+pub fn take_goodbye(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: SessionId) {
+    if draft.view().nodes.get(id).is_some_and(|row| row.status.session == Some(session)) {
+        let message = "its agent ended as planned, and nothing ran";
+        let status = ConditionStatus::False;
+        set_phase(draft, moment, id, NodePhase::Unreachable, status, "Goodbye", message);
+    }
+}
+
 fn set_phase(
     draft: &mut Draft,
     moment: &mut Moment,
@@ -96,7 +106,8 @@ fn set_phase(
     if node.status.phase != phase {
         node.status.phase = phase;
         node.status.phase_time = moment.now;
-        let severity = if phase == NodePhase::Ready { Severity::Info } else { Severity::Warning };
+        let planned = phase == NodePhase::Ready || reason == "Goodbye";
+        let severity = if planned { Severity::Info } else { Severity::Warning };
         event(draft, moment, &node, severity, reason, message, "controller");
         draft.put(node);
     } else if news {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::report::{self, Part};
 use super::vm_power::{Size, Verb};
-use super::{place, vm_create, vm_delete, vm_power};
+use super::{node, place, vm_create, vm_delete, vm_power};
 use crate::admission::Moment;
 use crate::engine;
 
@@ -350,4 +350,22 @@ fn names_of_volumes_follow_the_vm_and_step_aside() {
     let volume = view.volumes.iter().next().unwrap();
     assert_eq!(volume.meta().name.as_str(), "vm-0-0");
     assert_eq!(vm_create::volume_name(&view, AGENCY, &name("vm-0"), 0).as_str(), "vm-0-0-2");
+}
+
+#[test]
+fn a_goodbye_is_recorded_at_once_and_only_of_the_present_session() {
+    let (mut draft, mut moment) = (Draft::new(world(), Uuid::from_u128(2)), Moment { now: TimeMs(5) });
+    let (id, events) = (node_id(0), draft.view().events.len());
+    let told = |draft: &Draft| {
+        let status = draft.view().nodes.get(id).unwrap().status.clone();
+        (status.phase, status.conditions.get("Ready").map(|ready| ready.reason.clone()))
+    };
+    node::take_goodbye(&mut draft, &mut moment, id, SessionId(Uuid::from_u128(99)));
+    assert_eq!(told(&draft), (NodePhase::Ready, None));
+    node::take_goodbye(&mut draft, &mut moment, id, SESSION);
+    assert_eq!(told(&draft), (NodePhase::Unreachable, Some("Goodbye".into())));
+    assert_eq!(draft.view().events.len(), events + 1);
+    // The next session's first report ends it.
+    node::set_health(&mut draft, &mut moment, id, "");
+    assert_eq!(told(&draft), (NodePhase::Ready, Some("Healthy".into())));
 }

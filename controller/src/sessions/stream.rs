@@ -22,7 +22,7 @@ use super::tunnel::{FromNode, NodeEnd, ToNode};
 use super::{Deaf, Dirty, Heard, Session, TO_AGENT, expand, read_id};
 use crate::api::open_user_data;
 use crate::auth::{self, Principal};
-use crate::decide::node::{self, Opening};
+use crate::decide::node::{self as decide, Opening};
 use crate::decide::report::{self, CHUNK, Part};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -171,7 +171,18 @@ async fn serve(
     drop(reports);
     // What was reported is still committed; then the session is over.
     let _ = reporter.await;
-    tracing::info!(%node, session = %session.id, goodbye, "session ended");
+    tracing::info!(%node, session = %session.id, ?goodbye, "session ended");
+    if goodbye.is_some_and(|goodbye| goodbye.nothing_runs) {
+        let id = session.id;
+        let decided = shared.writer.submit(move |draft, moment| {
+            decide::take_goodbye(draft, moment, node, id);
+            Ok(())
+        });
+        // Without it the node's silence tells the same, later.
+        if let Err(error) = decided.await {
+            tracing::warn!(%node, %error, "goodbye not recorded");
+        }
+    }
     Ok(())
 }
 
@@ -218,7 +229,7 @@ async fn open(
     }
     let (boot_id, id) = (opening.boot_id.clone(), opening.session);
     let decided =
-        shared.writer.submit(move |draft, moment| node::open_session(draft, moment, node, &opening));
+        shared.writer.submit(move |draft, moment| decide::open_session(draft, moment, node, &opening));
     let revision = match decided.await {
         Ok((_, revision)) => revision,
         Err(refusal) if refusal.code == tonic::Code::Unavailable => return Ok(None),
@@ -258,19 +269,19 @@ fn redirect(shared: &Shared) -> agent::Redirect {
     agent::Redirect { leader: shared.leader_address().unwrap_or_default(), controllers: addresses(shared) }
 }
 
-/// Hears the agent until the session ends. Says whether it said goodbye.
+/// Hears the agent until the session ends. Says how it said goodbye, if it did.
 async fn listen(
     shared: &Shared,
     session: &Session,
     requests: &mut FromAgents,
     reports: &mpsc::Sender<FromAgent>,
-) -> bool {
+) -> Option<agent::Goodbye> {
     loop {
         let message = tokio::select! {
-            () = session.closed.cancelled() => return false,
+            () = session.closed.cancelled() => return None,
             message = requests.message() => message,
         };
-        let Ok(Some(agent::SessionRequest { message: Some(message) })) = message else { return false };
+        let Ok(Some(agent::SessionRequest { message: Some(message) })) = message else { return None };
         session.hear(shared.clock.instant(), shared.clock.now());
         match message {
             FromAgent::Heartbeat(heartbeat) => {
@@ -280,15 +291,15 @@ async fn listen(
                     revision: shared.cache.view().revision.0,
                 };
                 if session.send(ToAgent::Heartbeat(answer)).is_err() {
-                    return false;
+                    return None;
                 }
             }
-            FromAgent::Goodbye(_) => return true,
-            FromAgent::Hello(_) => return false,
+            FromAgent::Goodbye(goodbye) => return Some(goodbye),
+            FromAgent::Hello(_) => return None,
             report @ (FromAgent::Report(_) | FromAgent::Inventory(_)) => {
                 if reports.try_send(report).is_err() {
                     tracing::warn!(node = %session.node, "agent reports faster than can be committed");
-                    return false;
+                    return None;
                 }
             }
         }
@@ -322,7 +333,7 @@ async fn take_inventory(
 ) -> Result<(), Refusal> {
     let inventory = read_inventory(inventory);
     let decide = move |draft: &mut _, _: &mut _| {
-        node::take_inventory(draft, id, &inventory);
+        decide::take_inventory(draft, id, &inventory);
         Ok(())
     };
     shared.writer.submit(decide).await.map(|_| ())
@@ -351,7 +362,7 @@ async fn take_report(
     }
     let health = report.health;
     let decide = move |draft: &mut _, moment: &mut _| {
-        node::set_health(draft, moment, id, &health);
+        decide::set_health(draft, moment, id, &health);
         Ok(())
     };
     shared.writer.submit(decide).await.map(|_| ())

@@ -1,7 +1,7 @@
 //! The connection to the cloud: one lazy channel per controller, a token in every request, and failover. A call goes to
 //! the next endpoint when one is dead, silent or answers UNAVAILABLE, until the time for trying is over; the request is
 //! sent again unchanged, with the same request_id, so that nothing is made twice; so it is when its outcome is unknown.
-//! Any other answer is final. Streams that break are opened again by `watch`, from their cursor.
+//! Any other answer is final. The controller that answered last is asked first, also by the next run. Streams that break are opened again by `watch`, from their cursor.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 
-use crate::context::Connection;
+use crate::context::{Connection, Last};
 use crate::output::Output;
 use crate::problem::Problem;
 use crate::quantity::duration;
@@ -54,11 +54,15 @@ pub struct Client {
     controllers: Arc<[Controller]>,
     bearer: Bearer,
     present: Arc<AtomicUsize>,
+    /// The place of the one that the next run will ask first.
+    noted: Arc<AtomicUsize>,
+    last: Option<Last>,
     retry_for: Duration,
     output: Output,
 }
 
 struct Controller {
+    url: String,
     address: String,
     channel: Channel,
 }
@@ -106,13 +110,17 @@ impl Client {
         };
         let mut controllers = Vec::new();
         for url in &connection.endpoints {
-            controllers
-                .push(Controller { address: authority(url).to_owned(), channel: channel(url, connection)? });
+            let (address, channel) = (authority(url).to_owned(), channel(url, connection)?);
+            controllers.push(Controller { url: url.clone(), address, channel });
         }
+        let last = connection.last.as_ref().and_then(Last::endpoint);
+        let first = controllers.iter().position(|one| Some(&one.url) == last.as_ref()).unwrap_or(0);
         Ok(Self {
             controllers: controllers.into(),
             bearer: Bearer(bearer),
-            present: Arc::new(AtomicUsize::new(0)),
+            present: Arc::new(AtomicUsize::new(first)),
+            noted: Arc::new(AtomicUsize::new(first)),
+            last: connection.last.clone(),
             retry_for,
             output: output.clone(),
         })
@@ -166,7 +174,10 @@ impl Client {
                 None => sent.await,
             };
             let status = match answer {
-                Ok(response) => return Ok(response.into_inner()),
+                Ok(response) => {
+                    self.note(index);
+                    return Ok(response.into_inner());
+                }
                 Err(status) if passes(&status) => status,
                 Err(status) if asks_again(&status) && Instant::now() < deadline => {
                     tokio::time::sleep(pause).await;
@@ -200,6 +211,15 @@ impl Client {
     pub fn pass_on(&self, from: usize) {
         let next = (from + 1) % self.controllers.len();
         let _ = self.present.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Lets the next run begin where this one was answered.
+    fn note(&self, index: usize) {
+        if self.noted.swap(index, Ordering::Relaxed) != index
+            && let Some(last) = &self.last
+        {
+            last.note(&self.controllers[index].url);
+        }
     }
 
     /// The place in the list of the controller that is asked at present.

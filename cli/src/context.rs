@@ -58,6 +58,40 @@ pub struct Connection {
     pub token: Option<String>,
     pub agency: String,
     pub server_name: String,
+    /// What answered last time; none where no context is used.
+    pub last: Option<Last>,
+}
+
+/// The endpoint of a context that answered last, in a file beside the configuration. It is a hint: one that cannot be
+/// read or written costs a try at a dead controller, and is not worth a word.
+#[derive(Debug, Clone)]
+pub struct Last {
+    file: PathBuf,
+    context: String,
+}
+
+impl Last {
+    /// The endpoint, if one is noted.
+    pub fn endpoint(&self) -> Option<String> {
+        self.all().remove(&self.context)
+    }
+
+    /// Notes the endpoint for the next run.
+    pub fn note(&self, endpoint: &str) {
+        let mut all = self.all();
+        all.insert(self.context.clone(), endpoint.to_owned());
+        let aside = self.file.with_extension(format!("new-{}", std::process::id()));
+        if let Ok(text) = toml::to_string(&all)
+            && std::fs::write(&aside, text).is_ok()
+        {
+            let _ = std::fs::rename(&aside, &self.file);
+        }
+    }
+
+    fn all(&self) -> BTreeMap<String, String> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        toml::from_str(&text).unwrap_or_default()
+    }
 }
 
 /// Where the configuration file is.
@@ -131,12 +165,14 @@ pub fn connection(global: &GlobalArgs) -> Result<Connection> {
     let config = Config::load(&path)?;
     // Endpoints on the command line without a context named mean another cloud: nothing of the current
     // context may go there, above all not its token.
-    let context = if !global.endpoints.is_empty() && global.context.is_none() {
-        Context::default()
+    let (name, context) = if !global.endpoints.is_empty() && global.context.is_none() {
+        (None, Context::default())
     } else {
-        config.pick(global.context.as_deref())?.1.clone()
+        let (name, context) = config.pick(global.context.as_deref())?;
+        (Some(name), context.clone())
     };
     let folder = path.parent().unwrap_or(Path::new("."));
+    let file = folder.join("last-endpoints.toml");
 
     let endpoints = if global.endpoints.is_empty() { &context.endpoints } else { &global.endpoints };
     let endpoints: Vec<String> = endpoints.iter().map(|endpoint| url(endpoint)).collect();
@@ -168,6 +204,7 @@ pub fn connection(global: &GlobalArgs) -> Result<Connection> {
         token: token.map(|token| token.trim().to_owned()),
         agency: global.agency.clone().unwrap_or(context.agency),
         server_name: context.server_name,
+        last: name.map(|name| Last { file, context: name.to_owned() }),
     })
 }
 

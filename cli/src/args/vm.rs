@@ -139,6 +139,8 @@ pub struct VmUpdateArgs {
     /// Public keys instead of the present ones: a file, or the key itself; repeat for more
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     pub ssh_keys: Vec<String>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 #[derive(Debug, Args)]

@@ -1,20 +1,24 @@
 //! `tamdao vm console`: joins stdin and stdout with a VM's serial console. On a terminal it is raw, told of its size, and
 //! put back whatever happens; Ctrl-] and then "." leaves. Without a terminal stdin is sent as it is, and when it has
-//! ended the command leaves as soon as the guest has been silent for a while. A console that breaks is not joined again:
-//! what was typed in between could be lost unseen.
+//! ended the command leaves as soon as the guest has been silent for a while. When the controller in between goes away, a
+//! person is told and joined again by another one. A pipe is not: what it sent meanwhile would be lost unseen.
 
 use std::io::{IsTerminal, Read};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use tamdao_proto::v1::transfer_service_client::TransferServiceClient;
-use tamdao_proto::v1::{ConsoleTarget, OpenConsoleRequest, TerminalSize, Vm, open_console_request::Part};
-use tokio::signal::unix::{SignalKind, signal};
+use tamdao_proto::v1::{
+    ConsoleTarget, OpenConsoleRequest, OpenConsoleResponse, TerminalSize, Vm, open_console_request::Part,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
 
 use crate::app::App;
 use crate::args::VmConsoleArgs;
+use crate::client::passes;
 use crate::problem::{ExitStatus, Problem};
 
 /// Messages on their way to the guest.
@@ -26,79 +30,31 @@ const ESCAPE: u8 = 0x1d;
 const HELP: &str = "\r\n[Ctrl-] then \".\" leaves, Ctrl-] sends Ctrl-], \"?\" shows this]\r\n";
 
 pub async fn console(app: &App, args: &VmConsoleArgs) -> Result<ExitStatus> {
-    let place = app.place::<Vm>(&args.name, false)?;
-    let target = Part::Target(ConsoleTarget { agency: place.agency, name: place.name, force: args.force });
     let interactive = std::io::stdin().is_terminal();
-
-    // Each attempt needs a queue of its own; the one that was answered is used.
-    let queue = std::cell::RefCell::new(None);
-    let opened = app.client()?.call(|wire| {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let first = message(target.clone());
-        // The queue is empty and holds more than two.
-        let _ = sender.try_send(first);
-        if let Some(size) = terminal_size().filter(|_| interactive) {
-            let _ = sender.try_send(message(size));
-        }
-        *queue.borrow_mut() = Some(sender);
-        async move { TransferServiceClient::new(wire).open_console(ReceiverStream::new(receiver)).await }
-    });
-    let mut output = opened.await.map_err(|problem| problem.about(&args.name))?;
-    let sender = queue.into_inner().context("the console was opened without a queue")?;
-
+    let mut line = open(app, args, interactive).await?;
     if interactive {
         app.output.note(&format!("joined with the console of {}; leave with Ctrl-] then \".\"", args.name));
     }
     let raw = if interactive { Some(Raw::enter()?) } else { None };
-    let mut typed = read_stdin();
-    let mut keys = Keys::default();
-    let mut resized = signal(SignalKind::window_change())?;
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut hung_up = signal(SignalKind::hangup())?;
-    let (mut ended, mut leaving, mut pending) = (false, false, None);
+    let mut person = Person {
+        typed: read_stdin(),
+        keys: Keys::default(),
+        resized: signal(SignalKind::window_change())?,
+        terminated: signal(SignalKind::terminate())?,
+        hung_up: signal(SignalKind::hangup())?,
+        interactive,
+    };
     let end = loop {
-        // After the end of stdin every output starts the clock anew.
-        let silent = tokio::time::sleep(args.idle_timeout);
-        tokio::select! {
-            output = output.message() => match output {
-                Ok(Some(message)) => app.output.raw(&message.output)?,
-                Ok(None) => break End::Closed,
-                Err(status) => break End::Broken(Problem::from_status(&status)),
-            },
-            input = typed.recv(), if !ended && pending.is_none() && !leaving => match input {
-                None => ended = true,
-                Some(input) if interactive => {
-                    let pressed = keys.press(&input);
-                    if pressed.help {
-                        app.output.raw(HELP.as_bytes())?;
-                    }
-                    leaving = pressed.leave;
-                    pending = Some(Bytes::from(pressed.send)).filter(|send| !send.is_empty());
-                    if leaving && pending.is_none() {
-                        break End::Left;
-                    }
-                }
-                Some(input) => pending = Some(input),
-            },
-            // Output goes on while the guest takes no input: a guest that echoes would block both otherwise.
-            place = sender.reserve(), if pending.is_some() => match (place, pending.take()) {
-                (Ok(place), Some(input)) => {
-                    place.send(message(Part::Input(input)));
-                    if leaving {
-                        break End::Left;
-                    }
-                }
-                _ => break End::Closed,
-            },
-            _ = resized.recv(), if interactive => {
-                if let Some(size) = terminal_size() {
-                    // The next change of size comes with the right one too; a console that is gone says so by its output.
-                    let _ = sender.try_send(message(size));
-                }
+        match converse(app, args, &mut person, &mut line).await? {
+            End::Broken(status) if interactive && passes(&status) => {
+                app.output.note("\r\n[the controller went away; joining again]\r");
+                line = tokio::select! {
+                    joined = open(app, args, interactive) => joined?,
+                    () = person.leaves() => break End::Left,
+                };
+                app.output.note("[joined again; what was typed meanwhile is lost]\r");
             }
-            _ = terminated.recv() => break End::Left,
-            _ = hung_up.recv() => break End::Left,
-            () = silent, if ended && pending.is_none() => break End::Left,
+            end => break end,
         }
     };
     drop(raw);
@@ -114,8 +70,8 @@ pub async fn console(app: &App, args: &VmConsoleArgs) -> Result<ExitStatus> {
             app.output.note(&format!("{line}the console of {} was closed from the other side", args.name));
             Ok(ExitStatus::Done)
         }
-        End::Broken(problem) => {
-            let problem = problem.about(&args.name);
+        End::Broken(status) => {
+            let problem = Problem::from_status(&status).about(&args.name);
             Err(problem
                 .hint(format!(
                     "join it again with `tamdao vm console {}`, and --force if somebody else has it open",
@@ -126,10 +82,117 @@ pub async fn console(app: &App, args: &VmConsoleArgs) -> Result<ExitStatus> {
     }
 }
 
+/// An open console: what comes from the guest and the way to it.
+struct Line {
+    output: Streaming<OpenConsoleResponse>,
+    input: mpsc::Sender<OpenConsoleRequest>,
+}
+
+async fn open(app: &App, args: &VmConsoleArgs, interactive: bool) -> Result<Line> {
+    let place = app.place::<Vm>(&args.name, false)?;
+    let target = Part::Target(ConsoleTarget { agency: place.agency, name: place.name, force: args.force });
+    // Each attempt needs a queue of its own; the one that was answered is used.
+    let queue = std::cell::RefCell::new(None);
+    let opened = app.client()?.call(|wire| {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let first = message(target.clone());
+        // The queue is empty and holds more than two.
+        let _ = sender.try_send(first);
+        if let Some(size) = terminal_size().filter(|_| interactive) {
+            let _ = sender.try_send(message(size));
+        }
+        *queue.borrow_mut() = Some(sender);
+        async move { TransferServiceClient::new(wire).open_console(ReceiverStream::new(receiver)).await }
+    });
+    let output = opened.await.map_err(|problem| problem.about(&args.name))?;
+    Ok(Line { output, input: queue.into_inner().context("the console was opened without a queue")? })
+}
+
+/// Who sits before the console: what is typed and what the system says of the terminal.
+struct Person {
+    typed: mpsc::Receiver<Bytes>,
+    keys: Keys,
+    resized: Signal,
+    terminated: Signal,
+    hung_up: Signal,
+    interactive: bool,
+}
+
+impl Person {
+    /// Returns when the person wants to leave; all else that is typed is thrown away.
+    async fn leaves(&mut self) {
+        loop {
+            tokio::select! {
+                input = self.typed.recv() => match input {
+                    Some(input) if !self.keys.press(&input).leave => {}
+                    _ => return,
+                },
+                _ = self.terminated.recv() => return,
+                _ = self.hung_up.recv() => return,
+            }
+        }
+    }
+}
+
+/// Carries bytes both ways until one side ends it.
+async fn converse(app: &App, args: &VmConsoleArgs, person: &mut Person, line: &mut Line) -> Result<End> {
+    let interactive = person.interactive;
+    let (mut ended, mut leaving, mut pending) = (false, false, None);
+    loop {
+        // After the end of stdin every output starts the clock anew.
+        let silent = tokio::time::sleep(args.idle_timeout);
+        tokio::select! {
+            output = line.output.message() => match output {
+                Ok(Some(message)) => app.output.raw(&message.output)?,
+                Ok(None) => return Ok(End::Closed),
+                Err(status) => return Ok(End::Broken(status)),
+            },
+            input = person.typed.recv(), if !ended && pending.is_none() && !leaving => match input {
+                None => ended = true,
+                Some(input) if interactive => {
+                    let pressed = person.keys.press(&input);
+                    if pressed.help {
+                        app.output.raw(HELP.as_bytes())?;
+                    }
+                    leaving = pressed.leave;
+                    pending = Some(Bytes::from(pressed.send)).filter(|send| !send.is_empty());
+                    if leaving && pending.is_none() {
+                        return Ok(End::Left);
+                    }
+                }
+                Some(input) => pending = Some(input),
+            },
+            // Output goes on while the guest takes no input: a guest that echoes would block both otherwise.
+            place = line.input.reserve(), if pending.is_some() => match (place, pending.take()) {
+                (Ok(place), Some(input)) => {
+                    place.send(message(Part::Input(input)));
+                    if leaving {
+                        return Ok(End::Left);
+                    }
+                }
+                // The way to the guest is shut; why, its output says.
+                _ => match line.output.message().await {
+                    Err(status) => return Ok(End::Broken(status)),
+                    Ok(_) => return Ok(End::Closed),
+                },
+            },
+            _ = person.resized.recv(), if interactive => {
+                if let Some(size) = terminal_size() {
+                    // The next change of size comes with the right one too; a console that is gone says so by its output.
+                    let _ = line.input.try_send(message(size));
+                }
+            }
+            _ = person.terminated.recv() => return Ok(End::Left),
+            _ = person.hung_up.recv() => return Ok(End::Left),
+            () = silent, if ended && pending.is_none() => return Ok(End::Left),
+        }
+    }
+}
+
 enum End {
     Left,
     Closed,
-    Broken(Problem),
+    Broken(Status),
 }
 
 fn message(part: Part) -> OpenConsoleRequest {

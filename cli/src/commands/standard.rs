@@ -168,6 +168,19 @@ pub async fn update<R: Editable>(
     private: bool,
     change: impl Fn(&mut R, &mut Vec<String>) -> Result<()>,
 ) -> Result<ExitStatus> {
+    match changed(app, edit, private, change).await? {
+        Some(after) => done(app, &after, "updated"),
+        None => Ok(ExitStatus::Done),
+    }
+}
+
+/// The resource after `change`; none after a dry run, which has been told.
+pub async fn changed<R: Editable>(
+    app: &App,
+    edit: &EditArgs,
+    private: bool,
+    change: impl Fn(&mut R, &mut Vec<String>) -> Result<()>,
+) -> Result<Option<R>> {
     let place = app.place::<R>(&edit.name, private)?;
     let client = app.client()?;
     for left in (0..EDITS).rev() {
@@ -191,9 +204,9 @@ pub async fn update<R: Editable>(
                 app.output
                     .note(&format!("dry run: {} {place} would become so; nothing was changed", R::KIND));
                 show_planned(app, Some(&before), &after)?;
-                return Ok(ExitStatus::Done);
+                return Ok(None);
             }
-            Ok(after) => return done(app, &after, "updated"),
+            Ok(after) => return Ok(Some(after)),
             Err(problem) if problem.code == Some(tonic::Code::Aborted) && left > 0 => {}
             Err(problem) => return Err(problem.about(&edit.name).into()),
         }

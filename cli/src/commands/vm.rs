@@ -7,7 +7,7 @@ use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, WatchEven
 
 use super::{console, standard, vm_create, vm_log, vm_power};
 use crate::app::{App, now_s};
-use crate::args::{NameArg, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
+use crate::args::{NameArg, Run, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
 use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table, Tone};
@@ -42,7 +42,7 @@ pub async fn run(app: &App, verb: VmVerb) -> Result<ExitStatus> {
 
 async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
     let keys = given::ssh_keys(&args.ssh_keys)?;
-    standard::update::<Vm>(app, &args.edit, false, |vm, mask| {
+    let changed = standard::changed::<Vm>(app, &args.edit, false, |vm, mask| {
         let spec = vm.spec.get_or_insert_default();
         if let Some(run) = args.run {
             spec.set_run(run.into());
@@ -57,8 +57,20 @@ async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
             mask.push("spec.ssh_keys".to_owned());
         }
         Ok(())
-    })
-    .await
+    });
+    let Some(vm) = changed.await? else { return Ok(ExitStatus::Done) };
+    if args.wait.no_wait {
+        return standard::done(app, &vm, "updated");
+    }
+    let generation = vm.metadata.as_ref().map_or(0, |metadata| metadata.generation);
+    let goal = |vm: &Vm| match args.run {
+        Some(Run::Always) => vm_power::judge(vm, VmPhase::Running),
+        Some(Run::Stopped) => vm_power::judge(vm, VmPhase::Stopped),
+        // A guest that has shut itself down may stay so, and one that runs goes on.
+        Some(Run::OnFailure) | None => acted_on(vm, generation),
+    };
+    let vm = until(app, vm, &args.wait, Goal::State(&goal)).await?;
+    standard::done(app, &vm, "updated")
 }
 
 async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {

@@ -89,7 +89,7 @@ async fn become_so(app: &App, vm: Vm, wait: &WaitArgs, phase: VmPhase, word: &st
 }
 
 /// Reached when the phase is there and speaks of what was asked: the phase alone may still be the one from before.
-fn judge(vm: &Vm, phase: VmPhase) -> Verdict {
+pub fn judge(vm: &Vm, phase: VmPhase) -> Verdict {
     let status = vm.status.clone().unwrap_or_default();
     let generation = vm.metadata.as_ref().map_or(0, |metadata| metadata.generation);
     let acted_on = status.node.is_empty() || status.observed_generation >= generation;

@@ -66,6 +66,45 @@ async fn the_terminal_is_raw_meanwhile_and_put_back() {
 }
 
 #[tokio::test]
+async fn a_person_is_joined_again_when_the_controller_goes_away() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    let (mut terminal, other) = terminal();
+    let mut command = tamdao.command("vm console web");
+    command.stdin(other.try_clone().unwrap()).stdout(other.try_clone().unwrap()).stderr(other);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let typing = tokio::task::spawn_blocking(move || {
+        let mut seen = String::new();
+        read_until(&mut terminal, &mut seen, "100x30");
+        terminal.write_all(b"die\r").unwrap();
+        read_until(&mut terminal, &mut seen, "the controller went away; joining again");
+        read_until(&mut terminal, &mut seen, "joined again");
+        terminal.write_all(b"whoami\r").unwrap();
+        read_until(&mut terminal, &mut seen, "WHOAMI");
+        terminal.write_all(b"\x1d.").unwrap();
+        read_until(&mut terminal, &mut seen, "left the console");
+        terminal
+    });
+    let _terminal = typing.await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_pipe_is_not_joined_again() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    assert_snapshot!(tamdao.story_with_input("vm console web --idle-timeout 1h", b"die").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    login on web: ----- stderr -----
+    error: web: stopping
+
+    hint: join it again with `tamdao vm console web`, and --force if somebody else has it open
+    "#);
+}
+
+#[tokio::test]
 async fn on_a_terminal_a_removal_is_asked_about() {
     let fake = Fake::default();
     let tamdao = Tamdao::new(&[&fake.serve().await]);

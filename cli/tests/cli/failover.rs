@@ -33,6 +33,29 @@ async fn a_dead_endpoint_is_passed_over() {
 }
 
 #[tokio::test]
+async fn the_next_run_begins_where_this_one_was_answered() {
+    let (first, second) = (Fake::default(), Fake::default());
+    let tamdao = Tamdao::new(&[&first.serve().await, &second.serve().await]);
+    first.world().refusals.push_back(("", Status::unavailable("stopping")));
+    for _ in 0..2 {
+        assert!(tamdao.output("vm list").await.status.success());
+    }
+    assert_eq!((first.world().asked.len(), second.world().asked.len()), (1, 2));
+    // And goes on from there when that one is gone too.
+    second.world().refusals.push_back(("", Status::unavailable("stopping")));
+    for _ in 0..2 {
+        assert!(tamdao.output("vm list").await.status.success());
+    }
+    assert_eq!((first.world().asked.len(), second.world().asked.len()), (3, 3));
+    // What is spoiled, or names an endpoint that is no longer there, is no obstacle.
+    for spoiled in ["[[[", "test = \"https://gone.example:1\""] {
+        tamdao.file("last-endpoints.toml", spoiled.as_bytes());
+        assert!(tamdao.output("vm list").await.status.success());
+    }
+    assert_eq!(first.world().asked.len(), 5);
+}
+
+#[tokio::test]
 async fn dead_endpoints_are_listed() {
     let (first, second) = (dead(), dead());
     let tamdao = Tamdao::new(&[&first.1, &second.1]);

@@ -367,6 +367,11 @@ impl transfer_service_server::TransferService for Fake {
             };
             async move { answer.map(|text| Ok(OpenConsoleResponse { output: text.into() })) }
         });
+        // To "die" the controller goes away in the middle of it.
+        let answers = answers.map(|answer: Result<OpenConsoleResponse, Status>| match answer {
+            Ok(answer) if answer.output.starts_with(b"DIE") => Err(Status::unavailable("stopping")),
+            answer => answer,
+        });
         let until_bye = answers.take_while(|answer: &Result<OpenConsoleResponse, Status>| {
             let bye = answer.as_ref().is_ok_and(|answer| answer.output.starts_with(b"BYE"));
             async move { !bye }

@@ -244,7 +244,7 @@ async fn a_file_in_the_apis_form_makes_a_vm() {
     exit code: 2
     ----- stderr -----
     error: bad.yaml is not a vm in the API's form
-      spec: unknown field `flavour`, expected one of `flavor`, `vcpus`, `memory_mib`, `disks`, `interfaces`, `firmware`, `os_type`, `graphics`, `secure_boot`, `tpm`, `direct_boot`, `ssh_keys`, `user_data`, `run`, `delete_protection`, `hostname`, `node`, `node_labels` at line 4 column 3
+      spec: unknown field `flavour`, expected one of `flavor`, `vcpus`, `memory_mib`, `memoryMib`, `disks`, `interfaces`, `firmware`, `os_type`, `osType`, `graphics`, `secure_boot`, `secureBoot`, `tpm`, `direct_boot`, `directBoot`, `ssh_keys`, `sshKeys`, `user_data`, `userData`, `run`, `delete_protection`, `deleteProtection`, `hostname`, `node`, `node_labels`, `nodeLabels` at line 4 column 3
 
     hint: see the form of one that exists with `tamdao vm get NAME -o yaml`
     "#);
@@ -320,6 +320,27 @@ async fn half_a_size_keeps_the_other_half() {
     "#);
     let request = fake.world().asked[1].1.clone();
     assert!(request.contains("vcpus: 2") && request.contains("memory_mib: 4096"), "{request}");
+}
+
+#[tokio::test]
+async fn an_update_waits_until_it_is_so() {
+    let (fake, tamdao) = cloud().await;
+    fake.world().vms = vec![running("web", "n2")];
+    let mut stopped = running("web", "n2");
+    stopped.status.as_mut().unwrap().set_phase(VmPhase::Stopped);
+    fake.world().watches.push_back(Script::Stays(vec![put(running("web", "n2"), "1"), put(stopped, "2")]));
+    assert_snapshot!(tamdao.story("vm update web --run stopped").await, @r#"
+    exit code: 0
+    ----- stderr -----
+    web: Running on n2, 10.20.0.5
+    web: Stopped on n2
+    web: updated
+    "#);
+    // What no machine has to act on is done at once, and so is what is not waited for.
+    for line in ["vm update web --label tier=back", "vm update web --run stopped --no-wait"] {
+        let output = tamdao.output(line).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[tokio::test]

@@ -140,10 +140,21 @@ impl Node {
 
     /// Virtual disk size that may be promised in one pool here, MiB; 0 where it cannot be used.
     pub fn pool_allocatable_mib(&self, pool: &Pool) -> u64 {
-        self.status.pools.get(&pool.id()).filter(|seen| seen.ready).map_or(0, |seen| {
-            let real = seen.capacity_mib.saturating_sub(u64::from(pool.spec.reserve_mib));
-            share(real, u64::from(pool.spec.overcommit_percent.max(100)))
-        })
+        let seen = self.status.pools.get(&pool.id()).filter(|seen| seen.ready);
+        seen.map_or(0, |seen| pool.allocatable_mib(seen.capacity_mib, seen.used_mib))
+    }
+}
+
+impl Pool {
+    /// Virtual disk size that may be promised where the pool has this real capacity, of which so much is used, MiB:
+    /// capacity less reserve, times the overcommit ratio. Where it is really as full as its reserve allows, nothing
+    /// more may be promised, however little has been.
+    pub fn allocatable_mib(&self, capacity_mib: u64, used_mib: u64) -> u64 {
+        let reserve = u64::from(self.spec.reserve_mib);
+        match used_mib.saturating_add(reserve) >= capacity_mib {
+            true => 0,
+            false => share(capacity_mib - reserve, u64::from(self.spec.overcommit_percent.max(100))),
+        }
     }
 }
 

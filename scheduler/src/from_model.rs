@@ -40,21 +40,6 @@ pub fn memory_allocatable_mib(node: &Node) -> u64 {
     node.allocatable().memory_mib
 }
 
-/// Virtual size that a pool of this real size may promise, MiB. A pool that is really as full as its reserve allows
-/// promises nothing more.
-pub fn pool_allocatable_mib(pool: &Pool, capacity_mib: u64, used_mib: u64) -> u64 {
-    let reserve = u64::from(pool.spec.reserve_mib);
-    if used_mib.saturating_add(reserve) >= capacity_mib {
-        return 0;
-    }
-    share(capacity_mib - reserve, pool.spec.overcommit_percent.max(100))
-}
-
-fn share(amount: u64, percent: u32) -> u64 {
-    // A node's own word about itself is not trusted to be possible.
-    u64::try_from(u128::from(amount) * u128::from(percent) / 100).unwrap_or(AMOUNT_MAX).min(AMOUNT_MAX)
-}
-
 /// A pool; a shared one with what its nodes see of it and with the sizes of all its volumes, placed or not.
 ///
 /// `seen` is (capacity, used) by each node that has it ready; the smallest capacity and the largest use count.
@@ -62,7 +47,7 @@ pub fn pool(pool: &Pool, seen: impl Iterator<Item = (u64, u64)>, promised_mib: u
     let shared = pool.spec.shared.then(|| {
         let worst = seen.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         let (capacity, used) = worst.unwrap_or((0, 0));
-        SharedRoom { capacity_mib: pool_allocatable_mib(pool, capacity, used), held_mib: promised_mib }
+        SharedRoom { capacity_mib: pool.allocatable_mib(capacity, used), held_mib: promised_mib }
     });
     PoolShape { id: pool.id(), name: pool.meta.name.as_str().into(), shared }
 }
@@ -78,7 +63,7 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
             true => NodePool { ready, ..NodePool::default() },
             false => NodePool {
                 ready,
-                capacity_mib: pool_allocatable_mib(pool, capacity, used),
+                capacity_mib: pool.allocatable_mib(capacity, used),
                 held_mib: assignment.promised_mib(pool.id()),
             },
         }
@@ -236,14 +221,20 @@ mod tests {
     #[test]
     fn a_pool_that_is_really_full_promises_nothing() {
         let pool = a_pool(200, 1_000);
-        assert_eq!(pool_allocatable_mib(&pool, 10_000, 0), 18_000);
-        assert_eq!(pool_allocatable_mib(&pool, 10_000, 8_999), 18_000);
-        assert_eq!(pool_allocatable_mib(&pool, 10_000, 9_000), 0);
+        assert_eq!(pool.allocatable_mib(10_000, 0), 18_000);
+        assert_eq!(pool.allocatable_mib(10_000, 8_999), 18_000);
+        assert_eq!(pool.allocatable_mib(10_000, 9_000), 0);
         let mut record = a_node();
         let seen = PoolSeen { ready: true, capacity_mib: 10_000, ..PoolSeen::default() };
         record.status.pools.insert(pool.id(), seen);
         let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
         assert_eq!(shape.pools[&pool.id()], NodePool { ready: true, capacity_mib: 18_000, held_mib: 0 });
+        // The check of a placement, and what users are shown, go by the same number.
+        for used_mib in [0, 8_999, 9_000, u64::MAX] {
+            record.status.pools.get_mut(&pool.id()).unwrap().used_mib = used_mib;
+            let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
+            assert_eq!(shape.pools[&pool.id()].capacity_mib, record.pool_allocatable_mib(&pool));
+        }
     }
 
     #[test]

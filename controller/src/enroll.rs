@@ -2,13 +2,13 @@
 //!
 //! Its invariant: a certificate is given out only after the record of its holder is committed, and in the same
 //! transaction the token was used up by one. The same machine that asks again under the same name gets the same id;
-//! another machine never does. Secrets are compared, used and forgotten; none is logged. Deliberately absent: seating
+//! another machine never does. One that repeats its request, since the answer was lost, uses up nothing more. Secrets are compared, used and forgotten; none is logged. Deliberately absent: seating
 //! a controller in the Raft group, which the leader's loop does once the record is there.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rcgen::PublicKey;
+use rcgen::{PublicKey, PublicKeyData};
 use tamdao_model::cluster::{Controller, JoinKind, JoinToken};
 use tamdao_model::node::{Node, NodePhase, NodeSpec, NodeStatus};
 use tamdao_model::{ClusterId, ControllerId, Kind, Meta, Name, NodeId, Scope};
@@ -72,8 +72,10 @@ impl Enroll {
     ) -> Result<agent::EnrollNodeResponse, Refusal> {
         let key = pki::public_key_of(&request.csr)?;
         let hosts = checked_hosts(&request.addresses)?;
+        let token = JoinSecret::parse(&request.secret)?;
         let wish = NodeWish {
-            token: JoinSecret::parse(&request.secret)?,
+            enrolled_by: pki::sha256_hex(&[token.id.0.as_bytes(), key.der_bytes()].concat()),
+            token,
             name: checked_name(&request.name)?,
             host_uuid: request
                 .host_uuid
@@ -204,6 +206,8 @@ struct NodeWish {
     name: Name,
     host_uuid: Uuid,
     address: String,
+    /// See [`NodeStatus::enrolled_by`].
+    enrolled_by: String,
 }
 
 /// What a controller asks for.
@@ -216,7 +220,15 @@ struct ControllerWish {
 
 /// Makes the node's record, or finds that of the same machine.
 fn join_node(draft: &mut Draft, moment: &mut Moment, wish: &NodeWish) -> Result<NodeId, Refusal> {
-    use_token(draft, moment, &wish.token, JoinKind::Node, &wish.name)?;
+    let known = draft.view().nodes.find(Scope::Cluster, wish.name.as_str()).cloned();
+    // Whoever repeats it has the key that the first certificate was made for, so nothing more is given away.
+    let again = known.as_ref().is_some_and(|node| {
+        node.status.host_uuid == wish.host_uuid && node.status.enrolled_by == wish.enrolled_by
+    });
+    let token = check_token(draft, moment, &wish.token, JoinKind::Node, &wish.name)?;
+    if !again {
+        use_token(draft, token)?;
+    }
     let twin = draft.view().nodes.iter().find(|node| node.status.host_uuid == wish.host_uuid).cloned();
     if let Some(twin) = twin.filter(|twin| twin.meta.name != wish.name) {
         let message = format!("node {:?} has the same host UUID {}", twin.meta.name.as_str(), wish.host_uuid);
@@ -224,12 +236,17 @@ fn join_node(draft: &mut Draft, moment: &mut Moment, wish: &NodeWish) -> Result<
             "was the machine cloned? give it its own host_uuid in libvirtd.conf, or delete the other node",
         ));
     }
-    if let Some(node) = draft.view().nodes.find(Scope::Cluster, wish.name.as_str()) {
-        return match node.status.host_uuid == wish.host_uuid {
-            true => Ok(node.id()),
-            false => Err(Refusal::exists(Kind::Node, wish.name.as_str())
-                .hint("it is another machine; choose another name, or delete the old node first")),
-        };
+    if let Some(row) = known {
+        if row.status.host_uuid != wish.host_uuid {
+            return Err(Refusal::exists(Kind::Node, wish.name.as_str())
+                .hint("it is another machine; choose another name, or delete the old node first"));
+        }
+        if !again {
+            let mut node = (*row.value).clone();
+            node.status.enrolled_by.clone_from(&wish.enrolled_by);
+            draft.put(node);
+        }
+        return Ok(row.id());
     }
     let id: NodeId = moment.id();
     draft.create(Node {
@@ -239,6 +256,7 @@ fn join_node(draft: &mut Draft, moment: &mut Moment, wish: &NodeWish) -> Result<
             phase: NodePhase::Joining,
             host_uuid: wish.host_uuid,
             address: wish.address.clone(),
+            enrolled_by: wish.enrolled_by.clone(),
             phase_time: moment.now,
             ..NodeStatus::default()
         },
@@ -252,7 +270,9 @@ fn join_controller(
     moment: &mut Moment,
     wish: &ControllerWish,
 ) -> Result<ControllerId, Refusal> {
-    use_token(draft, moment, &wish.token, JoinKind::Controller, &wish.name)?;
+    // A controller is given the cluster's key too, so each of its requests needs a permission of its own.
+    let token = check_token(draft, moment, &wish.token, JoinKind::Controller, &wish.name)?;
+    use_token(draft, token)?;
     let all = || draft.view().controllers.iter();
     if let Some(twin) = all().find(|other| other.address == wish.address && other.meta.name != wish.name) {
         let message = format!("controller {:?} has the address {}", twin.meta.name.as_str(), wish.address);
@@ -286,20 +306,24 @@ fn join_controller(
     Ok(id)
 }
 
-/// Checks a token and takes one use of it. Whoever has a wrong secret learns nothing about the token.
-fn use_token(
-    draft: &mut Draft,
+const NEW_TOKEN: &str = "make a new one: tamdao node join-token create, or tamdao controller add";
+
+fn denied(reason: &'static str, message: String) -> Refusal {
+    Refusal::new(Code::PermissionDenied, reason, message)
+}
+
+/// Whether a token is good for this. Whoever has a wrong secret learns nothing about the token.
+fn check_token(
+    draft: &Draft,
     moment: &Moment,
     secret: &JoinSecret,
     kind: JoinKind,
     name: &Name,
-) -> Result<(), Refusal> {
-    let denied = |reason, message: String| Refusal::new(Code::PermissionDenied, reason, message);
-    let hint = "make a new one: tamdao node join-token create, or tamdao controller add";
+) -> Result<JoinToken, Refusal> {
     let row = draft.view().join_tokens.get(secret.id).cloned();
-    let Some(mut token) = row.map(|row| (*row.value).clone()).filter(|token| secret.matches(&token.digest))
+    let Some(token) = row.map(|row| (*row.value).clone()).filter(|token| secret.matches(&token.digest))
     else {
-        return Err(denied("UnknownToken", "the join token is not known".into()).hint(hint));
+        return Err(denied("UnknownToken", "the join token is not known".into()).hint(NEW_TOKEN));
     };
     if token.kind != kind {
         let for_whom = match token.kind {
@@ -309,13 +333,20 @@ fn use_token(
         return Err(denied("WrongKind", format!("the join token is for {for_whom}")));
     }
     if token.expire_time <= moment.now {
-        return Err(denied("Expired", format!("the join token expired at {}", token.expire_time)).hint(hint));
-    }
-    if token.uses_left == 0 {
-        return Err(denied("UsedUp", "the join token has no uses left".into()).hint(hint));
+        return Err(
+            denied("Expired", format!("the join token expired at {}", token.expire_time)).hint(NEW_TOKEN)
+        );
     }
     if let Some(only) = token.name.as_ref().filter(|only| *only != name) {
         return Err(denied("WrongName", format!("the join token is for the name {:?} only", only.as_str())));
+    }
+    Ok(token)
+}
+
+/// Takes one use of a token that was checked.
+fn use_token(draft: &mut Draft, mut token: JoinToken) -> Result<(), Refusal> {
+    if token.uses_left == 0 {
+        return Err(denied("UsedUp", "the join token has no uses left".into()).hint(NEW_TOKEN));
     }
     token.uses_left -= 1;
     draft.put::<JoinToken>(token);
@@ -369,7 +400,9 @@ mod tests {
 
     fn node(token: &JoinSecret, name: &str, host: u128) -> NodeWish {
         let (token, name) = (token.clone(), Name::new(name).unwrap());
-        NodeWish { token, name, host_uuid: Uuid::from_u128(host), address: "10.0.0.1".into() }
+        let (host_uuid, address, enrolled_by) =
+            (Uuid::from_u128(host), "10.0.0.1".into(), format!("{}/{host}", token.id));
+        NodeWish { token, name, host_uuid, address, enrolled_by }
     }
 
     fn reason<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
@@ -396,18 +429,17 @@ mod tests {
         assert_eq!(reason(join_node(&mut draft.clone(), &mut moment, &node(&good, "n2", 1))), "WrongName");
         let late = Moment { now: NOW.plus_ms(1) };
         let name = Name::new("n1").unwrap();
-        assert_eq!(reason(use_token(&mut draft.clone(), &late, &good, JoinKind::Node, &name)), "Expired");
-        assert_eq!(
-            reason(use_token(&mut draft.clone(), &moment, &good, JoinKind::Controller, &name)),
-            "WrongKind"
-        );
+        assert_eq!(reason(check_token(&draft, &late, &good, JoinKind::Node, &name)), "Expired");
+        assert_eq!(reason(check_token(&draft, &moment, &good, JoinKind::Controller, &name)), "WrongKind");
         let other = JoinSecret::generate(good.id, b"ca").unwrap();
-        assert_eq!(
-            reason(use_token(&mut draft.clone(), &moment, &other, JoinKind::Node, &name)),
-            "UnknownToken"
-        );
-        join_node(&mut draft, &mut moment, &node(&good, "n1", 1)).unwrap();
-        assert_eq!(reason(join_node(&mut draft, &mut moment, &node(&good, "n1", 1))), "UsedUp");
+        assert_eq!(reason(check_token(&draft, &moment, &other, JoinKind::Node, &name)), "UnknownToken");
+        let first = join_node(&mut draft, &mut moment, &node(&good, "n1", 1)).unwrap();
+        // Its answer was lost: the same request again, and no other, is still good.
+        assert_eq!(join_node(&mut draft, &mut moment, &node(&good, "n1", 1)), Ok(first));
+        let mut new_key = node(&good, "n1", 1);
+        new_key.enrolled_by = "another".into();
+        assert_eq!(reason(join_node(&mut draft, &mut moment, &new_key)), "UsedUp");
+        assert_eq!(reason(join_node(&mut draft, &mut moment, &node(&good, "n1", 2))), "UsedUp");
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub struct NodeStatus {
     pub inventory: Inventory,
     #[serde(default)]
     pub pools: BTreeMap<PoolId, PoolSeen>,
+    /// Digest of the join token and the key by which it enrolled: the same request once more uses up nothing.
+    #[serde(default)]
+    pub enrolled_by: String,
     /// libvirt domains that are not ours.
     #[serde(default)]
     pub foreign: u32,

@@ -119,6 +119,11 @@ impl Writer {
         answer.await.map_err(|_| Refusal::unavailable("the controller is stopping"))?
     }
 
+    /// How many decisions wait, beyond those that are being worked on.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     /// Decides and changes nothing: what `validate_only` asks for.
     ///
     /// # Errors

@@ -125,7 +125,7 @@ impl Controller {
             images: images.clone(),
             board: Board::default(),
         });
-        let readiness = Readiness::new(cache.clone(), shared.kv.clone(), leader);
+        let readiness = Readiness::new(cache.clone(), shared.kv.clone(), shared.writer.clone(), leader);
         let router = serve::router(
             Faces {
                 api: Api::new(shared.clone()),

@@ -9,11 +9,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use tamdao_model::{Name, limits};
+use tamdao_store::journal::Keep;
 
 /// A checked configuration.
-use tamdao_store::journal::Keep;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// This controller's name, unique among the controllers.
@@ -30,10 +32,10 @@ pub struct Config {
     pub log: LogConfig,
     pub metrics: MetricsConfig,
     pub images: ImagesConfig,
-}
-
     /// What this controller's own journal keeps.
     pub journal: Keep,
+}
+
 /// Where the state lives, and how fast a lost leader is replaced.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -78,6 +80,9 @@ pub struct ImagesConfig {
     pub max_bytes: u64,
     /// The largest disk that an image may describe, MiB.
     pub max_virtual_mib: u32,
+    /// Certificates of CAs, PEM, that are trusted beside the public ones where an image is fetched from a URL; empty
+    /// for none.
+    pub ca_pem: String,
 }
 
 /// Why there is no configuration.
@@ -170,13 +175,13 @@ struct File {
     metrics: MetricsFile,
     #[serde(default)]
     images: ImagesFile,
+    #[serde(default)]
+    journal: JournalFile,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct StoreFile {
-    #[serde(default)]
-    journal: JournalFile,
     backend: Backend,
     heartbeat_ms: u64,
     election_min_ms: u64,
@@ -201,11 +206,6 @@ struct MetricsFile {
 struct ImagesFile {
     max_size_mib: u64,
     max_virtual_size_mib: u32,
-}
-
-fn default_listen() -> String {
-    SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)).to_string()
-}
     ca_file: PathBuf,
 }
 
@@ -214,6 +214,11 @@ fn default_listen() -> String {
 struct JournalFile {
     keep_days: u64,
     max_size_mib: u64,
+}
+
+fn default_listen() -> String {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)).to_string()
+}
 
 fn default_data_dir() -> PathBuf {
     PathBuf::from("/var/lib/tamdao-controller")
@@ -302,15 +307,15 @@ impl File {
         within("images.max_size_mib", self.images.max_size_mib, 1, limits::IMAGE_BYTES >> 20);
         let virtual_mib = self.images.max_virtual_size_mib;
         within("images.max_virtual_size_mib", virtual_mib.into(), 1, (*limits::VOLUME_MIB.end()).into());
+        within("journal.keep_days", self.journal.keep_days, 1, 36_500);
+        within("journal.max_size_mib", self.journal.max_size_mib, 128, 1 << 24);
+        let ca = read_certificates(&self.images.ca_file);
+        let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
         if store.election_min < 2 * store.heartbeat {
             let allowed = "at least twice store.heartbeat_ms, or one lost heartbeat deposes a leader";
             refuse("store.election_min_ms", &self.store.election_min_ms, allowed.into());
         }
         if store.election_max <= store.election_min {
-        within("journal.keep_days", self.journal.keep_days, 1, 36_500);
-        within("journal.max_size_mib", self.journal.max_size_mib, 128, 1 << 24);
-        let ca = read_certificates(&self.images.ca_file);
-        let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
             let allowed = "more than store.election_min_ms, so that members do not all stand at once";
             refuse("store.election_max_ms", &self.store.election_max_ms, allowed.into());
         }
@@ -379,14 +384,14 @@ mod tests {
             "log.level",
             "metrics.listen",
             "images.max_size_mib = \"0\"",
+            "images.ca_file = \"/none.pem\" is not allowed: a file that can be read",
+            "journal.keep_days = \"0\"",
+            "journal.max_size_mib = \"1\"",
         ] {
             assert!(error.contains(key), "{key} is missing in: {error}");
         }
     }
 
-            "images.ca_file = \"/none.pem\" is not allowed: a file that can be read",
-            "journal.keep_days = \"0\"",
-            "journal.max_size_mib = \"1\"",
     #[test]
     fn an_unknown_key_is_named() {
         let error = parse("name = 'c1'\naddress = 'c:1'\n[store]\nbackedn = 'raft'").unwrap_err();

@@ -19,6 +19,7 @@ use tamdao_store::cache::Cache;
 use tamdao_store::kv::{Kv, Role};
 use tonic::Code;
 
+use crate::admission::Writer;
 use crate::answer;
 use crate::forward::{Leader, REMOVED};
 use crate::methods::catalogue;
@@ -59,6 +60,7 @@ pub fn describe() {
     describe_gauge!("tamdao_store_members", "Seats in the group");
     describe_gauge!("tamdao_cache_revision", "Revision of the cache's newest view");
     describe_gauge!("tamdao_cache_lag", "Revisions that the cache is behind the store");
+    describe_gauge!("tamdao_admission_waiting", "Changes that wait for the one writer; 4096 is full");
 }
 
 /// What tells whether this controller can serve.
@@ -66,13 +68,19 @@ pub fn describe() {
 pub struct Readiness {
     cache: Cache,
     kv: Arc<dyn Kv>,
+    writer: Writer,
     leader: Arc<dyn Fn() -> Leader + Send + Sync>,
 }
 
 impl Readiness {
     /// `leader` as for [`crate::forward::Forward::new`].
-    pub fn new(cache: Cache, kv: Arc<dyn Kv>, leader: impl Fn() -> Leader + Send + Sync + 'static) -> Self {
-        Self { cache, kv, leader: Arc::new(leader) }
+    pub fn new(
+        cache: Cache,
+        kv: Arc<dyn Kv>,
+        writer: Writer,
+        leader: impl Fn() -> Leader + Send + Sync + 'static,
+    ) -> Self {
+        Self { cache, kv, writer, leader: Arc::new(leader) }
     }
 
     /// Whether requests can be served here.
@@ -116,6 +124,7 @@ impl Readiness {
             gauge!("tamdao_store_quorum_age_seconds").set(number(age_ms) / 1_000.0);
         }
         gauge!("tamdao_cache_revision").set(number(cached.0));
+        gauge!("tamdao_admission_waiting").set(number(self.writer.waiting() as u64));
         gauge!("tamdao_cache_lag").set(number(status.revision.0.saturating_sub(cached.0)));
     }
 }

@@ -16,13 +16,14 @@ use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::forward::Leader;
 use tamdao_controller::identity::{self, Identity, Renewer};
 use tamdao_controller::metrics::{self, Readiness};
+use tamdao_controller::pki;
 use tamdao_controller::serve::{Listener, plain};
 use tamdao_proto::v1;
 use tamdao_proto::v1::flavor_service_client::FlavorServiceClient;
-use tokio_util::sync::CancellationToken;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 const FLAVOR: &str = r#"{"metadata": {"name": "small"}, "spec": {"vcpus": 1, "memory_mib": 512}}"#;
@@ -139,7 +140,6 @@ async fn query_parameters_have_the_names_of_the_proto() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn json_input_has_either_spelling_and_output_the_protos() {
     let cloud = Cloud::found().await;
     let (at, admin) = (cloud.address(0), cloud.admin());
@@ -169,6 +169,7 @@ async fn json_input_has_either_spelling_and_output_the_protos() {
     }
 }
 
+#[tokio::test]
 async fn a_watch_speaks_server_sent_events() {
     let cloud = Cloud::found().await;
     let (at, admin) = (cloud.address(0), cloud.admin());
@@ -223,7 +224,8 @@ async fn metrics_name_methods_and_codes() {
     admin.get(at, "/v1/flavors").await;
     cloud.anonymous().get(at, "/v1/flavors").await;
     let shared = cloud.running[0].controller.shared.clone();
-    let readiness = Readiness::new(shared.cache.clone(), shared.kv.clone(), || Leader::Here);
+    let (cache, kv, writer) = (shared.cache.clone(), shared.kv.clone(), shared.writer.clone());
+    let readiness = Readiness::new(cache, kv, writer, || Leader::Here);
     let stop = CancellationToken::new();
     let plain = plain("127.0.0.1:0".parse().unwrap(), metrics::routes(readiness), stop).await.unwrap();
     let text = reqwest::get(format!("http://{plain}/metrics")).await.unwrap().text().await.unwrap();
@@ -233,6 +235,7 @@ async fn metrics_name_methods_and_codes() {
         "code=\"401\"",
         "tamdao_store_revision",
         "tamdao_cache_lag",
+        "tamdao_admission_waiting 0",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }

@@ -37,7 +37,7 @@ struct Pause {
 pub async fn run(images: Handle, stop: CancellationToken) {
     let mut changes = images.cache.changes();
     let mut pauses = HashMap::new();
-    let client = match client() {
+    let client = match client(&images.limits.ca_pem) {
         Ok(client) => client,
         Err(error) => {
             tracing::error!(%error, "images cannot be fetched by url");
@@ -60,10 +60,14 @@ pub async fn run(images: Handle, stop: CancellationToken) {
     }
 }
 
-fn client() -> Result<reqwest::Client, reqwest::Error> {
+fn client(ca_pem: &str) -> Result<reqwest::Client, reqwest::Error> {
     // The library takes the process's provider; a second call finds it set, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder();
+    for certificate in reqwest::Certificate::from_pem_bundle(ca_pem.as_bytes())? {
+        builder = builder.add_root_certificate(certificate);
+    }
+    builder
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .redirect(reqwest::redirect::Policy::limited(REDIRECTS))

@@ -246,7 +246,8 @@ fn check_info(info: &Info) -> Result<(), ImageError> {
 mod tests {
     use super::*;
 
-    const LIMITS: ImagesConfig = ImagesConfig { max_bytes: 1 << 30, max_virtual_mib: 1_024 };
+    const LIMITS: ImagesConfig =
+        ImagesConfig { max_bytes: 1 << 30, max_virtual_mib: 1_024, ca_pem: String::new() };
 
     async fn made(arguments: &[&str]) -> (tempfile::TempDir, std::path::PathBuf) {
         let directory = tempfile::tempdir().unwrap();

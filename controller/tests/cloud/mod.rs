@@ -84,7 +84,7 @@ pub fn config_with(directory: &Path, name: &str, more: &str) -> Config {
     let text = format!(
         "name = '{name}'\nlisten = '127.0.0.1:{port}'\naddress = '127.0.0.1:{port}'\ndata_dir = '{}'\n\
          [store]\nheartbeat_ms = 50\nelection_min_ms = 200\nelection_max_ms = 400\n\
-         [metrics]\nlisten = '127.0.0.1:0'\n[images]\nmax_size_mib = 8\nmax_virtual_size_mib = 64\n",
+         [metrics]\nlisten = '127.0.0.1:0'\n[images]\nmax_size_mib = 8\nmax_virtual_size_mib = 64\n{more}\n",
         data.display()
     );
     Config::parse(&text, Path::new("test.toml")).unwrap()
@@ -106,9 +106,14 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
 impl Cloud {
     /// One controller that leads.
     pub async fn found() -> Self {
+        Self::found_with("").await
+    }
+
+    /// The same, with more keys in the table of images.
+    pub async fn found_with(more: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
-        let config = config(directory.path(), "c1");
+        let config = config_with(directory.path(), "c1", more);
         let (identity, token) = identity::found(&config, "test", SystemClock.now()).unwrap();
         let ca = identity.ca.clone();
         let controller = Controller::start(&config, identity).await.unwrap();

@@ -121,6 +121,45 @@ async fn a_corrupt_image_is_not_used() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_image_download_that_breaks_off_goes_on_where_it_stopped() -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(1).start().await?;
+    // Large enough that it is still on its way when the first bytes are seen.
+    let content: Vec<u8> = (0u64..32 << 20).flat_map(u64::to_le_bytes).collect();
+    let file = cloud.slot.directory.join("large.raw");
+    std::fs::write(&file, &content)?;
+    cloud.cli.run(&["image", "import", "large", "--file", file.to_str().context("the path")?]).await?;
+    let image: serde_json::Value = cloud.cli.json(&["image", "get", "large"]).await?;
+    let digest = image["status"]["sha256"].as_str().context("a digest")?.to_owned();
+    let images = cloud.agent("n1")?.data_dir.join("images");
+    let part = images.join(format!("{digest}.part"));
+    let here = || std::fs::metadata(&part).map_or(0, |metadata| metadata.len());
+
+    cloud.cli.run(&["vm", "create", "web", "--flavor", "tiny", "--image", "large", "--no-wait"]).await?;
+    let begun = async {
+        while here() < 1 << 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SOON, begun).await.context("the download begins")?;
+    cloud.controllers[0].kill()?;
+    let log = cloud.agent("n1")?.log.clone();
+    eventually("the agent notices that it broke off", SOON, async || {
+        let text = std::fs::read_to_string(&log)?;
+        if text.contains("broke off after") { Ok(()) } else { not_yet(format!("{} bytes", here())) }
+    })
+    .await?;
+    let kept = here();
+    ensure!(kept > 0 && kept < content.len() as u64, "{kept} bytes are a part of it");
+
+    cloud.start_controller(0)?;
+    cloud.reaches("web", VmPhase::Running).await?;
+    let text = std::fs::read_to_string(&log)?;
+    ensure!(text.contains(&format!("from_bytes={kept}")), "it went on from byte {kept}:\n{text}");
+    ensure!(std::fs::read(images.join(&digest))? == content, "it is the same file");
+    cloud.done()
+}
+
+#[tokio::test]
 async fn a_guest_paused_by_a_full_pool_goes_on_when_there_is_room() -> Result<()> {
     let cloud = Cloud::builder().nodes(1).start().await?;
     let small = "/var/lib/libvirt/small";

@@ -1,7 +1,7 @@
-//! The agent is killed at each step of a create. When it is back the VM is there exactly once.
+//! The agent is killed at each step of a create: when it is back the VM is there exactly once. And it ends as planned.
 
 use anyhow::{Context, ensure};
-use tamdao_proto::v1::VmPhase;
+use tamdao_proto::v1::{NodePhase, VmPhase};
 use tamdao_tests::cloud::POOL;
 use tamdao_tests::guest::READY;
 use tamdao_tests::wait::{SOON, eventually};
@@ -27,6 +27,27 @@ async fn a_create_survives_the_agent_s_death_at_each_step() -> Result<()> {
     for step in STEPS {
         survive(&mut cloud, step).await.with_context(|| format!("the agent died at {step}"))?;
     }
+    cloud.done()
+}
+
+#[tokio::test]
+async fn a_planned_end_of_an_idle_node_is_recorded() -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(1).start().await?;
+    cloud.agent_mut("n1")?.stop().await?;
+    let told = eventually("the node is known to be gone", SOON, async || {
+        let node = cloud.nodes().await?.pop().context("one node")?;
+        let status = node.status.unwrap_or_default();
+        let ready = status.conditions.iter().find(|condition| condition.r#type == "Ready").cloned();
+        match (status.phase(), ready) {
+            (NodePhase::Unreachable, Some(ready)) => Ok(ready),
+            (phase, ready) => not_yet(format!("{phase:?} {ready:?}")),
+        }
+    })
+    .await?;
+    // And not because it was silent for long enough.
+    ensure!(told.reason == "Goodbye", "{told:?}");
+    cloud.agent_mut("n1")?.start()?;
+    cloud.nodes_ready().await?;
     cloud.done()
 }
 

@@ -8,6 +8,7 @@ pub mod ganeti;
 pub mod plan_file;
 pub mod policy;
 pub mod report;
+pub mod roadef;
 pub mod speed;
 pub mod storm;
 pub mod stream;

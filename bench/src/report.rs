@@ -59,15 +59,23 @@ fn rule(at: usize, width: usize) -> String {
     }
 }
 
-/// A document in which the section of the scheduler holds these tables and nothing else.
+/// The document with these tables in the section of the scheduler, each in the place of an older one of its title.
 pub fn into_docs(docs: &str, tables: &[Table]) -> String {
-    let section: Vec<String> = tables.iter().map(Table::markdown).collect();
-    let section = format!("{HEADING}\n\n{}", section.join("\n"));
-    let Some(begin) = docs.find(HEADING) else { return format!("{}\n\n{section}", docs.trim_end()) };
-    let rest = &docs[begin + HEADING.len()..];
-    let after = rest.find("\n## ").map_or("", |end| &rest[end + 1..]);
-    let gap = if after.is_empty() { "" } else { "\n" };
-    format!("{}{section}{gap}{after}", &docs[..begin])
+    let (before, rest) = docs.split_once(HEADING).unwrap_or((docs, ""));
+    let (section, after) = rest.find("\n## ").map_or((rest, ""), |end| (&rest[..end], &rest[end + 1..]));
+    let mut parts: Vec<String> = section.split("\n### ").map(|part| part.trim().to_owned()).collect();
+    for table in tables {
+        let new = table.markdown().trim_start_matches("### ").trim().to_owned();
+        let old = parts.iter_mut().skip(1).find(|part| part.lines().next() == Some(table.title.as_str()));
+        match old {
+            Some(old) => *old = new,
+            None => parts.push(new),
+        }
+    }
+    let section: String = parts[1..].iter().map(|part| format!("\n### {part}\n")).collect();
+    let intro = if parts[0].is_empty() { String::new() } else { format!("\n{}\n", parts[0]) };
+    let after = if after.is_empty() { String::new() } else { format!("\n{after}") };
+    format!("{}\n\n{HEADING}\n{intro}{section}{after}", before.trim_end())
 }
 
 #[cfg(test)]
@@ -75,18 +83,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_section_changes() {
-        let table = |cell: &str| Table {
-            title: "Speed".into(),
+    fn a_table_takes_the_place_of_its_older_self_only() {
+        let table = |title: &str, cell: &str| Table {
+            title: title.into(),
             text: "Fast.".into(),
             head: vec!["nodes", "rate"],
             rows: vec![vec!["100".into(), cell.into()]],
         };
-        let first = into_docs("# All\n\n## Other\n\nkept\n", &[table("1")]);
-        let with_more = format!("{first}\n## Last\n\nkept too\n");
-        let second = into_docs(&with_more, &[table("2,000")]);
-        assert!(second.starts_with("# All\n\n## Other\n\nkept\n\n## The scheduler"), "{second}");
-        assert!(second.ends_with("| 100   | 2,000 |\n\n## Last\n\nkept too\n"), "{second}");
-        assert!(!second.contains("| 1 |"), "{second}");
+        let first = into_docs("# All\n\n## Other\n\nkept\n", &[table("Speed", "1"), table("Storm", "7")]);
+        let edited = first.replace(HEADING, &format!("{HEADING}\n\nOn two cores."));
+        let second = into_docs(&format!("{edited}\n## Last\n\nkept too\n"), &[table("Speed", "2,000")]);
+        let begin =
+            format!("# All\n\n## Other\n\nkept\n\n{HEADING}\n\nOn two cores.\n\n### Speed\n\nFast.\n");
+        assert!(second.starts_with(&begin), "{second}");
+        let end = "| 100   | 2,000 |\n\n### Storm\n\nFast.\n\n| nodes | rate |\n|-------|-----:|\n| 100   |    7 |\n\n## Last\n\nkept too\n";
+        assert!(second.ends_with(end), "{second}");
     }
 }

@@ -73,7 +73,7 @@ pub(crate) struct Bounds {
     pub(crate) capacity_min: Amounts,
     pub(crate) capacity_max: Amounts,
     pub(crate) support_max: u32,
-    pub(crate) any_with_vms: bool,
+    pub(crate) vms_max: u32,
     /// The traits that all share, if they do.
     pub(crate) traits: Option<u32>,
     pub(crate) id_min: NodeId,
@@ -88,7 +88,7 @@ impl Bounds {
             capacity_min: first.capacity,
             capacity_max: first.capacity,
             support_max: first.support,
-            any_with_vms: first.vms > 0,
+            vms_max: first.vms,
             traits: Some(first.traits),
             id_min: first.id,
         };
@@ -100,7 +100,7 @@ impl Bounds {
                 bounds.capacity_max[d] = bounds.capacity_max[d].max(entry.capacity[d]);
             }
             bounds.support_max = bounds.support_max.max(entry.support);
-            bounds.any_with_vms |= entry.vms > 0;
+            bounds.vms_max = bounds.vms_max.max(entry.vms);
             if bounds.traits != Some(entry.traits) {
                 bounds.traits = None;
             }
@@ -118,11 +118,19 @@ pub(crate) struct Block {
     pub(crate) entries: Arc<Vec<Entry>>,
 }
 
+/// Of all nodes together. Wide enough that no sum of amounts overflows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) capacity: [u128; DIMENSIONS],
+    pub(crate) free: [u128; DIMENSIONS],
+}
+
 /// Copy on write at two levels: a clone copies one pointer; the first change after it copies the list of blocks
 /// (about 200 bytes for each 32 nodes) and the one block that changes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Index {
     blocks: Arc<Vec<Block>>,
+    sums: Sums,
 }
 
 impl Index {
@@ -130,7 +138,15 @@ impl Index {
         &self.blocks
     }
 
+    pub(crate) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
     pub(crate) fn insert(&mut self, entry: Entry) {
+        for d in 0..DIMENSIONS {
+            self.sums.capacity[d] += u128::from(entry.capacity[d]);
+            self.sums.free[d] += u128::from(entry.free[d]);
+        }
         let blocks = Arc::make_mut(&mut self.blocks);
         let at = position(blocks, entry.key());
         let Some(block) = blocks.get_mut(at) else {
@@ -154,7 +170,11 @@ impl Index {
         let Some(block) = blocks.get_mut(at) else { return };
         let entries = Arc::make_mut(&mut block.entries);
         if let Ok(place) = entries.binary_search_by_key(&(order, id), Entry::key) {
-            entries.remove(place);
+            let entry = entries.remove(place);
+            for d in 0..DIMENSIONS {
+                self.sums.capacity[d] -= u128::from(entry.capacity[d]);
+                self.sums.free[d] -= u128::from(entry.free[d]);
+            }
         }
         if entries.len() < BLOCK_MIN {
             join(blocks, at);
@@ -245,6 +265,9 @@ mod tests {
             let mut expected: Vec<_> = model.into_values().collect();
             expected.sort_by_key(Entry::key);
             let held: Vec<_> = index.blocks().iter().flat_map(|b| b.entries.iter().copied()).collect();
+            let sum = |of: fn(&Entry) -> u64| expected.iter().map(|entry| u128::from(of(entry))).sum::<u128>();
+            prop_assert_eq!(index.sums().free[DISK], sum(|entry| entry.free[DISK]));
+            prop_assert_eq!(index.sums().capacity[VCPUS], sum(|entry| entry.capacity[VCPUS]));
             prop_assert_eq!(held, expected);
             for block in index.blocks() {
                 prop_assert_eq!(Some(block.bounds), Bounds::of(&block.entries));

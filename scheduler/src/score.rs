@@ -5,15 +5,16 @@
 //! Each part comes with a bound: the most that any entry of an index block can reach. It is never less than the
 //! part of a member (a property test holds that), so a search may pass over blocks without changing its answer.
 //! Tight packing by what remains follows best fit for vectors (Panigrahy et al., "Heuristics for Vector Bin
-//! Packing", 2011). Deliberately absent: rules; a node that breaks one has no score.
+//! Packing", 2011), each dimension weighed by how scarce it is in the cluster (decision 0090). Deliberately absent:
+//! rules; a node that breaks one has no score.
 
-use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY, VCPUS};
+use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY, Sums, VCPUS};
 
 /// The points of a part that could not be better.
 pub const POINTS: i64 = 10_000;
 
 /// How many parts the table has.
-pub const PARTS: usize = 6;
+pub const PARTS: usize = 7;
 
 /// Points of each part, in the order of [`TABLE`].
 pub type Points = [i64; PARTS];
@@ -33,28 +34,35 @@ pub struct Part {
 pub const TABLE: [Part; PARTS] = [
     Part {
         name: "tight",
-        weight: 10,
-        measures: "how little stays free on the node, over CPU, memory and local disk",
-        of: |facts| POINTS - mean(&facts.rest, facts.has_disk),
+        weight: 5,
+        measures: "how little stays free on the node of CPU, memory and local disk, most of what is scarce",
+        of: |facts| POINTS - mean(&facts.rest, &facts.scarcity, facts.has_disk),
         bound: |limits| POINTS - limits.least_mean,
     },
     Part {
         name: "even",
-        weight: 2,
-        measures: "how alike the free parts of CPU, memory and local disk are, so that none is stranded",
-        of: |facts| POINTS - width(&facts.rest, facts.has_disk),
-        bound: |limits| POINTS - limits.least_width,
+        weight: 20,
+        measures: "how much more alike the VM makes what stays free of CPU and of memory, so that neither is stranded",
+        of: |facts| (POINTS + evened(facts.lean, facts.skew, facts.skew)) / 2,
+        bound: |limits| (POINTS + limits.most_evened) / 2,
     },
     Part {
         name: "in-use",
-        weight: 8,
+        weight: 4,
         measures: "whether the node has VMs already, so that empty nodes stay empty",
-        of: |facts| if facts.in_use { POINTS } else { 0 },
-        bound: |limits| if limits.in_use { POINTS } else { 0 },
+        of: |facts| if facts.vms > 0 { POINTS } else { 0 },
+        bound: |limits| if limits.vms > 0 { POINTS } else { 0 },
+    },
+    Part {
+        name: "held",
+        weight: 2,
+        measures: "how many VMs hold the node, so that one with few is left to empty by itself",
+        of: |facts| held(facts.vms),
+        bound: |limits| held(limits.vms),
     },
     Part {
         name: "support",
-        weight: 3,
+        weight: 2,
         measures: "how late the node's hardware support ends among the cluster's, so that old hardware stays free",
         of: |facts| facts.support,
         bound: |limits| limits.support,
@@ -92,12 +100,31 @@ impl Weights {
     }
 }
 
+/// How much each dimension counts in the mean of what stays free.
+pub(crate) type Scarcity = [i64; DIMENSIONS];
+
+/// The fourth power of the used part of each dimension, over the cluster, in 1/10,000. What runs out first decides
+/// how many nodes it takes, so that has to be packed tightly; what there is plenty of may be left anywhere.
+pub(crate) fn scarcity(sums: &Sums) -> Scarcity {
+    std::array::from_fn(|d| {
+        let used = sums.capacity[d].saturating_sub(sums.free[d]).saturating_mul(10_000);
+        let part = used.checked_div(sums.capacity[d]).unwrap_or(0).min(10_000);
+        let square = part * part / 10_000;
+        1 + i64::try_from(square * square / 10_000).unwrap_or(0)
+    })
+}
+
 /// What is measured of one node, as it would be with the VM on it.
 pub(crate) struct Facts {
     /// What would stay free of each dimension, in 1/10,000 of the capacity.
     rest: [i64; DIMENSIONS],
+    scarcity: Scarcity,
     has_disk: bool,
-    in_use: bool,
+    /// By how much more of the CPU than of the memory is free before, in 1/10,000.
+    lean: i64,
+    /// By how much more of the CPU than of the memory the VM takes, in 1/10,000.
+    skew: i64,
+    vms: u32,
     pub(crate) support: i64,
     pub(crate) apart: i64,
     pub(crate) together: i64,
@@ -105,12 +132,16 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Of an entry that has room for the need. Groups are not known here.
-    pub(crate) fn new(entry: &Entry, need: &Amounts, support: i64) -> Self {
+    pub(crate) fn new(entry: &Entry, need: &Amounts, scarcity: Scarcity, support: i64) -> Self {
         let rest = std::array::from_fn(|d| part(entry.free[d].saturating_sub(need[d]), entry.capacity[d]));
+        let of = |amounts: &Amounts, d: usize| part(amounts[d], entry.capacity[d]);
         Self {
             rest,
+            scarcity,
             has_disk: entry.capacity[DISK] > 0,
-            in_use: entry.vms > 0,
+            lean: of(&entry.free, VCPUS) - of(&entry.free, MEMORY),
+            skew: of(need, VCPUS) - of(need, MEMORY),
+            vms: entry.vms,
             support,
             apart: POINTS,
             together: POINTS,
@@ -125,8 +156,8 @@ impl Facts {
 /// The best that is possible within a block.
 pub(crate) struct Limits {
     least_mean: i64,
-    least_width: i64,
-    in_use: bool,
+    most_evened: i64,
+    vms: u32,
     pub(crate) support: i64,
     pub(crate) apart: i64,
     pub(crate) together: i64,
@@ -134,27 +165,27 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// `least` and `most` bound what the VM needs on any node of the block.
-    pub(crate) fn new(bounds: &Bounds, least: &Amounts, most: &Amounts, support: i64) -> Self {
+    pub(crate) fn new(
+        bounds: &Bounds,
+        least: &Amounts,
+        most: &Amounts,
+        scarcity: &Scarcity,
+        support: i64,
+    ) -> Self {
         let low: [i64; DIMENSIONS] =
             std::array::from_fn(|d| part(bounds.free_min[d].saturating_sub(most[d]), bounds.capacity_max[d]));
-        let high: [i64; DIMENSIONS] = std::array::from_fn(|d| {
-            part(bounds.free_max[d].saturating_sub(least[d]), bounds.capacity_min[d]).min(POINTS)
-        });
         let with_disk = bounds.capacity_max[DISK] > 0;
         let without_disk = bounds.capacity_min[DISK] == 0;
-        // With a node of zero capacity in the block the largest free part is not bounded by the division.
-        let high = std::array::from_fn(|d| if bounds.capacity_min[d] == 0 { POINTS } else { high[d] });
         let mut limits = Self {
             least_mean: POINTS,
-            least_width: POINTS,
-            in_use: bounds.any_with_vms,
+            most_evened: most_evened(bounds, least, most),
+            vms: bounds.vms_max,
             support,
             apart: POINTS,
             together: POINTS,
         };
         for has_disk in [with_disk.then_some(true), without_disk.then_some(false)].into_iter().flatten() {
-            limits.least_mean = limits.least_mean.min(mean(&low, has_disk));
-            limits.least_width = limits.least_width.min(gap(&low, &high, has_disk));
+            limits.least_mean = limits.least_mean.min(mean(&low, scarcity, has_disk));
         }
         limits
     }
@@ -174,19 +205,63 @@ fn part(amount: u64, capacity: u64) -> i64 {
     i64::try_from(part).unwrap_or(POINTS)
 }
 
-fn mean(rest: &[i64; DIMENSIONS], has_disk: bool) -> i64 {
-    if has_disk { (rest[VCPUS] + rest[MEMORY] + rest[DISK]) / 3 } else { (rest[VCPUS] + rest[MEMORY]) / 2 }
-}
-
-/// The distance between the largest and the smallest free part.
-fn width(rest: &[i64; DIMENSIONS], has_disk: bool) -> i64 {
-    gap(rest, rest, has_disk)
-}
-
-/// The least distance that values between `low` and `high` can have.
-fn gap(low: &[i64; DIMENSIONS], high: &[i64; DIMENSIONS], has_disk: bool) -> i64 {
+/// The mean of what stays free, each dimension by its scarcity.
+fn mean(rest: &[i64; DIMENSIONS], scarcity: &Scarcity, has_disk: bool) -> i64 {
     let dims = if has_disk { DIMENSIONS } else { DISK };
-    let top = low[..dims].iter().copied().max().unwrap_or(0);
-    let bottom = high[..dims].iter().copied().min().unwrap_or(0);
-    (top - bottom).max(0)
+    let sum: i64 = rest[..dims].iter().zip(scarcity).map(|(rest, scarcity)| rest * scarcity).sum();
+    sum / scarcity[..dims].iter().sum::<i64>().max(1)
+}
+
+/// How much nearer `lean` comes to 0 by a VM whose skew is anywhere between `from` and `to`, whichever is best.
+fn evened(lean: i64, from: i64, to: i64) -> i64 {
+    lean.abs() - (from - lean).max(lean - to).max(0)
+}
+
+/// The most that [`evened`] is for any node of a block. It is linear between the ends of the lean and of the skew,
+/// and 0 can only be a lowest point, so one of these is the highest.
+fn most_evened(bounds: &Bounds, least: &Amounts, most: &Amounts) -> i64 {
+    // A node that has none of something has no part of it, which no division bounds from above.
+    let high = |amounts: &Amounts, d: usize| match bounds.capacity_min[d] {
+        0 => POINTS,
+        capacity => part(amounts[d], capacity).min(POINTS),
+    };
+    let low = |amounts: &Amounts, d: usize| match bounds.capacity_min[d] {
+        0 => 0,
+        _ => part(amounts[d], bounds.capacity_max[d]),
+    };
+    let (free_min, free_max) = (&bounds.free_min, &bounds.free_max);
+    let lean = (low(free_min, VCPUS) - high(free_max, MEMORY), high(free_max, VCPUS) - low(free_min, MEMORY));
+    let skew = (low(least, VCPUS) - high(most, MEMORY), high(most, VCPUS) - low(least, MEMORY));
+    let ends = [lean.0, lean.1, skew.0.clamp(lean.0, lean.1), skew.1.clamp(lean.0, lean.1)];
+    ends.map(|at| evened(at, skew.0, skew.1)).into_iter().max().unwrap_or(POINTS)
+}
+
+/// Six VMs make half of the points: the more there are, the less one more changes.
+fn held(vms: u32) -> i64 {
+    let vms = i64::from(vms);
+    POINTS * vms / (vms + 6)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_place_within_the_bounds_is_evened_more(
+            (lean0, lean1) in (-10_000i64..=10_000, -10_000i64..=10_000),
+            (skew0, skew1) in (-10_000i64..=10_000, -10_000i64..=10_000),
+            (a, b) in (0i64..=1_000, 0i64..=1_000),
+        ) {
+            let (lean, skew) = ((lean0.min(lean1), lean0.max(lean1)), (skew0.min(skew1), skew0.max(skew1)));
+            let ends = [lean.0, lean.1, skew.0.clamp(lean.0, lean.1), skew.1.clamp(lean.0, lean.1)];
+            let most = ends.map(|at| evened(at, skew.0, skew.1)).into_iter().max();
+            let within = |(from, to): (i64, i64), at: i64| from + (to - from) * at / 1_000;
+            let (x, n) = (within(lean, a), within(skew, b));
+            prop_assert_eq!(evened(x, n, n), x.abs() - (x - n).abs());
+            prop_assert!(Some(evened(x, n, n)) <= most);
+        }
+    }
 }

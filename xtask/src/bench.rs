@@ -41,10 +41,8 @@ pub fn scheduler(json: Option<PathBuf>, only: &[String]) -> Result<()> {
     if let Some(file) = json.map(std::path::absolute).transpose()? {
         arguments.extend(["--json".into(), file.to_string_lossy().into_owned()]);
     }
-    if only.is_empty() {
-        arguments
-            .extend(["--docs".into(), root().join("docs/performance.md").to_string_lossy().into_owned()]);
-    }
+    let docs = root().join("docs/performance.md");
+    arguments.extend(["--docs".into(), docs.to_string_lossy().into_owned()]);
     for case in only {
         arguments.extend(["--only".into(), case.clone()]);
     }

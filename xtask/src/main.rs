@@ -48,7 +48,7 @@ enum Bench {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Run only these cases, and write no docs
+        /// Run only these cases: tightness, speed, storm, emptying, ganeti
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
     },

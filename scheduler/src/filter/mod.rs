@@ -17,7 +17,7 @@ use tamdao_model::PoolId;
 
 use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY};
 use crate::reason::Reason;
-use crate::score::{self, Facts, Limits, Points};
+use crate::score::{self, Facts, Limits, Points, Scarcity};
 use crate::shape::VmShape;
 use crate::traits::Traits;
 use crate::view::{Row, View};
@@ -64,6 +64,7 @@ pub(crate) struct Ask<'a> {
     needs_row: bool,
     scores_groups: bool,
     support_days: Vec<u32>,
+    scarcity: Scarcity,
     best_apart: i64,
     best_together: i64,
 }
@@ -98,6 +99,7 @@ impl<'a> Ask<'a> {
             needs_row,
             scores_groups,
             support_days: view.support_days().collect(),
+            scarcity: score::scarcity(view.index().sums()),
             best_apart,
             best_together,
             groups,
@@ -151,7 +153,7 @@ impl<'a> Ask<'a> {
 
     /// The points of a node on which the VM fits.
     pub(crate) fn points(&self, entry: &Entry, need: &Amounts) -> Points {
-        let mut facts = Facts::new(entry, need, self.support(entry.support));
+        let mut facts = Facts::new(entry, need, self.scarcity, self.support(entry.support));
         if self.scores_groups
             && let Some(row) = self.view.row(entry.slot)
         {
@@ -162,7 +164,8 @@ impl<'a> Ask<'a> {
 
     /// At least the points of every entry of a block on which the VM fits.
     pub(crate) fn limit(&self, bounds: &Bounds) -> Points {
-        let mut limits = Limits::new(bounds, &self.least, &self.most, self.support(bounds.support_max));
+        let support = self.support(bounds.support_max);
+        let mut limits = Limits::new(bounds, &self.least, &self.most, &self.scarcity, support);
         limits.apart = self.best_apart;
         limits.together = self.best_together;
         limits.points()

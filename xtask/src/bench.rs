@@ -10,21 +10,21 @@ use crate::root;
 
 /// Measures the API.
 pub fn api(json: Option<PathBuf>) -> Result<()> {
-    command(
-        "cargo",
-        &[
-            "build",
-            "--release",
-            "-p",
-            "tamdao-controller",
-            "-p",
-            "tamdao-cli",
-            "-p",
-            "tamdao-tests",
-            "--bins",
-        ],
-    )?;
-    let program = root().join("target/release/bench-api");
+    run("bench-api", json)
+}
+
+/// Measures how long a VM takes from its accept to its guest's start.
+pub fn start(json: Option<PathBuf>) -> Result<()> {
+    run("bench-start", json)
+}
+
+/// Builds what is measured and what measures, and runs the latter.
+fn run(bench: &str, json: Option<PathBuf>) -> Result<()> {
+    let packages = ["tamdao-controller", "tamdao-node-agent", "tamdao-cli", "tamdao-tests"];
+    let mut build = vec!["build", "--release", "--bins"];
+    build.extend(packages.iter().flat_map(|package| ["-p", package]));
+    command("cargo", &build)?;
+    let program = root().join("target/release").join(bench);
     let file = json.map(std::path::absolute).transpose()?;
     let mut arguments = Vec::new();
     if let Some(file) = &file {

@@ -52,6 +52,12 @@ enum Bench {
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
     },
+    /// A start: from an accepted create to QEMU running, beside a bare `virsh start`; needs root
+    Start {
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Chore::Ci { long } => ci::run(long),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
         Chore::Bench { what: Bench::Scheduler { json, only } } => bench::scheduler(json, &only),
+        Chore::Bench { what: Bench::Start { json } } => bench::start(json),
         Chore::Tidy => tidy::run(),
     };
     match outcome {

@@ -86,7 +86,7 @@ pub fn survive_each_value(view: &View, key: &str) -> Vec<Survival> {
     values.into_iter().map(|value| survive(view, loss(value))).collect()
 }
 
-fn nodes_of(view: &View, loss: &Loss) -> BTreeSet<NodeId> {
+pub(crate) fn nodes_of(view: &View, loss: &Loss) -> BTreeSet<NodeId> {
     match loss {
         Loss::Node(node) => view.node(*node).map(|node| node.id).into_iter().collect(),
         Loss::Domain { key, value } => {

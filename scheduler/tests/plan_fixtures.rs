@@ -9,8 +9,12 @@ use std::fmt::Write as _;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::View;
 use tamdao_scheduler::judge::{Fault, judge};
+use tamdao_scheduler::plan::balance::{Policy, balance};
+use tamdao_scheduler::plan::consolidate::{Aim, First, consolidate};
 use tamdao_scheduler::plan::drain::{Blocker, drain};
+use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::reach::reach;
+use tamdao_scheduler::plan::rolling::rolling;
 use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms};
 use tamdao_scheduler::text::{Cluster, parse_plan, write_plan};
 
@@ -74,6 +78,15 @@ fn a_group_moves_together() {
 }
 
 #[test]
+fn a_wish_that_would_tear_a_group_apart_is_refused() {
+    let view = read("together");
+    let wished = [("app", "n3"), ("rest", "n4")];
+    let wished: BTreeMap<_, _> = wished.into_iter().map(|(v, n)| (vm(&view, v), node(&view, n))).collect();
+    let reached = reach(&view, &wished, &Terms::default(), &mut Budget::default());
+    insta::assert_snapshot!(report(&view, &reached.plan, &reached.stuck, &Limits::default()));
+}
+
+#[test]
 fn what_stays_says_why_and_what_would_help() {
     let view = read("stuck");
     let terms = Terms { cold: BTreeSet::from([vm(&view, "legacy")]), ..Terms::default() };
@@ -94,6 +107,77 @@ fn the_guarantee_is_asked_of_the_end() {
     }
     let terms = Terms { guard: Some(Guard::by_node()), ..Terms::default() };
     insta::assert_snapshot!(drained(&protected, &["n1"], &terms));
+}
+
+#[test]
+fn what_can_be_maintained() {
+    let view = read("racks");
+    let outages = Guard { nodes: true, keys: BTreeSet::from(["feed".to_owned(), "rack".to_owned()]) };
+    let mut text = String::new();
+    for answer in maintain(&view, &outages, &Terms::default(), &mut Budget::default()) {
+        let name = |id| view.node(id).unwrap().name.to_string();
+        let down: Vec<_> = answer.nodes.iter().map(|id| name(*id)).collect();
+        writeln!(text, "{:?}: {} down, possible: {}", answer.outage, down.join(" "), answer.is_possible())
+            .unwrap();
+        text.push_str(&report(&view, &answer.drain.plan, &answer.drain.stuck, &Limits::default()));
+        for enough in &answer.enough {
+            let (nodes, like, value) =
+                (enough.nodes, name(enough.like), enough.value.as_deref().unwrap_or("any"));
+            let (vcpus, memory_mib) = (enough.vcpus, enough.memory_mib);
+            writeln!(text, "enough: {nodes} like {like} in {value} with {vcpus} vCPUs, {memory_mib} MiB")
+                .unwrap();
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn nodes_take_turns() {
+    let view = read("racks");
+    let nodes = view.nodes().map(|node| node.id).collect();
+    let answer = rolling(&view, &nodes, &Terms::default(), &mut Budget::default());
+    let turns: Vec<String> = answer
+        .groups
+        .iter()
+        .map(|turn| {
+            let names: Vec<_> =
+                turn.nodes.iter().map(|id| view.node(*id).unwrap().name.to_string()).collect();
+            format!("{}: {} moves", names.join(" "), turn.plan.move_count())
+        })
+        .collect();
+    assert!(answer.left.is_empty());
+    insta::assert_snapshot!(turns.join("\n"));
+}
+
+#[test]
+fn nodes_are_emptied_by_bytes_or_by_end_of_support() {
+    let view = read("scattered");
+    let mut text = String::new();
+    for (first, count) in
+        [(First::FewestBytes, None), (First::FewestBytes, Some(1)), (First::SupportEnds, Some(1))]
+    {
+        let aim = Aim { among: None, count, first };
+        let answer = consolidate(&view, &aim, &Terms::default(), &mut Budget::default());
+        let names: Vec<_> =
+            answer.emptied.iter().map(|id| view.node(*id).unwrap().name.to_string()).collect();
+        writeln!(text, "{first:?} {count:?}: {}", names.join(" ")).unwrap();
+        text.push_str(&report(&view, &answer.plan, &[], &Limits::default()));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn load_is_evened_only_when_it_lasts() {
+    let view = read("uneven");
+    let policy = Policy { hold: 2, ..Policy::default() };
+    let mut text = String::new();
+    for lasted in [1, 2] {
+        let answer = balance(&view, &policy, lasted, &Terms::default(), &mut Budget::default());
+        writeln!(text, "{:?}, worst {} to {}", answer.outcome, answer.before.worst, answer.after.worst)
+            .unwrap();
+        text.push_str(&report(&view, &answer.plan, &[], &Limits::default()));
+    }
+    insta::assert_snapshot!(text);
 }
 
 #[test]

@@ -13,9 +13,13 @@ use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::View;
 use tamdao_scheduler::judge::judge;
 use tamdao_scheduler::place::{find, place_each};
+use tamdao_scheduler::plan::balance::{Outcome, Policy, balance};
+use tamdao_scheduler::plan::consolidate::{Aim, First, consolidate};
 use tamdao_scheduler::plan::drain::{Cause, drain};
+use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::reach::reach;
-use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms};
+use tamdao_scheduler::plan::rolling::rolling;
+use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms, Way};
 use tamdao_scheduler::text::{Cluster, parse_plan, write_plan};
 use uuid::Uuid;
 
@@ -162,5 +166,82 @@ proptest! {
             let Some(to) = wished.get(&vm).filter(|to| view.node(**to).is_some()) else { continue };
             prop_assert!(places.contains(to) != stuck.contains(&vm), "{}", show(&view));
         }
+    }
+
+    #[test]
+    fn a_consolidation_empties_what_it_says(plan in cluster::any_plan(8, 24), mask in any::<u32>(), some in any::<bool>(), count in prop::option::of(0usize..4), by_support in any::<bool>(), terms in any_terms()) {
+        let view = settle(&plan);
+        let first = if by_support { First::SupportEnds } else { First::FewestBytes };
+        let aim = Aim { among: some.then(|| chosen(&view, mask)), count, first };
+        let answer = consolidate(&view, &aim, &terms, &mut Budget::default());
+        assert_good(&view, &answer.plan, &terms.limits)?;
+        let end = carried_out(&view, &answer.plan, &BTreeSet::new());
+        let is_empty = |view: &View, node: &NodeId| view.vms_on(*node).is_empty();
+        let emptied: Vec<NodeId> = end.nodes().map(|n| n.id).filter(|n| is_empty(&end, n) && !is_empty(&view, n)).collect();
+        prop_assert_eq!(&emptied, &answer.emptied, "{}", show(&view));
+        prop_assert!(view.nodes().all(|n| !is_empty(&view, &n.id) || is_empty(&end, &n.id)), "an empty node was filled");
+        prop_assert!(count.is_none_or(|count| emptied.len() <= count));
+        prop_assert!(aim.among.is_none_or(|among| emptied.iter().all(|node| among.contains(node))));
+        prop_assert!(emptied.is_empty() == answer.plan.is_empty());
+    }
+
+    #[test]
+    fn balance_never_worsens_and_is_stable(plan in cluster::any_plan(8, 24), threshold in 0u32..2_000, cost_per_gib in 0u64..20_000, margin in 0u64..50_000, at_most in 0usize..20, terms in any_terms()) {
+        let view = settle(&plan);
+        let policy = Policy { threshold, hold: 2, cost_per_gib, margin, at_most };
+        let run = |view: &View, lasted| balance(view, &policy, lasted, &terms, &mut Budget::default());
+        prop_assert!(run(&view, 1).plan.is_empty());
+        let answer = run(&view, 2);
+        assert_good(&view, &answer.plan, &terms.limits)?;
+        prop_assert!(answer.plan.is_empty() || answer.after.squares < answer.before.squares, "{}", show(&view));
+        prop_assert!(answer.plan.move_count() <= at_most);
+        let end = carried_out(&view, &answer.plan, &BTreeSet::new());
+        let again = run(&end, 2);
+        prop_assert_eq!(again.before, answer.after, "{}", show(&view));
+        if answer.outcome == Outcome::Best {
+            prop_assert!(again.plan.is_empty(), "{}", show(&view));
+        }
+    }
+
+    #[test]
+    fn what_can_be_maintained_is_proved_by_a_plan(plan in cluster::any_plan(6, 20), terms in any_terms()) {
+        let view = settle(&plan);
+        let outages = Guard { nodes: true, keys: BTreeSet::from(["rack".to_owned(), "feed".to_owned()]) };
+        let answers = maintain(&view, &outages, &terms, &mut Budget::default());
+        prop_assert_eq!(answers.len(), outages.losses(&view).len());
+        for answer in answers {
+            assert_good(&view, &answer.drain.plan, &terms.limits)?;
+            prop_assert!(answer.drain.plan.moves().all(|m| m.way == Way::Live));
+            let end = carried_out(&view, &answer.drain.plan, &answer.nodes);
+            let is_empty = answer.nodes.iter().all(|node| end.vms_on(*node).is_empty());
+            prop_assert_eq!(is_empty, answer.drain.stuck.is_empty());
+            if answer.is_possible() && let Some(guard) = &terms.guard {
+                let before: BTreeSet<_> = guard.unborne(&view).into_iter().map(|s| s.loss).collect();
+                prop_assert!(guard.unborne(&end).iter().all(|s| before.contains(&s.loss)), "{}", show(&view));
+            }
+            for enough in &answer.enough {
+                prop_assert!(!is_empty && enough.nodes > 0);
+                let like = view.node(enough.like).unwrap();
+                prop_assert!(!answer.nodes.contains(&like.id) && like.ready && !like.cordoned);
+            }
+        }
+    }
+
+    #[test]
+    fn every_node_has_its_turn_or_says_why_not(plan in cluster::any_plan(7, 20), mask in any::<u32>(), terms in any_terms()) {
+        let view = settle(&plan);
+        let nodes = chosen(&view, mask);
+        let answer = rolling(&view, &nodes, &terms, &mut Budget::default());
+        let mut now = view.clone();
+        let mut seen: Vec<NodeId> = answer.left.iter().map(|(node, _)| *node).collect();
+        for turn in &answer.groups {
+            assert_good(&now, &turn.plan, &terms.limits)?;
+            now = carried_out(&now, &turn.plan, &BTreeSet::new());
+            prop_assert!(!turn.nodes.is_empty() && turn.nodes.iter().all(|node| now.vms_on(*node).is_empty()));
+            seen.extend(&turn.nodes);
+        }
+        seen.sort_unstable();
+        prop_assert_eq!(seen, nodes.into_iter().collect::<Vec<_>>());
+        prop_assert!(answer.left.iter().all(|(_, stuck)| !stuck.is_empty() || terms.guard.is_some()), "{}", show(&view));
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tamdao_model::NodeId;
 
-use super::course::{Course, the_move, why_not};
-use super::{Budget, Way, Why};
+use super::course::{Course, why_not};
+use super::{Budget, Why};
 use crate::filter::Ask;
 use crate::reason::{Reason, ReasonKind};
 use crate::shape::VmShape;
@@ -98,8 +98,7 @@ fn clear<'a>(
 ) -> Option<Course<'a>> {
     let mut guests: Vec<(u64, Arc<VmShape>)> = Vec::new();
     for guest in course.view.vms_on(node).iter().filter(|guest| course.way(guest.id).is_ok()) {
-        let copied = the_move(&course.view, guest, (node, node), Way::Live, (Why::Empty, 0));
-        guests.push((copied.copied_mib(), guest.clone()));
+        guests.push((course.copied_by(guest, node), guest.clone()));
     }
     guests.sort_by_key(|(copied, guest)| (*copied, guest.id));
     let alone: Vec<Arc<VmShape>> = guests

@@ -86,6 +86,16 @@ impl<'a> Course<'a> {
         true
     }
 
+    /// What moving all VMs away from a node would copy, MiB.
+    pub(crate) fn copied_from(&self, node: NodeId) -> u64 {
+        self.view.vms_on(node).iter().map(|vm| self.copied_by(vm, node)).fold(0, u64::saturating_add)
+    }
+
+    /// What moving a VM away from its node copies, MiB.
+    pub(crate) fn copied_by(&self, vm: &VmShape, node: NodeId) -> u64 {
+        the_move(&self.view, vm, (node, node), Way::Live, (Why::Empty, 0)).copied_mib()
+    }
+
     /// All that its moves copy, MiB.
     pub(crate) fn copied_mib(&self) -> u64 {
         self.moves.iter().map(Move::copied_mib).fold(0, u64::saturating_add)

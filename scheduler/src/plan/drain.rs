@@ -1,30 +1,21 @@
-//! Emptying nodes. VMs go where the score likes them best, the hardest first; what then has no place is tried
-//! earlier, then gets room made for it by moving others, then moves with its whole group. What still remains is
-//! said with what would lift it. Deliberately absent: the cordon itself, which the caller sets before it carries
-//! the plan out, and what happens to the nodes when they are empty.
+//! Emptying nodes, or saying for each VM that remains why, and what would lift it. Deliberately absent: the cordon
+//! itself, which the caller sets before it carries the plan out, and what happens to the nodes when they are empty.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
 
-use super::bundle::move_together;
-use super::chain::make_room;
-use super::course::{Course, Held, closed, guest};
+use super::course::{Course, Held, closed};
+use super::empty::{DEPTH, empty};
 use super::rounds::rounds;
-use super::{Budget, Plan, Terms, Why};
+use super::{Budget, Plan, Terms};
 use crate::explain::{Fix, explain};
 use crate::place::{Rejection, place};
 use crate::shape::VmShape;
 use crate::survive::{Loss, Survival};
 use crate::view::View;
-
-/// How often the order is changed before room is made.
-const ORDERS: usize = 3;
-/// How many VMs one chain moves one after the other for a VM, less one.
-const DEPTH: usize = 3;
 
 /// What a drain comes to. The nodes are empty at the end of the plan if `stuck` is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,97 +63,8 @@ pub fn drain(view: &View, nodes: &BTreeSet<NodeId>, terms: &Terms, budget: &mut 
     Drain { plan: rounds(view, end.moves, &terms.limits), stuck, unborne }
 }
 
-/// The course that empties nodes, closed before, as far as it can. None of its moves enters them.
-pub(crate) fn empty<'a>(
-    begin: &Course<'a>,
-    nodes: &BTreeSet<NodeId>,
-    depth: usize,
-    budget: &mut Budget,
-) -> Course<'a> {
-    let guests = hardest_first(begin, nodes);
-    let (mut best, mut left) = in_order(begin, &guests, budget);
-    let mut order = guests;
-    for _ in 1..ORDERS {
-        if left.is_empty() || budget.is_spent() {
-            break;
-        }
-        order.sort_by_key(|(vm, _)| !left.contains(&vm.id));
-        let (course, still_left) = in_order(begin, &order, budget);
-        if still_left.len() < left.len() {
-            (best, left) = (course, still_left);
-        } else {
-            left.extend(still_left);
-        }
-    }
-    while let Some(next) = further(&best, &order, depth, budget) {
-        best = next;
-    }
-    best
-}
-
-/// The course with more of the VMs moved, if one more can be.
-fn further<'a>(
-    course: &Course<'a>,
-    guests: &[(Arc<VmShape>, NodeId)],
-    depth: usize,
-    budget: &mut Budget,
-) -> Option<Course<'a>> {
-    let mut best = course.clone();
-    for (vm, from) in guests {
-        // It may have left already, by itself or with its group.
-        if guest(&best.view, *from, vm.id).is_none() || !budget.step() {
-            continue;
-        }
-        if let Some(to) = best.find(vm) {
-            best.carry(vm, *from, to, Why::Empty, 0);
-            continue;
-        }
-        let next = (0..depth)
-            .find_map(|depth| make_room(&best, vm, *from, Why::Empty, depth, budget))
-            .or_else(|| move_together(&best, vm, Why::Empty, budget));
-        best = next.unwrap_or(best);
-    }
-    (best.moves.len() > course.moves.len()).then_some(best)
-}
-
-/// The VMs of the nodes that may move, those with the fewest ways to go first.
-fn hardest_first(course: &Course, nodes: &BTreeSet<NodeId>) -> Vec<(Arc<VmShape>, NodeId)> {
-    let (vcpus, memory_mib) = course.view.nodes().fold((1u64, 1u64), |(vcpus, memory), node| {
-        (vcpus + u64::from(node.vcpus), memory.saturating_add(node.memory_mib))
-    });
-    let share = |vm: &VmShape| {
-        let part = |amount: u64, of: u64| u128::from(amount) * 1_000_000_000_000 / u128::from(of);
-        part(u64::from(vm.reservation.vcpus), vcpus).max(part(vm.reservation.memory_mib, memory_mib))
-    };
-    let is_bound = |vm: &VmShape| vm.pin.is_some() || !vm.labels.is_empty() || !vm.groups.is_empty();
-    let mut guests: Vec<(Arc<VmShape>, NodeId)> = nodes
-        .iter()
-        .flat_map(|node| course.view.vms_on(*node).iter().map(|vm| (vm.clone(), *node)))
-        .filter(|(vm, _)| course.way(vm.id).is_ok())
-        .collect();
-    guests.sort_by_key(|(vm, _)| (Reverse(is_bound(vm)), Reverse(share(vm)), vm.id));
-    guests
-}
-
-/// Each VM to its best place, one after the other, and those that had none.
-fn in_order<'a>(
-    begin: &Course<'a>,
-    guests: &[(Arc<VmShape>, NodeId)],
-    budget: &mut Budget,
-) -> (Course<'a>, BTreeSet<VmId>) {
-    let mut course = begin.clone();
-    let mut left = BTreeSet::new();
-    for (vm, from) in guests {
-        match course.find(vm).filter(|_| budget.step()) {
-            Some(to) => course.carry(vm, *from, to, Why::Empty, 0),
-            None => drop(left.insert(vm.id)),
-        }
-    }
-    (course, left)
-}
-
 /// What remains on the nodes, and why.
-pub(crate) fn stuck(end: &Course, nodes: &BTreeSet<NodeId>, budget: &Budget) -> Vec<Blocker> {
+fn stuck(end: &Course, nodes: &BTreeSet<NodeId>, budget: &Budget) -> Vec<Blocker> {
     let mut stuck = Vec::new();
     for node in nodes {
         for vm in end.view.vms_on(*node) {

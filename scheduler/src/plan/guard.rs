@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::survive::{Survival, survive_each_node, survive_each_value};
+use crate::survive::{Loss, Survival, survive};
 use crate::view::View;
 
 /// The losses against which protected VMs are guaranteed a place.
@@ -20,11 +20,24 @@ impl Guard {
         Self { nodes: true, keys: BTreeSet::new() }
     }
 
+    /// What is guarded, nodes first, each in the order of ids or values.
+    pub fn losses(&self, view: &View) -> Vec<Loss> {
+        let nodes = view.nodes().filter(|_| self.nodes).map(|node| Loss::Node(node.id));
+        let values = |key: &String| {
+            let values: BTreeSet<&String> =
+                view.nodes().filter_map(|node| node.domains.get(key)).flatten().collect();
+            values.into_iter().cloned().collect::<Vec<_>>()
+        };
+        let domains = self
+            .keys
+            .iter()
+            .flat_map(|key| values(key).into_iter().map(|value| Loss::Domain { key: key.clone(), value }));
+        nodes.chain(domains).collect()
+    }
+
     /// The losses that cannot be borne, in order.
     pub fn unborne(&self, view: &View) -> Vec<Survival> {
-        let mut all = if self.nodes { survive_each_node(view) } else { Vec::new() };
-        all.extend(self.keys.iter().flat_map(|key| survive_each_value(view, key)));
-        all.retain(|survival| !survival.is_guaranteed());
-        all
+        let all = self.losses(view).into_iter().map(|loss| survive(view, loss));
+        all.filter(|survival| !survival.is_guaranteed()).collect()
     }
 }

@@ -2,16 +2,22 @@
 //! run at the same time, in any order; a round begins when the one before is done. While a move runs its VM holds
 //! both ends, and with all ends of a round held no rule is broken, so a plan may be stopped at any moment.
 //!
-//! [`drain`](drain::drain) empties nodes and [`reach`](reach::reach) brings each VM to a wished node. What cannot be
-//! done is data with counted reasons. [`crate::judge`] judges any plan and shares no code with what is here.
-//! Deliberately absent: what carries a move out, how long it takes, and the clock: a [`Budget`] counts steps.
+//! One planner per file: [`drain`] empties nodes, [`consolidate`] as many as possible, [`balance`] evens load,
+//! [`maintain`] and [`rolling`] ask whether and how all can be maintained, [`reach`] brings VMs to wished nodes. What
+//! cannot be done is data with counted reasons. [`crate::judge`] judges any plan and shares no code with what is
+//! here. Deliberately absent: what carries a move out, how long it takes, and the clock: a [`Budget`] counts steps.
 
+pub mod balance;
 pub(crate) mod bundle;
 pub(crate) mod chain;
+pub mod consolidate;
 pub(crate) mod course;
 pub mod drain;
+pub(crate) mod empty;
 pub mod guard;
+pub mod maintain;
 pub mod reach;
+pub mod rolling;
 pub(crate) mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,7 +147,7 @@ pub struct Terms {
 }
 
 /// How much work a planner may do. When it is spent, the planner gives the best plan that it has. A step is one
-/// search for a place or a look at one node's VMs: 10 to 30 µs at a thousand nodes.
+/// search for a place or a look at one node's VMs: about 10 to 30 µs at a thousand nodes.
 pub struct Budget<'a> {
     left: u64,
     spent: u64,
@@ -149,9 +155,9 @@ pub struct Budget<'a> {
 }
 
 impl Default for Budget<'_> {
-    /// A million steps.
+    /// A hundred thousand steps: one to three seconds.
     fn default() -> Self {
-        Self::steps(1_000_000)
+        Self::steps(100_000)
     }
 }
 

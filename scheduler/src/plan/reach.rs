@@ -127,6 +127,28 @@ pub(crate) fn carry_all<'a>(
     (course, left)
 }
 
+/// A course from `begin` to the same end with each VM moved straight to its last node, if there is one that copies
+/// less.
+pub(crate) fn straightened<'a>(end: Course<'a>, begin: Course<'a>, budget: &mut Budget) -> Course<'a> {
+    let mut wishes: BTreeMap<VmId, Wish> = BTreeMap::new();
+    for a_move in &end.moves {
+        if let Some(wish) = wishes.get_mut(&a_move.vm) {
+            wish.gain = wish.gain.saturating_add(a_move.gain);
+            continue;
+        }
+        let to = end.view.homes(a_move.vm).next();
+        let (Some(vm), Some(to)) = (guest(&begin.view, a_move.from, a_move.vm), to) else { return end };
+        wishes.insert(vm.id, Wish { vm, from: a_move.from, to, why: a_move.why, gain: a_move.gain });
+    }
+    if wishes.len() == end.moves.len() {
+        return end;
+    }
+    let mut wishes: Vec<Wish> = wishes.into_values().collect();
+    wishes.retain(|wish| wish.from != wish.to);
+    let (straight, left) = carry_all(begin, wishes, budget);
+    if left.is_empty() && straight.copied_mib() < end.copied_mib() { straight } else { end }
+}
+
 /// Puts the smallest VM that stands in another's way on a third node for a while.
 fn park(course: &mut Course, left: &mut [Wish], budget: &mut Budget) -> bool {
     let mut order: Vec<usize> = (0..left.len()).collect();

@@ -144,3 +144,34 @@ fn crossed(view: &View, a_move: &Move, limits: &Limits) -> Vec<(String, String)>
     }
     links
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Terms, Why, course::Course};
+    use crate::text::Cluster;
+
+    /// b comes to n2 when a has left, and goes on to n3; then c comes, which would fit before b, but not beside it.
+    #[test]
+    fn nothing_enters_ahead_of_a_move_that_waits() {
+        let text = "tamdao-cluster 1
+            node n1 vcpus=16 memory=1024
+            node n2 vcpus=12 memory=1024
+            node n3 vcpus=16 memory=1024
+            vm a on=n2 vcpus=8 memory=1
+            vm b on=n1 vcpus=10 memory=1
+            vm c on=n1 vcpus=4 memory=1";
+        let view = Cluster::parse(text).unwrap().view().unwrap();
+        let nodes: Vec<NodeId> = view.nodes().map(|node| node.id).collect();
+        let [a, b, c] = [(1, 0), (0, 0), (0, 1)].map(|(node, at)| view.vms_on(nodes[node])[at].clone());
+        let terms = Terms::default();
+        let mut course = Course::new(&view, &terms);
+        for (vm, from, to) in [(&a, 1, 2), (&b, 0, 1), (&a, 2, 0), (&b, 1, 2), (&c, 0, 1)] {
+            assert_eq!(why_not(&course.view, vm, nodes[to]), None);
+            course.carry(vm, nodes[from], nodes[to], Why::Wished, 0);
+        }
+        let plan = rounds(&view, course.moves, &terms.limits);
+        assert_eq!(plan.move_count(), 5);
+        assert_eq!(crate::judge::judge(&view, &plan, &terms.limits), Ok(()));
+    }
+}

@@ -1,0 +1,168 @@
+//! Emptying as many nodes as possible, or as many as asked for, with few MiB copied. Nodes are taken in an order;
+//! the longest part of it that can be emptied at once is found by halving, so that no VM moves twice, and then
+//! further nodes are tried one by one with room made for their VMs. Empty nodes stay empty.
+//!
+//! This is a heuristic: a longer part may exist where the halving did not look. Deliberately absent: turning nodes
+//! off, and the guarantee as a rule of the search; it is asked of the end, and nodes are given back until it holds.
+
+use std::collections::BTreeSet;
+
+use tamdao_model::NodeId;
+
+use super::course::{Course, closed};
+use super::drain::newly_unborne;
+use super::empty::{DEPTH, TOLERATED_PERCENT, empty_whole, most};
+use super::reach::straightened;
+use super::rounds::rounds;
+use super::{Budget, Plan, Terms};
+use crate::survive::Survival;
+use crate::view::View;
+
+/// Nodes that are tried one by one after the last that could be emptied.
+const MISSES: usize = 24;
+
+/// What is to be emptied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Aim {
+    /// Only these nodes; none means any.
+    pub among: Option<BTreeSet<NodeId>>,
+    /// So many nodes are enough; none means as many as possible.
+    pub count: Option<usize>,
+    pub first: First,
+}
+
+/// Which nodes go first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum First {
+    /// Those with the least to copy.
+    #[default]
+    FewestBytes,
+    /// Those whose hardware support ends first; of these those with the least to copy.
+    SupportEnds,
+}
+
+/// What a consolidation comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consolidation {
+    pub plan: Plan,
+    /// Nodes that are empty after the plan and were not before, in the order of ids.
+    pub emptied: Vec<NodeId>,
+    /// Guarded losses that could be borne before and not after; only if even the empty plan has some.
+    pub unborne: Vec<Survival>,
+}
+
+/// Plans to empty nodes.
+pub fn consolidate(view: &View, aim: &Aim, terms: &Terms, budget: &mut Budget) -> Consolidation {
+    let begin = Course::new(view, terms);
+    let order = candidates(&begin, aim);
+    let wanted = aim.count.unwrap_or(usize::MAX).min(order.len());
+    let mut search = Search { view, empty: empty_nodes(view), begin, order, budget };
+    let mut at_most = wanted;
+    loop {
+        let (end, chosen) = search.best(at_most);
+        let end = straightened(end, search.closed(&chosen), search.budget);
+        let unborne = newly_unborne(view, &end);
+        if unborne.is_empty() || chosen.is_empty() {
+            let plan = rounds(view, end.moves, &terms.limits);
+            return Consolidation { plan, emptied: chosen.into_iter().collect(), unborne };
+        }
+        at_most = chosen.len() * 3 / 4;
+    }
+}
+
+/// Nodes whose VMs may all move, in the order in which they are to be emptied.
+fn candidates(course: &Course, aim: &Aim) -> Vec<NodeId> {
+    let mut order: Vec<_> = course
+        .view
+        .nodes()
+        .filter(|node| aim.among.as_ref().is_none_or(|among| among.contains(&node.id)))
+        .filter(|node| {
+            let vms = course.view.vms_on(node.id);
+            !vms.is_empty() && vms.iter().all(|vm| vm.pin != Some(node.id) && course.way(vm.id).is_ok())
+        })
+        .map(|node| {
+            let support = match aim.first {
+                First::FewestBytes => None,
+                First::SupportEnds => Some(node.support_ends.map_or(u32::MAX, |day| day.0)),
+            };
+            (support, course.copied_from(node.id), node.id)
+        })
+        .collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, _, node)| node).collect()
+}
+
+fn empty_nodes(view: &View) -> BTreeSet<NodeId> {
+    view.nodes().map(|node| node.id).filter(|node| view.vms_on(*node).is_empty()).collect()
+}
+
+struct Search<'a, 'b, 'c> {
+    view: &'a View,
+    begin: Course<'a>,
+    order: Vec<NodeId>,
+    empty: BTreeSet<NodeId>,
+    budget: &'b mut Budget<'c>,
+}
+
+impl<'a> Search<'a, '_, '_> {
+    /// The course that empties most nodes, up to `at_most`, and those nodes.
+    fn best(&mut self, at_most: usize) -> (Course<'a>, BTreeSet<NodeId>) {
+        let mut best = (self.closed(&BTreeSet::new()), BTreeSet::new());
+        let (mut low, mut high) = (0, at_most.min(most(self.view, &self.order, &self.empty)));
+        while low < high && !self.budget.is_spent() {
+            let middle = (low + high).div_ceil(2);
+            match self.try_first(middle) {
+                Some(found) => (low, best) = (middle, found),
+                None => high = middle - 1,
+            }
+        }
+        // Shallow chains first, for all; what deep ones cost is spent on what is left.
+        for depth in 1..DEPTH {
+            best = self.one_by_one(best, depth, low, at_most);
+        }
+        best
+    }
+
+    fn closed(&self, nodes: &BTreeSet<NodeId>) -> Course<'a> {
+        let all: BTreeSet<NodeId> = nodes.union(&self.empty).copied().collect();
+        Course { view: closed(self.view, &all), ..self.begin.clone() }
+    }
+
+    fn try_first(&mut self, count: usize) -> Option<(Course<'a>, BTreeSet<NodeId>)> {
+        let nodes: BTreeSet<NodeId> = self.order.iter().take(count).copied().collect();
+        let vms: usize = nodes.iter().map(|node| self.view.vms_on(*node).len()).sum();
+        let begin = self.closed(&nodes);
+        let tolerance = vms * TOLERATED_PERCENT / 100;
+        empty_whole(&begin, &nodes, (1, tolerance), self.budget).map(|course| (course, nodes))
+    }
+
+    /// Adds further nodes of the order, from `begin` on.
+    fn one_by_one(
+        &mut self,
+        (mut course, mut nodes): (Course<'a>, BTreeSet<NodeId>),
+        depth: usize,
+        begin: usize,
+        at_most: usize,
+    ) -> (Course<'a>, BTreeSet<NodeId>) {
+        let mut misses = 0;
+        for node in self.order.iter().skip(begin) {
+            if nodes.contains(node) {
+                continue;
+            }
+            if nodes.len() >= at_most || misses >= MISSES || self.budget.is_spent() {
+                break;
+            }
+            let mut next = course.clone();
+            next.close(*node);
+            let tolerance = next.view.vms_on(*node).len();
+            match empty_whole(&next, &BTreeSet::from([*node]), (depth, tolerance), self.budget) {
+                Some(found) => {
+                    (course, misses) = (found, 0);
+                    nodes.insert(*node);
+                }
+                None => misses += 1,
+            }
+        }
+        (course, nodes)
+    }
+}

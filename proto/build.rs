@@ -7,6 +7,7 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use rest_over_grpc::build::{DescriptorOptions, Generator, OpenApiInfo, ServiceDefinition};
 
+/// The package of the public contract.
 const PUBLIC: &str = ".tamdao.v1";
 /// On each generated service: whoever wants messages only gets no tonic.
 const SPEAKING: &str = r#"#[cfg(feature = "grpc")]"#;
@@ -32,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".tamdao")
         .client_mod_attribute(".", SPEAKING)
         .server_mod_attribute(".", SPEAKING)
-        .compile_fds(set)?;
+        .compile_fds(set.clone())?;
+    std::fs::write(out.join("tamdao.v1.unary.rs"), unary(&set))?;
     pbjson_build::Builder::new()
         // With the standard names beside the protos' own: input may have either, output has the protos'.
         .register_descriptors(&standard)?
@@ -46,6 +48,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     generator.add_all(ServiceDefinition::from_fds(&bytes, &options)?);
     generator.write(&out)?;
     Ok(())
+}
+
+/// Which method a request of the public contract is for, and its answer: `impl Unary for GetVmRequest`.
+fn unary(set: &prost_types::FileDescriptorSet) -> String {
+    let mut text = String::new();
+    for file in set.file.iter().filter(|file| format!(".{}", file.package()) == PUBLIC) {
+        for service in &file.service {
+            for method in &service.method {
+                if method.client_streaming() || method.server_streaming() {
+                    continue;
+                }
+                let own = |name: &str| name.trim_start_matches(PUBLIC).trim_start_matches('.').to_owned();
+                let (request, response) = (own(method.input_type()), own(method.output_type()));
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                text.push_str(&format!(
+                    "impl crate::Unary for {request} {{ type Response = {response}; const PATH: &'static str = {path:?}; }}\n"
+                ));
+            }
+        }
+    }
+    text
 }
 
 /// Every .proto below a folder, sorted, so that the descriptor set is the same everywhere.

@@ -9,7 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bytes::{Buf, BufMut, Bytes};
+use http::uri::PathAndQuery;
+use prost::Message;
+use tamdao_proto::Unary;
 use tokio::time::Instant;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -67,7 +72,8 @@ struct Controller {
     channel: Channel,
 }
 
-/// Sends a unary request through a client: `rpc!(client, VmServiceClient, get_vm, request)`.
+/// Asks for a stream: `rpc!(client, EventServiceClient, watch_events, request)`. What has one answer goes by
+/// [`Client::ask`].
 #[macro_export]
 #[doc(hidden)]
 macro_rules! rpc {
@@ -134,6 +140,29 @@ impl Client {
     /// How long to go on trying while no controller answers.
     pub fn retry_for(&self) -> Duration {
         self.retry_for
+    }
+
+    /// Sends a request that has one answer.
+    pub async fn ask<Q: Unary>(&self, request: Q) -> Result<Q::Response, Problem> {
+        let answer = self.ask_plain(Q::PATH, request.encode_to_vec().into()).await?;
+        Q::Response::decode(answer).map_err(|error| {
+            Problem::from_status(&Status::internal(format!("an unreadable answer: {error}")))
+        })
+    }
+
+    /// The same for a message as bytes: this is compiled once, and not for each method.
+    async fn ask_plain(&self, path: &'static str, request: Bytes) -> Result<Bytes, Problem> {
+        self.call(|wire| {
+            let request = Request::new(request.clone());
+            async move {
+                let mut wire = tonic::client::Grpc::new(wire).max_decoding_message_size(MESSAGE_BYTES);
+                wire.ready()
+                    .await
+                    .map_err(|error| Status::unknown(format!("the service was not ready: {error}")))?;
+                wire.unary(request, PathAndQuery::from_static(path), Plain).await
+            }
+        })
+        .await
     }
 
     /// Sends an ordinary request.
@@ -230,6 +259,44 @@ impl Client {
     fn at_present(&self) -> (usize, &Controller) {
         let index = self.present.load(Ordering::Relaxed);
         (index, &self.controllers[index])
+    }
+}
+
+/// Messages as they are on the wire.
+#[derive(Clone, Copy, Default)]
+struct Plain;
+
+impl Codec for Plain {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Plain {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Plain {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
 

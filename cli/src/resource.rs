@@ -22,7 +22,6 @@ use tamdao_proto::v1::volume_service_client::VolumeServiceClient;
 
 use crate::client::{Client, Wire, message_bytes, request_id};
 use crate::problem::Problem;
-use crate::rpc;
 
 /// Where a resource is: its agency (empty for the cluster) and its name or id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +160,7 @@ pub fn word(full: &str, prefix: &str) -> String {
 macro_rules! resource {
     (
         $type:ident, $kind:literal, $plural:literal, $owner:ident, $client:ident,
-        get $get:ident $get_request:ident, list $list:ident $list_request:ident $many:ident,
+        get $get_request:ident, list $list_request:ident $many:ident,
         watch $watch:ident $watch_request:ident $one:ident
         $(, agency $agency:ident)? $(, phase $phase:ident $prefix:literal $phase_field:ident)? $(, conditions $conditions:ident)?
     ) => {
@@ -206,7 +205,7 @@ macro_rules! resource {
 
             async fn fetch(client: &Client, place: &Place) -> Result<Self, Problem> {
                 let request = $get_request { name: place.name.clone(), $( $agency: place.agency.clone(), )? };
-                rpc!(client, $client, $get, request)
+                client.ask(request).await
             }
 
             #[allow(clippy::needless_update)]
@@ -219,7 +218,7 @@ macro_rules! resource {
                     $( $phase_field: query.phase, )?
                     ..Default::default()
                 };
-                let answer = rpc!(client, $client, $list, request)?;
+                let answer = client.ask(request).await?;
                 Ok(Page { resources: answer.$many, next: answer.next_page_token, cursor: answer.cursor })
             }
 
@@ -249,7 +248,7 @@ macro_rules! resource {
 }
 
 macro_rules! editable {
-    ($type:ident, $client:ident, $update:ident $update_request:ident, $delete:ident $delete_request:ident, $one:ident
+    ($type:ident, $update_request:ident, $delete_request:ident, $one:ident
      $(, agency $agency:ident)? $(, force $force:ident)?) => {
         impl Editable for $type {
             async fn update(
@@ -263,7 +262,7 @@ macro_rules! editable {
                     validate_only,
                     $( $agency: place.agency.clone(), )?
                 };
-                rpc!(client, $client, $update, request)
+                client.ask(request).await
             }
 
             #[allow(unused_variables, clippy::needless_update)]
@@ -276,14 +275,14 @@ macro_rules! editable {
                     $( $force: force, )?
                     ..Default::default()
                 };
-                rpc!(client, $client, $delete, request)
+                client.ask(request).await
             }
         }
     };
 }
 
 macro_rules! makeable {
-    ($type:ident, $client:ident, $create:ident $create_request:ident, $one:ident $(, agency $agency:ident)?) => {
+    ($type:ident, $create_request:ident, $one:ident $(, agency $agency:ident)?) => {
         impl Makeable for $type {
             #[allow(unused_variables)]
             async fn create(client: &Client, agency: &str, value: Self, validate_only: bool) -> Result<Self, Problem> {
@@ -293,63 +292,63 @@ macro_rules! makeable {
                     validate_only,
                     $( $agency: agency.to_owned(), )?
                 };
-                rpc!(client, $client, $create, request)
+                client.ask(request).await
             }
         }
     };
 }
 
-resource!(Agency, "agency", "agencies", Cluster, AgencyServiceClient, get get_agency GetAgencyRequest,
-    list list_agencies ListAgenciesRequest agencies, watch watch_agencies WatchAgenciesRequest agency,
+resource!(Agency, "agency", "agencies", Cluster, AgencyServiceClient, get GetAgencyRequest,
+    list ListAgenciesRequest agencies, watch watch_agencies WatchAgenciesRequest agency,
     phase AgencyPhase "AGENCY_PHASE_" phase, conditions conditions);
-editable!(Agency, AgencyServiceClient, update_agency UpdateAgencyRequest, delete_agency DeleteAgencyRequest, agency);
-makeable!(Agency, AgencyServiceClient, create_agency CreateAgencyRequest, agency);
+editable!(Agency, UpdateAgencyRequest, DeleteAgencyRequest, agency);
+makeable!(Agency, CreateAgencyRequest, agency);
 
 resource!(Controller, "controller", "controllers", Cluster, ControllerServiceClient,
-    get get_controller GetControllerRequest, list list_controllers ListControllersRequest controllers,
+    get GetControllerRequest, list ListControllersRequest controllers,
     watch watch_controllers WatchControllersRequest controller, conditions conditions);
 
-resource!(Flavor, "flavor", "flavors", Cluster, FlavorServiceClient, get get_flavor GetFlavorRequest,
-    list list_flavors ListFlavorsRequest flavors, watch watch_flavors WatchFlavorsRequest flavor);
-editable!(Flavor, FlavorServiceClient, update_flavor UpdateFlavorRequest, delete_flavor DeleteFlavorRequest, flavor);
-makeable!(Flavor, FlavorServiceClient, create_flavor CreateFlavorRequest, flavor);
+resource!(Flavor, "flavor", "flavors", Cluster, FlavorServiceClient, get GetFlavorRequest,
+    list ListFlavorsRequest flavors, watch watch_flavors WatchFlavorsRequest flavor);
+editable!(Flavor, UpdateFlavorRequest, DeleteFlavorRequest, flavor);
+makeable!(Flavor, CreateFlavorRequest, flavor);
 
-resource!(Image, "image", "images", Either, ImageServiceClient, get get_image GetImageRequest,
-    list list_images ListImagesRequest images, watch watch_images WatchImagesRequest image, agency agency,
+resource!(Image, "image", "images", Either, ImageServiceClient, get GetImageRequest,
+    list ListImagesRequest images, watch watch_images WatchImagesRequest image, agency agency,
     phase ImagePhase "IMAGE_PHASE_" phase, conditions conditions);
-editable!(Image, ImageServiceClient, update_image UpdateImageRequest, delete_image DeleteImageRequest, image,
+editable!(Image, UpdateImageRequest, DeleteImageRequest, image,
     agency agency);
-makeable!(Image, ImageServiceClient, create_image CreateImageRequest, image, agency agency);
+makeable!(Image, CreateImageRequest, image, agency agency);
 
-resource!(Network, "network", "networks", Either, NetworkServiceClient, get get_network GetNetworkRequest,
-    list list_networks ListNetworksRequest networks, watch watch_networks WatchNetworksRequest network, agency agency,
+resource!(Network, "network", "networks", Either, NetworkServiceClient, get GetNetworkRequest,
+    list ListNetworksRequest networks, watch watch_networks WatchNetworksRequest network, agency agency,
     phase NetworkPhase "NETWORK_PHASE_" phase, conditions conditions);
-editable!(Network, NetworkServiceClient, update_network UpdateNetworkRequest, delete_network DeleteNetworkRequest,
+editable!(Network, UpdateNetworkRequest, DeleteNetworkRequest,
     network, agency agency);
-makeable!(Network, NetworkServiceClient, create_network CreateNetworkRequest, network, agency agency);
+makeable!(Network, CreateNetworkRequest, network, agency agency);
 
-resource!(Node, "node", "nodes", Cluster, NodeServiceClient, get get_node GetNodeRequest,
-    list list_nodes ListNodesRequest nodes, watch watch_nodes WatchNodesRequest node,
+resource!(Node, "node", "nodes", Cluster, NodeServiceClient, get GetNodeRequest,
+    list ListNodesRequest nodes, watch watch_nodes WatchNodesRequest node,
     phase NodePhase "NODE_PHASE_" phase, conditions conditions);
-editable!(Node, NodeServiceClient, update_node UpdateNodeRequest, delete_node DeleteNodeRequest, node);
+editable!(Node, UpdateNodeRequest, DeleteNodeRequest, node);
 
-resource!(Pool, "pool", "pools", Cluster, PoolServiceClient, get get_pool GetPoolRequest,
-    list list_pools ListPoolsRequest pools, watch watch_pools WatchPoolsRequest pool,
+resource!(Pool, "pool", "pools", Cluster, PoolServiceClient, get GetPoolRequest,
+    list ListPoolsRequest pools, watch watch_pools WatchPoolsRequest pool,
     phase PoolPhase "POOL_PHASE_" phase, conditions conditions);
-editable!(Pool, PoolServiceClient, update_pool UpdatePoolRequest, delete_pool DeletePoolRequest, pool);
-makeable!(Pool, PoolServiceClient, create_pool CreatePoolRequest, pool);
+editable!(Pool, UpdatePoolRequest, DeletePoolRequest, pool);
+makeable!(Pool, CreatePoolRequest, pool);
 
-resource!(Vm, "vm", "vms", Agency, VmServiceClient, get get_vm GetVmRequest, list list_vms ListVmsRequest vms,
+resource!(Vm, "vm", "vms", Agency, VmServiceClient, get GetVmRequest, list ListVmsRequest vms,
     watch watch_vms WatchVmsRequest vm, agency agency, phase VmPhase "VM_PHASE_" phase, conditions conditions);
-editable!(Vm, VmServiceClient, update_vm UpdateVmRequest, delete_vm DeleteVmRequest, vm, agency agency, force force);
-makeable!(Vm, VmServiceClient, create_vm CreateVmRequest, vm, agency agency);
+editable!(Vm, UpdateVmRequest, DeleteVmRequest, vm, agency agency, force force);
+makeable!(Vm, CreateVmRequest, vm, agency agency);
 
-resource!(Volume, "volume", "volumes", Agency, VolumeServiceClient, get get_volume GetVolumeRequest,
-    list list_volumes ListVolumesRequest volumes, watch watch_volumes WatchVolumesRequest volume, agency agency,
+resource!(Volume, "volume", "volumes", Agency, VolumeServiceClient, get GetVolumeRequest,
+    list ListVolumesRequest volumes, watch watch_volumes WatchVolumesRequest volume, agency agency,
     phase VolumePhase "VOLUME_PHASE_" phase, conditions conditions);
-editable!(Volume, VolumeServiceClient, update_volume UpdateVolumeRequest, delete_volume DeleteVolumeRequest, volume,
+editable!(Volume, UpdateVolumeRequest, DeleteVolumeRequest, volume,
     agency agency);
-makeable!(Volume, VolumeServiceClient, create_volume CreateVolumeRequest, volume, agency agency);
+makeable!(Volume, CreateVolumeRequest, volume, agency agency);
 
 #[cfg(test)]
 mod tests {

@@ -9,11 +9,20 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// The public contract as an OpenAPI 3.1 document, as generated: the controller serves it.
 pub const OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/tamdao.v1.openapi.json"));
 
+/// A request of the public contract that has one answer. A client that goes by this compiles the way to the wire
+/// once and not once for each method.
+pub trait Unary: prost::Message {
+    type Response: prost::Message + Default;
+    /// The method in a request's path, `/tamdao.v1.VmService/GetVm`.
+    const PATH: &'static str;
+}
+
 /// `tamdao.v1`: the public contract.
 #[allow(clippy::all)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tamdao.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/tamdao.v1.serde.rs"));
+    include!(concat!(env!("OUT_DIR"), "/tamdao.v1.unary.rs"));
     #[cfg(feature = "rest")]
     include!(concat!(env!("OUT_DIR"), "/tamdao.v1.rest.rs"));
 }

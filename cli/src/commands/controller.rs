@@ -1,7 +1,6 @@
 //! `tamdao controller`: the seats of the control plane.
 
 use anyhow::Result;
-use tamdao_proto::v1::controller_service_client::ControllerServiceClient;
 use tamdao_proto::v1::{Controller, JoinTokenKind, RemoveControllerRequest, TransferLeadershipRequest};
 
 use super::{node, standard};
@@ -9,7 +8,6 @@ use crate::app::App;
 use crate::args::{ControllerAddArgs, ControllerRemoveArgs, ControllerVerb, NameArg};
 use crate::problem::ExitStatus;
 use crate::quantity::duration;
-use crate::rpc;
 
 pub async fn run(app: &App, verb: ControllerVerb) -> Result<ExitStatus> {
     match verb {
@@ -55,7 +53,7 @@ async fn remove(app: &App, args: &ControllerRemoveArgs) -> Result<ExitStatus> {
     let name = app.place::<Controller>(&args.name, false)?.name;
     app.confirm(args.yes, &format!("remove controller {name} from the group"))?;
     let request = RemoveControllerRequest { name };
-    let controller = rpc!(app.client()?, ControllerServiceClient, remove_controller, request);
+    let controller = app.client()?.ask(request).await;
     let controller = controller.map_err(|problem| problem.about(&args.name))?;
     standard::done(app, &controller, "removed; its process may be stopped and its data directory deleted")
 }
@@ -63,6 +61,6 @@ async fn remove(app: &App, args: &ControllerRemoveArgs) -> Result<ExitStatus> {
 async fn transfer_leader(app: &App, args: &NameArg) -> Result<ExitStatus> {
     let name = app.place::<Controller>(&args.name, false)?.name;
     let request = TransferLeadershipRequest { name };
-    let controller = rpc!(app.client()?, ControllerServiceClient, transfer_leadership, request);
+    let controller = app.client()?.ask(request).await;
     standard::done(app, &controller.map_err(|problem| problem.about(&args.name))?, "leads")
 }

@@ -1,14 +1,12 @@
 //! `tamdao debug`: a look inside the controller that answers.
 
 use anyhow::Result;
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
 use tamdao_proto::v1::{GetClusterRequest, ListLoopsRequest};
 
 use crate::app::{App, now_s};
 use crate::args::DebugVerb;
 use crate::output::{Cell, Table, Tone};
 use crate::problem::ExitStatus;
-use crate::rpc;
 use crate::view::since;
 
 pub async fn run(app: &App, verb: DebugVerb) -> Result<ExitStatus> {
@@ -19,7 +17,7 @@ pub async fn run(app: &App, verb: DebugVerb) -> Result<ExitStatus> {
 }
 
 async fn loops(app: &App) -> Result<ExitStatus> {
-    let answer = rpc!(app.client()?, ClusterServiceClient, list_loops, ListLoopsRequest {})?;
+    let answer = app.client()?.ask(ListLoopsRequest {}).await?;
     if app.output.is_machine() {
         app.output.value(&answer)?;
         return Ok(ExitStatus::Done);
@@ -47,7 +45,7 @@ async fn loops(app: &App) -> Result<ExitStatus> {
 }
 
 async fn cluster(app: &App) -> Result<ExitStatus> {
-    let cluster = rpc!(app.client()?, ClusterServiceClient, get_cluster, GetClusterRequest {})?;
+    let cluster = app.client()?.ask(GetClusterRequest {}).await?;
     if app.output.is_machine() {
         app.output.value(&cluster)?;
         return Ok(ExitStatus::Done);

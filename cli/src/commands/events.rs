@@ -70,7 +70,7 @@ async fn past(app: &App, about: &About, limit: usize) -> Result<(Vec<Event>, Str
             kind: about.kind.clone(),
             name: about.place.name.clone(),
         };
-        let page = rpc!(app.client()?, EventServiceClient, list_events, request)?;
+        let page = app.client()?.ask(request).await?;
         events.extend(page.events);
         events.truncate(limit);
         if cursor.is_empty() {

@@ -1,9 +1,6 @@
 //! `tamdao node`: the standard verbs, cordon, and the tokens by which nodes join.
 
 use anyhow::Result;
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
-use tamdao_proto::v1::controller_service_client::ControllerServiceClient;
-use tamdao_proto::v1::node_service_client::NodeServiceClient;
 use tamdao_proto::v1::{
     ControllerRole, CordonNodeRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, JoinTokenKind,
     ListControllersRequest, ListJoinTokensRequest, Node, RevokeJoinTokenRequest, UncordonNodeRequest,
@@ -18,7 +15,6 @@ use crate::output::{Cell, Table};
 use crate::problem::{ExitStatus, Problem};
 use crate::quantity::{count, duration, until};
 use crate::resource::word;
-use crate::rpc;
 
 pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
     match verb {
@@ -37,7 +33,7 @@ pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
 async fn cordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
     let name = app.place::<Node>(&args.name, false)?.name;
     let request = CordonNodeRequest { name, request_id: request_id() };
-    let node = rpc!(app.client()?, NodeServiceClient, cordon_node, request);
+    let node = app.client()?.ask(request).await;
     let node = node.map_err(|problem| problem.about(&args.name))?;
     let vms = node.status.as_ref().map_or(0, |status| status.vms);
     standard::done(app, &node, &format!("cordoned; {} stay on it", count(vms as usize, "VM")))
@@ -46,7 +42,7 @@ async fn cordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
 async fn uncordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
     let name = app.place::<Node>(&args.name, false)?.name;
     let request = UncordonNodeRequest { name, request_id: request_id() };
-    let node = rpc!(app.client()?, NodeServiceClient, uncordon_node, request);
+    let node = app.client()?.ask(request).await;
     standard::done(app, &node.map_err(|problem| problem.about(&args.name))?, "takes new VMs again")
 }
 
@@ -113,15 +109,14 @@ pub async fn join_token(
         return Err(Problem::usage("--uses must be 1 at least").into());
     }
     let request = CreateJoinTokenRequest { kind: kind.into(), ttl_s, uses, name: name.to_owned() };
-    Ok(rpc!(app.client()?, ClusterServiceClient, create_join_token, request)?)
+    Ok(app.client()?.ask(request).await?)
 }
 
 /// HOST:PORT of the controller that a newcomer should speak to: the leader's, as the controllers know it. The endpoint
 /// that this command line uses may be of use here only.
 pub async fn meeting_point(app: &App) -> Result<String> {
     let client = app.client()?;
-    let controllers =
-        rpc!(client, ControllerServiceClient, list_controllers, ListControllersRequest::default());
+    let controllers = client.ask(ListControllersRequest::default()).await;
     let controllers = controllers.map(|answer| answer.controllers).unwrap_or_default();
     let mut known: Vec<_> = controllers.iter().filter_map(|controller| controller.status.as_ref()).collect();
     known.retain(|status| !status.address.is_empty());
@@ -130,7 +125,7 @@ pub async fn meeting_point(app: &App) -> Result<String> {
 }
 
 async fn list_tokens(app: &App) -> Result<ExitStatus> {
-    let answer = rpc!(app.client()?, ClusterServiceClient, list_join_tokens, ListJoinTokensRequest {})?;
+    let answer = app.client()?.ask(ListJoinTokensRequest {}).await?;
     if app.output.is_machine() {
         app.output.value(&answer)?;
         return Ok(ExitStatus::Done);
@@ -149,7 +144,7 @@ async fn list_tokens(app: &App) -> Result<ExitStatus> {
 
 async fn revoke_token(app: &App, id: &str) -> Result<ExitStatus> {
     let request = RevokeJoinTokenRequest { id: id.to_owned() };
-    let token = rpc!(app.client()?, ClusterServiceClient, revoke_join_token, request);
+    let token = app.client()?.ask(request).await;
     let token = token.map_err(|problem| problem.about(id))?;
     if app.output.is_machine() {
         app.output.value(&token)?;

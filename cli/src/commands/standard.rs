@@ -6,7 +6,6 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use similar::TextDiff;
-use tamdao_proto::v1::event_service_client::EventServiceClient;
 use tamdao_proto::v1::{Event, ListEventsRequest};
 
 use crate::app::{App, now_s};
@@ -16,7 +15,6 @@ use crate::output::yaml;
 use crate::problem::{ExitStatus, Problem};
 use crate::quantity::count;
 use crate::resource::{Editable, Makeable, Owner, Place, Query, Resource};
-use crate::rpc;
 use crate::view::{self, View};
 use crate::wait::{Goal, until};
 
@@ -106,7 +104,7 @@ async fn last_events<R: Resource>(app: &App, resource: &R) -> Result<Vec<Event>>
         name: metadata.id,
         ..Default::default()
     };
-    let mut events = rpc!(app.client()?, EventServiceClient, list_events, request)?.events;
+    let mut events = app.client()?.ask(request).await?.events;
     events.truncate(EVENTS_SHOWN as usize);
     events.reverse();
     Ok(events)

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, WatchEvent};
 
 use super::{console, standard, vm_create, vm_log, vm_power};
@@ -14,7 +13,6 @@ use crate::output::{Cell, Table, Tone};
 use crate::problem::ExitStatus;
 use crate::quantity::{clock, mib};
 use crate::resource::{Place, Resource};
-use crate::rpc;
 use crate::view::{View, tone_of};
 use crate::wait::{Goal, Verdict, until};
 use crate::watch::Watch;
@@ -95,8 +93,7 @@ async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {
         flavor: args.flavor.clone().unwrap_or_default(),
         revision: 0,
     };
-    let vm =
-        rpc!(client, VmServiceClient, resize_vm, request).map_err(|problem| problem.about(&args.name))?;
+    let vm = client.ask(request).await.map_err(|problem| problem.about(&args.name))?;
     if args.dry_run {
         app.output.note(&format!("dry run: vm {place} would become so; nothing was changed"));
         standard::show_planned(app, Some(&before), &vm)?;
@@ -131,7 +128,7 @@ fn acted_on(vm: &Vm, generation: u64) -> Verdict {
 async fn explain(app: &App, args: &NameArg) -> Result<ExitStatus> {
     let place = app.place::<Vm>(&args.name, false)?;
     let request = ExplainVmRequest { agency: place.agency, name: place.name };
-    let answer = rpc!(app.client()?, VmServiceClient, explain_vm, request);
+    let answer = app.client()?.ask(request).await;
     let answer = answer.map_err(|problem| problem.about(&args.name))?;
     if app.output.is_machine() {
         app.output.value(&answer)?;

@@ -1,7 +1,6 @@
 //! `tamdao vm start|stop|reboot|reset|pause|resume`: asks, then waits until the machine is so.
 
 use anyhow::Result;
-use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_proto::v1::{
     PauseVmRequest, RebootVmRequest, ResetVmRequest, ResumeVmRequest, StartVmRequest, StopVmRequest, Vm,
     VmPhase,
@@ -13,12 +12,11 @@ use crate::args::{VmPowerArgs, VmRebootArgs, VmResetArgs, VmStopArgs, WaitArgs};
 use crate::client::request_id;
 use crate::problem::{ExitStatus, Problem};
 use crate::resource::Resource;
-use crate::rpc;
 use crate::wait::{Goal, Verdict, until};
 
 /// Sends one verb; the fields that every verb has are the same.
 macro_rules! send {
-    ($app:expr, $name:expr, $method:ident, $request:ident $(, $field:ident: $value:expr)*) => {{
+    ($app:expr, $name:expr, $request:ident $(, $field:ident: $value:expr)*) => {{
         let place = $app.place::<Vm>($name, false)?;
         let request = $request {
             agency: place.agency,
@@ -27,12 +25,12 @@ macro_rules! send {
             validate_only: false,
             $( $field: $value, )*
         };
-        rpc!($app.client()?, VmServiceClient, $method, request).map_err(|problem| problem.about($name))?
+        $app.client()?.ask(request).await.map_err(|problem| problem.about($name))?
     }};
 }
 
 pub async fn start(app: &App, args: &VmPowerArgs) -> Result<ExitStatus> {
-    let vm = send!(app, &args.name, start_vm, StartVmRequest);
+    let vm = send!(app, &args.name, StartVmRequest);
     become_so(app, vm, &args.wait, VmPhase::Running, "starting").await
 }
 
@@ -41,17 +39,17 @@ pub async fn stop(app: &App, args: &VmStopArgs) -> Result<ExitStatus> {
         app.confirm(args.yes, &format!("stop vm {} by force, like pulling the plug", args.name))?;
     }
     let deadline_s = whole_seconds(args.deadline)?;
-    let vm = send!(app, &args.name, stop_vm, StopVmRequest, force: args.force, deadline_s: deadline_s);
+    let vm = send!(app, &args.name, StopVmRequest, force: args.force, deadline_s: deadline_s);
     become_so(app, vm, &args.wait, VmPhase::Stopped, "stopping").await
 }
 
 pub async fn pause(app: &App, args: &VmPowerArgs) -> Result<ExitStatus> {
-    let vm = send!(app, &args.name, pause_vm, PauseVmRequest);
+    let vm = send!(app, &args.name, PauseVmRequest);
     become_so(app, vm, &args.wait, VmPhase::Paused, "pausing").await
 }
 
 pub async fn resume(app: &App, args: &VmPowerArgs) -> Result<ExitStatus> {
-    let vm = send!(app, &args.name, resume_vm, ResumeVmRequest);
+    let vm = send!(app, &args.name, ResumeVmRequest);
     become_so(app, vm, &args.wait, VmPhase::Running, "resuming").await
 }
 
@@ -59,7 +57,7 @@ pub async fn reboot(app: &App, args: &VmRebootArgs) -> Result<ExitStatus> {
     let place = app.place::<Vm>(&args.name, false)?;
     let before = Vm::fetch(app.client()?, &place).await.map_err(|problem| problem.about(&args.name))?;
     let deadline_s = whole_seconds(args.deadline)?;
-    let vm = send!(app, &args.name, reboot_vm, RebootVmRequest, deadline_s: deadline_s);
+    let vm = send!(app, &args.name, RebootVmRequest, deadline_s: deadline_s);
     if args.wait.no_wait {
         return standard::done(app, &vm, "rebooting");
     }
@@ -76,7 +74,7 @@ pub async fn reboot(app: &App, args: &VmRebootArgs) -> Result<ExitStatus> {
 
 pub async fn reset(app: &App, args: &VmResetArgs) -> Result<ExitStatus> {
     app.confirm(args.yes, &format!("reset vm {}, like its reset button", args.name))?;
-    let vm = send!(app, &args.name, reset_vm, ResetVmRequest);
+    let vm = send!(app, &args.name, ResetVmRequest);
     standard::done(app, &vm, "reset was asked for")
 }
 

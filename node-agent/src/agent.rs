@@ -93,6 +93,7 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
         guard: Guard::new(config.spoofing == Spoofing::Block),
         dial: dial.clone(),
         filtering: tokio::sync::Mutex::new(()),
+        sources: std::sync::Mutex::default(),
     });
     let session = Session {
         dial: dial.clone(),

@@ -1,8 +1,8 @@
 //! Named places at which tests may kill the agent, to show that every restart finds one whole state.
 //!
 //! Invariant: without tests or the feature `test-hooks` a checkpoint is nothing at all. The names, in order of a
-//! create: volume-aside, volume-renamed, volume (in the ledger), seed, define (start recorded, no domain yet),
-//! start (domain paused), resumed (runs, not in the ledger), running, report (first report that says RUNNING, not
+//! create: volume-aside, volume-renamed, volume (in the ledger), seed (start recorded, filter perhaps not written),
+//! define (no domain yet), start (domain paused), resumed (runs, not in the ledger), running, report (first report that says RUNNING, not
 //! sent), reported (sent). Others: image-fetched, volume-removed, action (recorded, not done).
 
 /// Kills the process here if `TAMDAO_CRASH_AT` names the checkpoint; a test inside the process can hang it.

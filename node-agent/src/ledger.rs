@@ -1,14 +1,16 @@
 //! What this node knows of itself across restarts of the agent: the highest epoch and revision that it was told,
 //! and per VM and volume what has been done. It serves to recognise and to keep, never to start.
 //!
-//! Invariant: a change is on disk, fsynced, before anyone acts on it; memory never runs ahead of the file. The
-//! file is rewritten aside and renamed, so a crash leaves the old or the new one, never half of one.
+//! Invariant: a change is on disk, fsynced, before anyone acts on it; memory never runs ahead of the file, but for
+//! the revision heard last, which goes to disk with whatever is written next. The file is rewritten aside and
+//! renamed, so a crash leaves the old or the new one, never half of one.
 //! Deliberately absent: the assignment. After a boot an agent knows what it did, and not what it should do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -149,6 +151,8 @@ pub struct Ledger {
     state: RwLock<Arc<State>>,
     /// Held while a change is written; the change starts from the state that the last one left.
     writer: tokio::sync::Mutex<()>,
+    /// The highest revision heard of.
+    heard: AtomicU64,
     /// Keeps other agents out of the directory for as long as this one lives.
     _lock: File,
 }
@@ -185,6 +189,7 @@ impl Ledger {
         };
         Ok(Self {
             path,
+            heard: AtomicU64::new(state.revision),
             state: RwLock::new(Arc::new(state)),
             writer: tokio::sync::Mutex::new(()),
             _lock: lock,
@@ -195,6 +200,17 @@ impl Ledger {
     #[must_use]
     pub fn state(&self) -> Arc<State> {
         self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Takes note of a revision that was heard of; the next write takes it along.
+    pub fn hear(&self, revision: u64) {
+        self.heard.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// The highest revision heard of, be it on disk or not.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Changes the state and returns when the change is on disk. A change that changes nothing writes nothing.
@@ -209,6 +225,7 @@ impl Ledger {
         let old = self.state();
         let mut new = State::clone(&old);
         let result = change(&mut new);
+        new.revision = self.heard();
         if new == *old {
             return Ok(result);
         }
@@ -308,6 +325,19 @@ mod tests {
         let again = Ledger::open(dir.path()).unwrap();
         assert_eq!(again.state(), state);
         assert_eq!(again.state().vms[&vm].incarnation, 3);
+    }
+
+    #[tokio::test]
+    async fn a_revision_goes_to_disk_with_what_is_written_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.hear(7);
+        ledger.hear(5);
+        assert_eq!((ledger.heard(), ledger.state().revision), (7, 0));
+        ledger.vm(Uuid::from_u128(7), |record| record.incarnation = 3).await.unwrap();
+        drop(ledger);
+        let again = Ledger::open(dir.path()).unwrap();
+        assert_eq!((again.heard(), again.state().revision), (7, 7));
     }
 
     #[tokio::test]

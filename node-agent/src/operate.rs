@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tamdao_proto::agent::v1::Problem;
 use tamdao_proto::v1::DiskKind;
 use uuid::Uuid;
 
 use crate::checkpoint::checkpoint;
-use crate::cloudinit;
+use crate::cloudinit::{self, Seed};
 use crate::desired::{Digest, WantedPool, WantedVm, WantedVolume};
 use crate::dial::Dial;
 use crate::guard::{Guard, GuardError, Rule};
@@ -24,7 +24,7 @@ use crate::hypervisor::{
 use crate::image::{ImageCache, ImageError};
 use crate::ledger::{Ledger, LedgerError, Life, State, Stop, VmRecord};
 use crate::reconcile::{Go, Step};
-use crate::volume::{Volume, VolumeError, file_path};
+use crate::volume::{Source, Volume, VolumeError, file_path};
 
 /// A guest that ran this long before it ended does not count towards the back-off of restarts, ms.
 const STEADY_MS: u64 = 600_000;
@@ -90,6 +90,8 @@ pub struct Operator {
     pub dial: Dial,
     /// Loading the filter's whole table is cheap, and must not be done with an older list of guests.
     pub filtering: tokio::sync::Mutex<()>,
+    /// What cached images are, asked of qemu-img once: the bytes of a digest never change.
+    pub sources: Mutex<BTreeMap<Digest, Source>>,
 }
 
 /// Where a guest's serial port is kept.
@@ -171,8 +173,11 @@ impl Operator {
             }
             Step::MakeVolume { volume } => {
                 let volume = self.volume(*volume, context)?;
-                let image = volume.wanted.image.as_ref().map(|digest| self.images.path(digest));
-                Ok(volume.make(image.as_deref(), &self.ledger).await?)
+                let image = match &volume.wanted.image {
+                    Some(digest) => Some(self.source(digest).await?),
+                    None => None,
+                };
+                Ok(volume.make(image.as_ref(), &self.ledger).await?)
             }
             Step::GrowVolume { volume, size_mib } => {
                 Ok(self.volume(*volume, context)?.grow(*size_mib, &self.ledger).await?)
@@ -185,6 +190,20 @@ impl Operator {
         let wanted = context.volume.clone().ok_or(OperateError::Overtaken("the volume's entry is gone"))?;
         let pool = context.pools.get(&wanted.pool).cloned();
         Ok(Volume { id, wanted, pool: pool.ok_or(OperateError::Overtaken("the pool's entry is gone"))? })
+    }
+
+    async fn source(&self, digest: &Digest) -> Result<Source> {
+        let sources = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sources().get(digest).cloned();
+        if let Some(source) = known {
+            return Ok(source);
+        }
+        let source = Source::read(self.images.path(digest)).await?;
+        let cached = self.images.digests();
+        let mut sources = sources();
+        sources.retain(|digest, _| cached.contains(digest));
+        sources.insert(digest.clone(), source.clone());
+        Ok(source)
     }
 
     async fn record_end(&self, vm: Uuid, end: crate::ledger::End, now_ms: u64) -> Result<()> {
@@ -283,10 +302,10 @@ impl Operator {
 
     async fn start(&self, vm: Uuid, again: bool, wanted: &WantedVm, context: &Context) -> Result<()> {
         let state = self.ledger.state();
-        let seed = self.seed(vm, wanted).await?;
-        checkpoint("seed").await;
+        let seed = seed(wanted)?;
         let rules = rules(vm, wanted)?;
-        let spec = self.spec(vm, wanted, seed, &context.pools, &state)?;
+        let spec =
+            self.spec(vm, wanted, seed.as_ref().map(|_| self.seed_path(vm)), &context.pools, &state)?;
         let before = state.vms.get(&vm).filter(|record| record.incarnation == wanted.incarnation).cloned();
         let old = before.clone().unwrap_or_default();
         let record = VmRecord {
@@ -309,18 +328,16 @@ impl Operator {
             ..old
         };
         self.ledger.vm(vm, |slot| *slot = record).await?;
-        self.filter().await?;
-        checkpoint("define").await;
-        let domain = match self.hypervisor.start(&spec).await {
+        let domain = match self.bring_up(vm, seed, &spec).await {
             Ok(domain) => domain,
             Err(error) => {
                 // A plain no leaves the guest as it was, so that a cut-off node may try its restart again. After
                 // a lost connection nobody knows, and `Starting` says so.
-                if let (Some(before), false) = (before, matches!(error, HypervisorError::Disconnected { .. }))
-                {
+                let unknown = matches!(error, OperateError::Hypervisor(HypervisorError::Disconnected { .. }));
+                if let (Some(before), false) = (before, unknown) {
                     self.ledger.vm(vm, |record| record.life = before.life).await?;
                 }
-                return Err(error.into());
+                return Err(error);
             }
         };
         checkpoint("start").await;
@@ -329,13 +346,30 @@ impl Operator {
         Ok(())
     }
 
+    /// The middle of a start: seed and packet filter side by side, then the domain, paused.
+    async fn bring_up(&self, vm: Uuid, seed: Option<Seed>, spec: &DomainSpec) -> Result<Domain> {
+        let seeding = async {
+            if let Some(seed) = &seed {
+                cloudinit::write_iso(&self.seed_path(vm), seed).await?;
+            }
+            checkpoint("seed").await;
+            Ok(())
+        };
+        tokio::try_join!(seeding, self.filter())?;
+        checkpoint("define").await;
+        Ok(self.hypervisor.start(spec).await?)
+    }
+
     /// The last part of a start: paused → (the keeper takes it here) → run.
     async fn run_first(&self, vm: Uuid, domain: &Domain) -> Result<()> {
-        let platform = domain.platform.clone();
-        self.ledger.vm(vm, |record| record.platform = Some(platform)).await?;
         self.hypervisor.resume(vm, domain.incarnation).await?;
         checkpoint("resumed").await;
-        self.ledger.vm(vm, |record| record.life = Life::Running).await?;
+        // Until this is written the domain's own mark tells its platform.
+        let change = |record: &mut VmRecord| {
+            record.life = Life::Running;
+            record.platform = Some(domain.platform.clone());
+        };
+        self.ledger.vm(vm, change).await?;
         checkpoint("running").await;
         Ok(())
     }
@@ -365,14 +399,6 @@ impl Operator {
         }
         self.hypervisor.set_generation(vm, domain.incarnation, wanted.generation).await?;
         Ok(self.ledger.vm(vm, |record| record.generation = wanted.generation).await?)
-    }
-
-    async fn seed(&self, vm: Uuid, wanted: &WantedVm) -> Result<Option<PathBuf>> {
-        let Some(told) = &wanted.machine.cloud_init else { return Ok(None) };
-        let seed = cloudinit::seed(told, &wanted.machine.interfaces)?;
-        let path = self.seed_path(vm);
-        cloudinit::write_iso(&path, &seed).await?;
-        Ok(Some(path))
     }
 
     fn spec(
@@ -450,6 +476,12 @@ impl Operator {
 
 fn wanted(context: &Context) -> Result<&WantedVm> {
     context.vm.as_ref().ok_or(OperateError::Overtaken("the entry is gone"))
+}
+
+/// The texts of the seed, for a VM that has one.
+fn seed(wanted: &WantedVm) -> Result<Option<Seed>> {
+    let told = wanted.machine.cloud_init.as_ref();
+    Ok(told.map(|told| cloudinit::seed(told, &wanted.machine.interfaces)).transpose()?)
 }
 
 /// The bridge for a VLAN is named after the plain one: `br0` and tag 30 make `br0.30`.

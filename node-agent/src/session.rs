@@ -32,7 +32,7 @@ const LEVEL: u32 = 1;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence before a welcome has named the session's own timeout.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the highest revision heard of is written down between assignments.
+/// How often the highest revision heard of is written down when nothing else is.
 const NOTE_REVISION: Duration = Duration::from_secs(10);
 /// How much the clocks must drift before the inventory is sent again, ms.
 const CLOCK_NEWS_MS: i64 = 100;
@@ -205,7 +205,7 @@ impl Session {
             boot_id: self.boot_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             level: LEVEL,
-            highest_revision: state.revision,
+            highest_revision: self.ledger.heard(),
             highest_epoch: state.epoch,
             address: self.address_towards(controller).await,
             host_uuid: self.host_uuid.clone(),
@@ -245,17 +245,13 @@ impl Session {
     }
 
     async fn welcome(&self, controller: &str, welcome: &wire::Welcome) -> Result<(), SessionError> {
-        let (revision, cluster) = (welcome.revision, welcome.cluster_id.clone());
+        let cluster = welcome.cluster_id.clone();
         let before = self.ledger.state();
         if !before.cluster_id.is_empty() && before.cluster_id != cluster {
             tracing::warn!(cluster, "the cluster has a new id: it was restored");
         }
-        self.ledger
-            .update(move |state| {
-                state.revision = state.revision.max(revision);
-                state.cluster_id = cluster;
-            })
-            .await?;
+        self.ledger.hear(welcome.revision);
+        self.ledger.update(move |state| state.cluster_id = cluster).await?;
         self.learn(&welcome.controllers).await;
         self.up.send_replace(true);
         metrics::gauge!("tamdao_agent_session_up").set(1.0);
@@ -282,7 +278,7 @@ impl Session {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut heard_at, mut noted_at) = (Instant::now(), Instant::now());
-        let (mut revision, mut report_at) = (0u64, Instant::now());
+        let mut report_at = Instant::now();
         self.inventory.mark_changed();
         self.reports.mark_changed();
         loop {
@@ -301,9 +297,9 @@ impl Session {
                         return Err(SessionError::Silence(timeout));
                     }
                     line.send(Said::Heartbeat(clock.beat())).await?;
-                    if revision > self.ledger.state().revision && noted_at.elapsed() >= NOTE_REVISION {
+                    if noted_at.elapsed() >= NOTE_REVISION {
                         noted_at = Instant::now();
-                        self.ledger.update(move |state| state.revision = state.revision.max(revision)).await?;
+                        self.ledger.update(|_| ()).await?;
                     }
                 }
                 Ok(()) = next_report(&mut self.reports, report_at) => {
@@ -329,7 +325,7 @@ impl Session {
                     heard_at = Instant::now();
                     match message.ok_or(SessionError::Ended)?.message {
                         Some(Heard::Heartbeat(answer)) => {
-                            revision = revision.max(answer.revision);
+                            self.ledger.hear(answer.revision);
                             if clock.hear(&answer) {
                                 self.tell_inventory(line, &mut clock).await?;
                             }
@@ -355,19 +351,18 @@ impl Session {
         }
     }
 
-    /// Takes an assignment: first the ledger, then the loop.
+    /// Takes an assignment: first the ledger, then the loop. Its revision is on disk before anything that it brings
+    /// about, since every act is written down before; a write of its own would only hold up the act.
     async fn take(&self, assignment: wire::Assignment) -> Result<(), SessionError> {
         let ours = self.ledger.state().epoch;
         if assignment.epoch < ours {
             return Err(SessionError::LowerEpoch { theirs: assignment.epoch, ours });
         }
-        let (epoch, revision) = (assignment.epoch, assignment.revision);
-        self.ledger
-            .update(move |state| {
-                state.epoch = epoch;
-                state.revision = state.revision.max(revision);
-            })
-            .await?;
+        self.ledger.hear(assignment.revision);
+        let epoch = assignment.epoch;
+        if epoch > ours {
+            self.ledger.update(move |state| state.epoch = epoch).await?;
+        }
         self.events.send(Event::Assignment(Box::new(assignment))).await.map_err(|_| SessionError::Goodbye)
     }
 

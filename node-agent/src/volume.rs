@@ -191,6 +191,22 @@ async fn qemu_img(words: &[&str], more: &[&std::ffi::OsStr]) -> Result<Vec<u8>> 
     Err(VolumeError::QemuImg(said))
 }
 
+/// An image's file and what it is.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub path: PathBuf,
+    pub info: Info,
+}
+
+impl Source {
+    /// # Errors
+    /// As for [`info`].
+    pub async fn read(path: PathBuf) -> Result<Self> {
+        let info = info(&path).await?;
+        Ok(Self { path, info })
+    }
+}
+
 /// One volume with all that its steps need.
 #[derive(Clone, Debug)]
 pub struct Volume {
@@ -216,11 +232,11 @@ impl Volume {
         Err(io(&marker)(std::io::Error::other("is another pool's")))
     }
 
-    /// Makes the file. `image` is the cached image when it starts from one.
+    /// Makes the file. `image` is of the cache, when it starts from one.
     ///
     /// # Errors
     /// There is no room, the image or the size cannot be used, or a step of it fails: nothing is left but aside.
-    pub async fn make(&self, image: Option<&Path>, ledger: &Ledger) -> Result<()> {
+    pub async fn make(&self, image: Option<&Source>, ledger: &Ledger) -> Result<()> {
         self.check_pool()?;
         let path = self.path();
         let dir = path.parent().ok_or_else(|| VolumeError::Refused("a pool needs a path".into()))?.to_owned();
@@ -254,7 +270,7 @@ impl Volume {
     }
 
     /// Makes the file aside and returns its virtual size, MiB.
-    async fn create(&self, aside: &Path, image: Option<&Path>) -> Result<u32> {
+    async fn create(&self, aside: &Path, image: Option<&Source>) -> Result<u32> {
         let Some(image) = image else {
             if self.wanted.size_mib == 0 {
                 return Err(VolumeError::Refused("an empty volume needs a size".into()));
@@ -263,7 +279,7 @@ impl Volume {
             qemu_img(&["create", "-q", "-f", "qcow2"], &[aside.as_os_str(), size.as_ref()]).await?;
             return Ok(self.wanted.size_mib);
         };
-        let what = info(image).await?;
+        let what = &image.info;
         let hostile =
             what.backing_filename.is_some() || what.format_specific["data"]["data-file"].is_string();
         if hostile || !matches!(what.format.as_str(), "qcow2" | "raw") {
@@ -277,7 +293,7 @@ impl Volume {
             let message = format!("{size_mib} MiB are asked for, the image has {} MiB", what.size_mib());
             return Err(VolumeError::Refused(message));
         }
-        let backing = self.backing(image).await?;
+        let backing = self.backing(&image.path).await?;
         let size = format!("{size_mib}M");
         let words = ["create", "-q", "-f", "qcow2", "-F", &what.format, "-b", &backing];
         qemu_img(&words, &[aside.as_os_str(), size.as_ref()]).await?;

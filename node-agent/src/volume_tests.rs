@@ -32,10 +32,10 @@ impl Bed {
         self.ledger.state().volumes.get(&self.volume.id).is_some_and(|record| record.made)
     }
 
-    async fn image(&self, size: &str) -> PathBuf {
+    async fn image(&self, size: &str) -> Source {
         let path = self.dir.path().join("image");
         qemu_img(&["create", "-q", "-f", "qcow2"], &[path.as_os_str(), size.as_ref()]).await.unwrap();
-        path
+        Source::read(path).await.unwrap()
     }
 }
 
@@ -58,7 +58,7 @@ async fn an_overlay_takes_its_image_s_size_and_refuses_less() {
     bed.volume.make(Some(&image), &bed.ledger).await.unwrap();
     let what = info(&bed.volume.path()).await.unwrap();
     assert_eq!(what.size_mib(), 30);
-    assert_eq!(what.backing_filename.as_deref(), image.to_str());
+    assert_eq!(what.backing_filename.as_deref(), image.path.to_str());
     bed.volume.id = Uuid::from_u128(3);
     bed.volume.wanted.size_mib = 29;
     assert!(bed.volume.make(Some(&image), &bed.ledger).await.unwrap_err().is_permanent());
@@ -72,7 +72,7 @@ async fn a_shared_pool_keeps_its_own_copy_by_a_relative_name() {
     bed.volume.pool.shared = true;
     bed.volume.wanted.image = Some(Digest::parse(&"a".repeat(64)).unwrap());
     bed.volume.make(Some(&image), &bed.ledger).await.unwrap();
-    std::fs::remove_file(&image).unwrap();
+    std::fs::remove_file(&image.path).unwrap();
     let what = info(&bed.volume.path()).await.unwrap();
     assert_eq!(what.backing_filename.unwrap(), format!("../images/{}", "a".repeat(64)));
     let check = qemu_img(&["info", "--backing-chain"], &[bed.volume.path().as_os_str()]).await;
@@ -84,10 +84,11 @@ async fn hostile_images_are_refused() {
     let bed = bed(0);
     let other = bed.image("5M").await;
     let hostile = bed.dir.path().join("hostile");
-    let backing = other.to_str().unwrap();
+    let backing = other.path.to_str().unwrap();
     qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing], &[hostile.as_os_str()])
         .await
         .unwrap();
+    let hostile = Source::read(hostile).await.unwrap();
     let error = bed.volume.make(Some(&hostile), &bed.ledger).await.unwrap_err();
     assert!(error.is_permanent(), "{error}");
 }

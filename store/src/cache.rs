@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use crate::kv::{Batch, Change, Kv, Prefix, Read, Revision, StoreError};
 use crate::view::{Delta, Unreadable, View};
 
-/// Changes kept for watchers.
-const KEPT_DELTAS: usize = 200_000;
+/// Changes kept for watchers, bytes of the records as they were written. What is kept are records in memory, which
+/// take about as much again; those that are still the newest would be held anyway.
+const KEPT_BYTES: usize = 12 << 20;
 
 /// All that one commit changed.
 #[derive(Debug, Clone)]
@@ -44,8 +45,9 @@ pub struct Cache {
 /// Recent commits. Everything after `oldest` is there.
 struct History {
     oldest: Revision,
-    commits: VecDeque<Commit>,
-    deltas: usize,
+    /// Each with its bytes.
+    commits: VecDeque<(Commit, usize)>,
+    bytes: usize,
 }
 
 /// Keeps a cache up to date; [`Feed::run`] it as a task.
@@ -59,7 +61,7 @@ impl Cache {
     /// An empty cache and the task that fills it.
     pub fn new(kv: Arc<dyn Kv>) -> (Self, Feed) {
         let (sender, view) = watch::channel(Arc::new(View::default()));
-        let history = History { oldest: Revision::ZERO, commits: VecDeque::new(), deltas: 0 };
+        let history = History { oldest: Revision::ZERO, commits: VecDeque::new(), bytes: 0 };
         let history = Arc::new(Mutex::new(history));
         (Self { view, history: history.clone() }, Feed { kv, view: sender, history })
     }
@@ -93,8 +95,8 @@ impl Cache {
         if revision < history.oldest {
             return Err(StoreError::Compacted { oldest: history.oldest });
         }
-        let from = history.commits.partition_point(|commit| commit.revision <= revision);
-        Ok(history.commits.range(from..).take(1_000).cloned().collect())
+        let from = history.commits.partition_point(|(commit, _)| commit.revision <= revision);
+        Ok(history.commits.range(from..).take(1_000).map(|(commit, _)| commit.clone()).collect())
     }
 }
 
@@ -136,13 +138,14 @@ impl Feed {
             view.fold(&Change::Put(entry))?;
         }
         let mut history = self.history.lock().expect("no holder of the lock panics");
-        *history = History { oldest: revision, commits: VecDeque::new(), deltas: 0 };
+        *history = History { oldest: revision, commits: VecDeque::new(), bytes: 0 };
         self.view.send_replace(Arc::new(view.clone()));
         Ok(view)
     }
 
     fn fold(&self, view: &mut View, batch: Batch) -> Result<(), CacheError> {
         let mut deltas = Vec::with_capacity(batch.changes.len());
+        let bytes = batch.changes.iter().map(Change::bytes).sum();
         for change in &batch.changes {
             if let Some(mut delta) = view.fold(change)? {
                 delta.revision = batch.revision;
@@ -150,22 +153,24 @@ impl Feed {
             }
         }
         view.revision = batch.revision;
-        self.history.lock().expect("no holder of the lock panics").push(batch.revision, deltas);
+        // Both under the lock: who finds a commit finds a view that holds it, and the other way round.
+        let mut history = self.history.lock().expect("no holder of the lock panics");
+        history.push(batch.revision, deltas, bytes);
         self.view.send_replace(Arc::new(view.clone()));
         Ok(())
     }
 }
 
 impl History {
-    fn push(&mut self, revision: Revision, deltas: Vec<Delta>) {
+    fn push(&mut self, revision: Revision, deltas: Vec<Delta>, bytes: usize) {
         if deltas.is_empty() {
             return;
         }
-        self.deltas += deltas.len();
-        self.commits.push_back(Commit { revision, deltas: deltas.into() });
-        while self.deltas > KEPT_DELTAS {
-            let Some(first) = self.commits.pop_front() else { break };
-            self.deltas -= first.deltas.len();
+        self.bytes += bytes;
+        self.commits.push_back((Commit { revision, deltas: deltas.into() }, bytes));
+        while self.bytes > KEPT_BYTES {
+            let Some((first, bytes)) = self.commits.pop_front() else { break };
+            self.bytes -= bytes;
             self.oldest = first.revision;
         }
     }

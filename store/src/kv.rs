@@ -377,6 +377,15 @@ pub enum Change {
 }
 
 impl Change {
+    /// Bytes of its key and value.
+    pub(crate) fn bytes(&self) -> usize {
+        let value = match self {
+            Change::Put(entry) => entry.value.len(),
+            Change::Delete(_) => 0,
+        };
+        self.key().as_str().len() + value
+    }
+
     /// The key that changed.
     pub fn key(&self) -> &Key {
         match self {

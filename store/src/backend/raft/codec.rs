@@ -184,7 +184,10 @@ fn read_txn(txn: wire::Txn) -> Result<Txn> {
     let guards = guards.collect::<Result<_>>()?;
     let ops = txn.ops.into_iter().map(|op| {
         let key = Key::new(op.key)?;
-        Ok(if op.delete { Op::Delete(key) } else { Op::Put(key, op.value) })
+        // A copy: what was decoded is a part of the whole message that brought it, and a record that is kept for
+        // years must not keep that alive.
+        let value = Bytes::copy_from_slice(&op.value);
+        Ok(if op.delete { Op::Delete(key) } else { Op::Put(key, value) })
     });
     Ok(Txn { guards, ops: ops.collect::<Result<_>>()? })
 }
@@ -201,7 +204,7 @@ pub fn record(entry: Entry) -> wire::Record {
 pub fn read_record(record: wire::Record) -> Result<Entry> {
     Ok(Entry {
         key: Key::new(record.key)?,
-        value: record.value,
+        value: Bytes::copy_from_slice(&record.value),
         create_revision: Revision(record.create_revision),
         mod_revision: Revision(record.mod_revision),
     })

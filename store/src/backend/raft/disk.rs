@@ -16,7 +16,7 @@ use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, Tabl
 const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 /// redb's default is a gibibyte; the log's hot end is in our own memory already.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 /// How much is written by one transaction at most, so that the first callback need not wait long.
 const BATCH_BYTES: usize = 8 << 20;
 /// How many purged entries one transaction removes, so that a purge does not stall appends.

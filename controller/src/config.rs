@@ -315,8 +315,9 @@ impl File {
             let allowed = "at least twice store.heartbeat_ms, or one lost heartbeat deposes a leader";
             refuse("store.election_min_ms", &self.store.election_min_ms, allowed.into());
         }
-        if store.election_max <= store.election_min {
-            let allowed = "more than store.election_min_ms, so that members do not all stand at once";
+        if store.election_max <= store.election_min || store.election_max < 4 * store.heartbeat {
+            let allowed = "more than store.election_min_ms, so that members do not all stand at once, and at least \
+                           four times store.heartbeat_ms";
             refuse("store.election_max_ms", &self.store.election_max_ms, allowed.into());
         }
         if self.log.level.parse::<tracing_subscriber::EnvFilter>().is_err() || self.log.level.is_empty() {

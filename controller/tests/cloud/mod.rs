@@ -83,7 +83,7 @@ pub fn config_with(directory: &Path, name: &str, more: &str) -> Config {
     let data = directory.join(name);
     let text = format!(
         "name = '{name}'\nlisten = '127.0.0.1:{port}'\naddress = '127.0.0.1:{port}'\ndata_dir = '{}'\n\
-         [store]\nheartbeat_ms = 50\nelection_min_ms = 200\nelection_max_ms = 400\n\
+         [store]\nheartbeat_ms = 50\nelection_min_ms = 400\nelection_max_ms = 800\n\
          [metrics]\nlisten = '127.0.0.1:0'\n[images]\nmax_size_mib = 8\nmax_virtual_size_mib = 64\n{more}\n",
         data.display()
     );

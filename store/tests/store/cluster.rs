@@ -144,8 +144,8 @@ impl Cluster {
     pub fn config(&self, name: &str, address: &str) -> RaftConfig {
         let mut config = RaftConfig::new(self.folder.path().join(name), name, address);
         config.heartbeat = Duration::from_millis(100);
-        config.election_min = Duration::from_millis(500);
-        config.election_max = Duration::from_millis(1000);
+        config.election_min = Duration::from_millis(1000);
+        config.election_max = Duration::from_millis(2000);
         config.commit_timeout = Duration::from_secs(30);
         config.read_timeout = Duration::from_secs(30);
         (self.tune)(&mut config);

@@ -130,8 +130,8 @@ async fn a_lost_answer_is_unknown_though_the_write_is_there() {
 async fn without_a_quorum_a_proposal_is_unknown_and_a_read_is_refused() {
     let cluster = Cluster::new(|config| {
         // Long enough that the leader still believes in its lease when it proposes.
-        config.election_min = Duration::from_secs(8);
-        config.election_max = Duration::from_secs(16);
+        config.election_min = Duration::from_secs(16);
+        config.election_max = Duration::from_secs(32);
         config.commit_timeout = Duration::from_millis(500);
         config.read_timeout = Duration::from_millis(500);
     });

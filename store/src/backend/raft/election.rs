@@ -65,7 +65,7 @@ fn holds(metrics: &Metrics, id: u64) -> bool {
 
 /// Tells the holder when the office is lost: another vote, another state, or a quorum's silence.
 async fn guard(node: Arc<Node>, vote: Ballot, sender: watch::Sender<bool>) {
-    let lease = node.config.election_max.mul_f64(0.9);
+    let lease = node.config.quorum_lease().mul_f64(0.9);
     let mut metrics = node.raft.metrics();
     let began = Instant::now();
     loop {

@@ -69,9 +69,9 @@ pub struct RaftConfig {
     pub address: String,
     /// How often the leader shows that it is there.
     pub heartbeat: Duration,
-    /// The shortest silence after which a member stands for election.
+    /// The shortest silence after which a member stands for election; not less than half the longest and a heartbeat.
     pub election_min: Duration,
-    /// The longest such silence; also how long a quorum's word to its leader holds.
+    /// The longest such silence.
     pub election_max: Duration,
     /// After how long a commit is `Unknown`, or `Unavailable` when it was never proposed.
     pub commit_timeout: Duration,
@@ -107,6 +107,12 @@ impl RaftConfig {
             keep_snapshots: 3,
             snapshot_rate: 64 << 20,
         }
+    }
+
+    /// How long a quorum's word to its leader holds: for so long after it heard the leader, a member votes for
+    /// nobody else. Decision 0060 says why it is half the longest silence.
+    pub(crate) fn quorum_lease(&self) -> Duration {
+        self.election_max / 2
     }
 }
 
@@ -337,11 +343,15 @@ impl Opened {
 
 fn library_config(config: &RaftConfig) -> std::result::Result<openraft::Config, OpenError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    // The library lets its lease run out before it counts its election timeout, whose longest is the lease too. So
+    // a member's silence is the sum of both.
+    let lease = config.quorum_lease();
+    let shortest = config.election_min.saturating_sub(lease).max(config.heartbeat + Duration::from_millis(1));
     let library = openraft::Config {
         cluster_name: "tamdao".into(),
         heartbeat_interval: millis(config.heartbeat),
-        election_timeout_min: millis(config.election_min),
-        election_timeout_max: millis(config.election_max),
+        election_timeout_min: millis(shortest),
+        election_timeout_max: millis(lease),
         // A whole snapshot has to arrive and be installed within it; a dead peer is noticed sooner
         // by keep-alive.
         install_snapshot_timeout: 600_000,

@@ -91,7 +91,7 @@ async fn dispatch(shared: Arc<Shared>, leadership: Leadership) {
                 }
             }
             Ok(commits) => {
-                shared.sessions.note(&commits);
+                shared.sessions.note(&commits, &shared.cache.view());
                 at = commits.last().map_or(at, |commit| commit.revision);
             }
             // The history was cut under us: agents are told everything anew.

@@ -17,30 +17,35 @@ use tamdao_store::view::View;
 /// Opens a sealed secret; none if it is not of this cluster's key.
 pub type Open<'a> = &'a dyn Fn(&Sealed) -> Option<String>;
 
-/// The entries that the node needs for these VMs and volumes; `None` in either means all.
+/// The entries that the node needs for these VMs, with their volumes, and for these volumes; `None` means all.
 pub fn assignment(
     view: &View,
     node: NodeId,
     only: Option<(&BTreeSet<VmId>, &BTreeSet<VolumeId>)>,
     open: Open<'_>,
 ) -> agent::Assignment {
-    let own = view.assignment(node);
-    let mut volumes: BTreeSet<VolumeId> = own.volumes.keys().copied().collect();
-    let mut vms = Vec::new();
-    for (id, entry) in &own.vms {
-        let vm = view.vms.get(*id);
-        volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes().collect::<Vec<_>>()));
-        if only.is_none_or(|(vms, _)| vms.contains(id)) {
-            vms.push(vm_entry(view, *id, entry, vm.map(|row| &*row.value), open));
+    let none = Assignment::empty(node);
+    let own = view.assignments.get(node).map_or(&none, |row| &*row.value);
+    let (told, mut volumes): (Vec<VmId>, BTreeSet<VolumeId>) = match only {
+        // What is told is looked for, and not all that the node has: a node is told something many times a second.
+        Some((vms, volumes)) => {
+            let volumes = volumes.iter().filter(|id| is_for(view, own, **id));
+            (vms.iter().filter(|id| own.vms.contains_key(id)).copied().collect(), volumes.copied().collect())
         }
+        None => (own.vms.keys().copied().collect(), own.volumes.keys().copied().collect()),
+    };
+    let mut vms = Vec::with_capacity(told.len());
+    for id in told {
+        let vm = view.vms.get(id);
+        volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes()));
+        vms.push(vm_entry(view, id, &own.vms[&id], vm.map(|row| &*row.value), open));
     }
-    let listed = volumes.iter().filter(|id| only.is_none_or(|(_, volumes)| volumes.contains(id)));
-    let volumes = listed.filter_map(|id| volume_entry(view, &own, view.volumes.get(*id)?)).collect();
+    let volumes = volumes.iter().filter_map(|id| volume_entry(view, own, view.volumes.get(*id)?)).collect();
     let mut pools = Vec::new();
     let mut wanted_images = Vec::new();
     if only.is_none() {
         pools = view.pools.iter().filter(|pool| pool.is_on(node)).map(pool_entry).collect();
-        wanted_images = images(view, &own);
+        wanted_images = images(view, own);
     }
     agent::Assignment {
         epoch: 0,
@@ -51,6 +56,12 @@ pub fn assignment(
         pools,
         wanted_images,
     }
+}
+
+/// Whether a node with this assignment has to do with a volume: its file is there, or a VM there has it.
+fn is_for(view: &View, own: &Assignment, volume: VolumeId) -> bool {
+    let holder = || view.volumes.get(volume).and_then(|row| row.status.vm);
+    own.volumes.contains_key(&volume) || holder().is_some_and(|vm| own.vms.contains_key(&vm))
 }
 
 fn pool_entry(pool: &tamdao_store::view::Row<tamdao_model::pool::Pool>) -> agent::AssignedPool {

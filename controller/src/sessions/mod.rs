@@ -16,7 +16,7 @@ use tamdao_model::{NodeId, SessionId, TimeMs, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
-use tamdao_store::view::{Delta, Record};
+use tamdao_store::view::{Delta, Record, View};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tonic::Status;
@@ -130,23 +130,22 @@ impl Sessions {
         }
     }
 
-    /// Notes whom these commits concern.
-    pub fn note(&self, commits: &[Commit]) {
-        let open: Vec<Arc<Session>> =
-            self.open.lock().expect("no holder of the lock panics").values().cloned().collect();
-        if open.is_empty() {
-            return;
-        }
-        let by_node: HashMap<NodeId, &Arc<Session>> =
-            open.iter().map(|session| (session.node, session)).collect();
-        for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
-            note(delta, &by_node);
-            if let (Some(Record::Node(gone)), None) = (&delta.before, &delta.after)
-                && let Some(session) = by_node.get(&gone.id())
-            {
-                self.dismiss(session);
+    /// Notes whom these commits concern. The view holds all of them.
+    pub fn note(&self, commits: &[Commit], view: &View) {
+        let mut gone = Vec::new();
+        {
+            let open = self.open.lock().expect("no holder of the lock panics");
+            if open.is_empty() {
+                return;
+            }
+            for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
+                note(delta, &open, view);
+                if let (Some(Record::Node(node)), None) = (&delta.before, &delta.after) {
+                    gone.extend(open.get(&node.id()).cloned());
+                }
             }
         }
+        gone.iter().for_each(|session| self.dismiss(session));
     }
 
     /// Ends the session of a node that was removed, and says so.
@@ -184,7 +183,7 @@ impl Sessions {
 }
 
 /// Marks what one change makes new for which sessions.
-fn note(delta: &Delta, open: &HashMap<NodeId, &Arc<Session>>) {
+fn note(delta: &Delta, open: &HashMap<NodeId, Arc<Session>>, view: &View) {
     let mark = |node: Option<NodeId>, mark: &dyn Fn(&mut Dirty)| {
         if let Some(session) = node.and_then(|node| open.get(&node)) {
             mark(&mut session.dirty.lock().expect("no holder of the lock panics"));
@@ -199,14 +198,13 @@ fn note(delta: &Delta, open: &HashMap<NodeId, &Arc<Session>>) {
         Some(Record::Volume(volume)) => {
             let id = volume.id();
             mark(volume.status.node, &|dirty| dirty.volumes.extend([id]));
-            if let Some(vm) = volume.status.vm {
-                // A shared volume names no node, but its VM's session knows it.
-                for session in open.values() {
-                    mark(Some(session.node), &|dirty| {
-                        dirty.volumes.insert(id);
-                        dirty.vms.insert(vm);
-                    });
-                }
+            // A shared volume names no node, but its VM does.
+            let holder = volume.status.vm.and_then(|vm| view.vms.get(vm));
+            if let Some(vm) = holder {
+                mark(vm.status.node, &|dirty| {
+                    dirty.volumes.insert(id);
+                    dirty.vms.insert(vm.id());
+                });
             }
         }
         Some(Record::Assignment(assignment)) => {

@@ -4,13 +4,19 @@
 //! decision sees all earlier ones. So hot records (an agency's usage, a node's assignment) do not thrash, and no
 //! two requests can take the same name, address or capacity. The guards stay as the barrier against a leader that
 //! does not know yet that it was deposed. A decision is a pure function of the draft: it may run again after a
-//! conflict. Deliberately absent: I/O inside decisions, and priorities.
+//! conflict. While a transaction is on its way to the disks the next ones are decided on what it will have made, and
+//! sent after it; each carries a guard that holds only if the one before it was committed (decision 0061).
+//! Deliberately absent: I/O inside decisions, and priorities.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use tamdao_model::TimeMs;
 use tamdao_store::cache::Cache;
-use tamdao_store::kv::{Key, Kv, Leadership, Revision, StoreError};
+use tamdao_store::kv::{Guard, Key, Kv, Leadership, Revision, StoreError};
 use tamdao_store::typed::{self, Draft};
 use tamdao_store::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +29,9 @@ use crate::refusal::Refusal;
 const QUEUE: usize = 4_096;
 /// Decisions folded into one transaction at most.
 const FOLD: usize = 256;
-/// How often a batch is decided anew after a conflict.
+/// Transactions that are sent and not yet known to be committed, at most.
+const IN_THE_AIR: usize = 4;
+/// How often batches are decided anew after a conflict, until one is committed.
 const ATTEMPTS: usize = 5;
 
 /// What a decision needs of the world beside the draft: all clocks and chance of a decision are here.
@@ -83,6 +91,10 @@ pub struct Desk {
     cache: Cache,
     clock: Arc<dyn Clock>,
     office: watch::Receiver<Option<Leadership>>,
+    /// Taken from the queue, not yet decided.
+    waiting: VecDeque<Box<dyn Job>>,
+    /// Since the last commit.
+    conflicts: usize,
 }
 
 impl Writer {
@@ -95,28 +107,31 @@ impl Writer {
     ) -> (Self, Desk) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let writer = Self { queue, cache: cache.clone(), clock: clock.clone() };
-        (writer, Desk { queue: receiver, kv, cache, clock, office })
+        let (waiting, conflicts) = (VecDeque::new(), 0);
+        (writer, Desk { queue: receiver, kv, cache, clock, office, waiting, conflicts })
     }
 
     /// Decides and commits. Returns what was decided and the revision that holds it. The decision may run several
-    /// times and must therefore depend on its arguments only.
+    /// times and must therefore depend on its arguments only. It stands in the queue, behind all that was handed in
+    /// before, once this returns; what is awaited is the outcome only.
     ///
     /// # Errors
     /// The decision's own refusal; `Unavailable` when this controller does not lead, is overloaded or has no
     /// quorum; `Aborted` when the outcome is unknown.
-    pub async fn submit<T, F>(&self, decide: F) -> Result<(T, Revision), Refusal>
+    pub fn submit<T, F>(&self, decide: F) -> impl Future<Output = Result<(T, Revision), Refusal>> + use<T, F>
     where
         T: Send + 'static,
         F: FnMut(&mut Draft, &mut Moment) -> Result<T, Refusal> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Box::new(Decision { decide, decided: None, reply })).map_err(
-            |error| match error {
+        let queued = self.queue.try_send(Box::new(Decision { decide, decided: None, reply }));
+        async move {
+            queued.map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => Refusal::unavailable("too many changes wait already"),
                 mpsc::error::TrySendError::Closed(_) => Refusal::unavailable("the controller is stopping"),
-            },
-        )?;
-        answer.await.map_err(|_| Refusal::unavailable("the controller is stopping"))?
+            })?;
+            answer.await.map_err(|_| Refusal::unavailable("the controller is stopping"))?
+        }
     }
 
     /// How many decisions wait, beyond those that are being worked on.
@@ -141,112 +156,236 @@ impl Writer {
 impl Desk {
     /// Works until all writers are gone.
     pub async fn run(mut self) {
-        let mut waiting: Vec<Box<dyn Job>> = Vec::new();
+        let mut air = Air::default();
+        let mut open = None;
         loop {
-            if waiting.is_empty() {
-                match self.queue.recv().await {
-                    Some(job) => waiting.push(job),
-                    None => return,
-                }
-            }
-            while waiting.len() < FOLD {
-                match self.queue.try_recv() {
-                    Ok(job) => waiting.push(job),
-                    Err(_) => break,
-                }
-            }
-            let office = self.office.borrow().clone();
-            match office {
-                Some(office) if !office.is_lost() => self.work(&office, &mut waiting).await,
-                _ => {
-                    for job in waiting.drain(..) {
-                        job.answer(Err(not_leading()));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes as many of the waiting as fit one transaction, decides, commits and answers.
-    async fn work(&self, office: &Leadership, waiting: &mut Vec<Box<dyn Job>>) {
-        for _ in 0..ATTEMPTS {
-            let (draft, refusals) = self.fold(waiting);
-            let taken = refusals.len();
-            let outcome = match draft.is_empty() {
-                true => Ok(draft.view().revision),
-                false => self.commit(office, draft).await,
-            };
-            let outcome = match outcome {
-                // Somebody else has written, or the cache was behind: decide anew on what holds now.
-                Err(StoreError::Conflict { key }) if key != Key::leader() => {
-                    tracing::warn!(%key, "batch met a conflict");
-                    if let Err(error) = self.catch_up().await {
-                        return answer_all(waiting.drain(..taken), &Err(error.into()));
-                    }
-                    continue;
-                }
-                Err(StoreError::Conflict { .. }) => Err(not_leading()),
-                other => other.map_err(Refusal::from),
-            };
-            for (job, refused) in waiting.drain(..taken).zip(refusals) {
-                job.answer(match (&outcome, refused) {
-                    // A refusal may rest on what the batch was about to write, so it stands only with the commit.
-                    (Ok(_), Some(refusal)) => Err(refusal),
-                    (outcome, _) => outcome.clone(),
-                });
-            }
-            return;
-        }
-        let conflict = Refusal::from(StoreError::Conflict { key: Key::leader() });
-        answer_all(waiting.drain(..), &Err(conflict));
-    }
-
-    /// Decides one job after the other on one draft; the answer has one entry for each job taken.
-    fn fold(&self, waiting: &mut [Box<dyn Job>]) -> (Draft, Vec<Option<Refusal>>) {
-        let mut draft = Draft::new((*self.cache.view()).clone(), Uuid::new_v4());
-        let mut refusals = Vec::with_capacity(waiting.len());
-        let mut moment = Moment { now: self.clock.now() };
-        for job in waiting {
-            let before = draft.clone();
-            match job.decide(&mut draft, &mut moment) {
-                Ok(()) if draft.fits() => refusals.push(None),
-                Ok(()) => {
-                    draft = before;
-                    if refusals.is_empty() {
-                        refusals.push(Some(Refusal::internal("one change is too large for a transaction")));
-                    }
+            self.take_in();
+            while let Some(mut batch) = self.fold(open.take(), &air) {
+                // A batch that is not full waits for others while one is in the air: one fsync then serves more.
+                if !(air.is_empty() || batch.full && air.len() < IN_THE_AIR) {
+                    open = Some(batch);
                     break;
                 }
-                Err(refusal) => {
-                    draft = before;
-                    refusals.push(Some(refusal));
+                self.launch(&mut batch, &mut air).unwrap_or_else(|refusal| batch.answer(&Err(refusal)));
+            }
+            let room = open.as_ref().is_none_or(|batch: &Batch| !batch.full);
+            tokio::select! {
+                outcome = air.land(), if !air.is_empty() => {
+                    self.landed(outcome, &mut air, &mut open).await;
+                }
+                job = self.queue.recv(), if room => match job {
+                    Some(job) => self.waiting.push_back(job),
+                    None if air.is_empty() => return,
+                    None => {
+                        let outcome = air.land().await;
+                        self.landed(outcome, &mut air, &mut open).await;
+                    }
                 }
             }
         }
-        (draft, refusals)
     }
 
-    async fn commit(&self, office: &Leadership, draft: Draft) -> Result<Revision, StoreError> {
-        let id = draft.id();
-        let revision = typed::commit(&*self.kv, id, draft.into_txn([office.guard()])).await?;
-        // The next batch must stand on this one.
-        self.cache.at_least(revision).await?;
-        Ok(revision)
+    /// Takes from the queue what is there, within bounds.
+    fn take_in(&mut self) {
+        while self.waiting.len() < FOLD {
+            match self.queue.try_recv() {
+                Ok(job) => self.waiting.push_back(job),
+                Err(_) => return,
+            }
+        }
     }
 
-    async fn catch_up(&self) -> Result<(), StoreError> {
-        let revision = self.kv.barrier().await?;
-        self.cache.at_least(revision).await?;
+    /// Decides what waits, one job after the other, on one draft until that is full. None if nothing is to be done.
+    fn fold(&mut self, batch: Option<Batch>, air: &Air) -> Option<Batch> {
+        if batch.is_none() && self.waiting.is_empty() {
+            return None;
+        }
+        let mut batch = batch.unwrap_or_else(|| {
+            let (view, chain) = air.ahead.clone().unzip();
+            let view = view.unwrap_or_else(|| (*self.cache.view()).clone());
+            Batch { draft: Draft::new(view, Uuid::new_v4()), chain, jobs: Vec::new(), full: false }
+        });
+        let mut moment = Moment { now: self.clock.now() };
+        while !batch.full
+            && let Some(job) = self.waiting.pop_front()
+        {
+            if let Err(job) = batch.decide(job, &mut moment) {
+                self.waiting.push_front(job);
+            }
+        }
+        Some(batch)
+    }
+
+    /// Sends a batch to the store, without waiting for its commit.
+    fn launch(&self, batch: &mut Batch, air: &mut Air) -> Result<(), Refusal> {
+        let office =
+            self.office.borrow().clone().filter(|office| !office.is_lost()).ok_or_else(not_leading)?;
+        let (kv, cache, id) = (self.kv.clone(), self.cache.clone(), batch.draft.id());
+        let stands_on = batch.draft.view().revision;
+        let ahead = batch.draft.ahead();
+        let draft = std::mem::replace(&mut batch.draft, Draft::new(View::default(), Uuid::nil()));
+        let flight = match &ahead {
+            // Nothing to write, but what was refused may rest on those before.
+            None => futures::future::ready(Ok(stands_on)).boxed(),
+            Some(_) => {
+                let txn = draft.into_txn([office.guard()].into_iter().chain(batch.chain.take()));
+                async move {
+                    let revision = typed::commit(&*kv, id, txn).await?;
+                    // Who is answered, and the batch after the last one, stand on this one.
+                    cache.at_least(revision).await.map(|_| revision)
+                }
+                .boxed()
+            }
+        };
+        air.outcomes.push_back(flight);
+        air.jobs.push_back(std::mem::take(&mut batch.jobs));
+        air.ahead = ahead.or_else(|| air.ahead.take());
         Ok(())
+    }
+
+    /// Answers the first batch in the air. If it failed, those behind it stood on nothing.
+    async fn landed(&mut self, outcome: Outcome, air: &mut Air, open: &mut Option<Batch>) {
+        if outcome.is_ok() {
+            self.conflicts = 0;
+            return air.answer(&outcome.map_err(Refusal::from));
+        }
+        let mut outcomes = vec![outcome];
+        while !air.outcomes.is_empty() {
+            outcomes.push(air.land().await);
+        }
+        // Each is committed only if the one before it was: so what stands before a success has succeeded, even if
+        // its own reply was lost.
+        if let Some(last) = outcomes.iter().rposition(Result::is_ok) {
+            let revision = outcomes[last].clone();
+            outcomes[..last]
+                .iter_mut()
+                .filter(|outcome| outcome.is_err())
+                .for_each(|lost| *lost = revision.clone());
+        }
+        let mut again = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                // Somebody else has written, or the batch before failed: decide anew on what holds now.
+                Err(StoreError::Conflict { key }) if key != Key::leader() => {
+                    tracing::warn!(%key, "batch met a conflict");
+                    again.extend(air.jobs.pop_front().into_iter().flatten());
+                }
+                Err(StoreError::Conflict { .. }) => air.answer(&Err(not_leading())),
+                other => air.answer(&other.map_err(Refusal::from)),
+            }
+        }
+        *air = Air::default();
+        again.extend(open.take().into_iter().flat_map(|batch| batch.jobs));
+        self.conflicts += 1;
+        let caught_up = match self.conflicts > ATTEMPTS {
+            true => Err(StoreError::Conflict { key: Key::leader() }),
+            false => catch_up(&*self.kv, &self.cache).await,
+        };
+        match caught_up {
+            Ok(()) => again.into_iter().rev().for_each(|(job, _)| self.waiting.push_front(job)),
+            Err(error) => {
+                self.conflicts = 0;
+                answer_all(again, &Err(error.into()));
+            }
+        }
     }
 }
 
-fn answer_all(jobs: impl Iterator<Item = Box<dyn Job>>, outcome: &Result<Revision, Refusal>) {
-    for job in jobs {
-        job.answer(outcome.clone());
+async fn catch_up(kv: &dyn Kv, cache: &Cache) -> Result<(), StoreError> {
+    let revision = kv.barrier().await?;
+    cache.at_least(revision).await?;
+    Ok(())
+}
+
+/// Jobs decided on one draft, each with its refusal if it got one.
+struct Batch {
+    draft: Draft,
+    /// Holds only if the batch that this one stands on is committed.
+    chain: Option<Guard>,
+    jobs: Vec<Decided>,
+    full: bool,
+}
+
+type Decided = (Box<dyn Job>, Option<Refusal>);
+type Outcome = Result<Revision, StoreError>;
+
+impl Batch {
+    /// Decides one more job; gives it back when it does not fit.
+    fn decide(&mut self, mut job: Box<dyn Job>, moment: &mut Moment) -> Result<(), Box<dyn Job>> {
+        let before = self.draft.clone();
+        let decided = job.decide(&mut self.draft, moment);
+        let fits = self.draft.fits();
+        if decided.is_err() || !fits {
+            self.draft = before;
+        }
+        let refusal = match decided {
+            Ok(()) if fits => None,
+            Ok(()) if self.jobs.is_empty() => {
+                Some(Refusal::internal("one change is too large for a transaction"))
+            }
+            Ok(()) => {
+                self.full = true;
+                return Err(job);
+            }
+            Err(refusal) => Some(refusal),
+        };
+        self.jobs.push((job, refusal));
+        self.full |= self.jobs.len() >= FOLD;
+        Ok(())
+    }
+
+    fn answer(&mut self, outcome: &Result<Revision, Refusal>) {
+        answer_all(self.jobs.drain(..), outcome);
+    }
+}
+
+/// Batches that are sent and not yet known to be committed, in order. Each stands on the one before it and is
+/// guarded by it, so that they are committed in this order or not at all.
+#[derive(Default)]
+struct Air {
+    outcomes: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    jobs: VecDeque<Vec<Decided>>,
+    /// What the next batch stands on, and the guard that says so.
+    ahead: Option<(View, Guard)>,
+}
+
+impl Air {
+    fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    /// What became of the first; its jobs are still to be answered.
+    async fn land(&mut self) -> Outcome {
+        self.outcomes.next().await.unwrap_or(Err(StoreError::Unknown))
+    }
+
+    /// Answers the first. With the last one nothing is ahead of the cache any more.
+    fn answer(&mut self, outcome: &Result<Revision, Refusal>) {
+        answer_all(self.jobs.pop_front().into_iter().flatten(), outcome);
+        if self.outcomes.is_empty() {
+            self.ahead = None;
+        }
+    }
+}
+
+fn answer_all(jobs: impl IntoIterator<Item = Decided>, outcome: &Result<Revision, Refusal>) {
+    for (job, refused) in jobs {
+        job.answer(match (outcome, refused) {
+            // A refusal may rest on what its batch was about to write, so it stands only with the commit.
+            (Ok(_), Some(refusal)) => Err(refusal),
+            (outcome, _) => outcome.clone(),
+        });
     }
 }
 
 fn not_leading() -> Refusal {
     Refusal::unavailable("this controller does not lead")
 }
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

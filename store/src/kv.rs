@@ -145,6 +145,11 @@ impl Key {
         Key(LEADER_KEY.into())
     }
 
+    /// Where the keys that begin so begin, in their order; a key itself only by chance.
+    pub(crate) fn beginning(text: &str) -> Key {
+        Key(text.into())
+    }
+
     /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -20,10 +20,15 @@ const SETTLE_ATTEMPTS: usize = 5;
 
 /// A view of the future, and what has to be written to reach it. A clone is cheap: it is how a refused decision
 /// is taken back.
+///
+/// What it writes has the revision that comes after the view's, which is the one that it will get unless another
+/// writer comes first; then its guards fail. So a draft can stand on another that is not committed yet.
 #[derive(Debug, Clone)]
 pub struct Draft {
     view: View,
     id: Uuid,
+    /// What its commit will be.
+    revision: Revision,
     writes: OrdMap<Key, Write>,
     bytes: usize,
 }
@@ -38,7 +43,8 @@ struct Write {
 impl Draft {
     /// Starts from a view. `id` names the transaction and must be fresh.
     pub fn new(view: View, id: Uuid) -> Self {
-        Self { view, id, writes: OrdMap::new(), bytes: 0 }
+        let revision = view.revision.next();
+        Self { view, id, revision, writes: OrdMap::new(), bytes: 0 }
     }
 
     /// The future as drafted so far.
@@ -55,31 +61,38 @@ impl Draft {
         self.writes.is_empty()
     }
 
-    /// Whether it fits one transaction beside one more guard, the leader's.
+    /// Whether it fits one transaction beside two more guards, the leader's and the one on the draft before.
     pub fn fits(&self) -> bool {
-        self.writes.len() < MAX_TXN_OPS && self.bytes < MAX_TXN_BYTES - 4_096
+        self.writes.len() <= MAX_TXN_OPS - 2 && self.bytes < MAX_TXN_BYTES - 4_096
+    }
+
+    /// The view once this is committed, for the draft that comes next, and a guard that then holds and did not
+    /// before: with it the next one is committed only if this one is. None for a draft that writes nothing.
+    pub fn ahead(&self) -> Option<(View, Guard)> {
+        let put = self.writes.iter().find(|(_, write)| write.value.is_some());
+        let guard = match put {
+            Some((key, _)) => Guard::Unchanged(key.clone(), self.revision),
+            None => Guard::Absent(self.writes.keys().next()?.clone()),
+        };
+        Some((View { revision: self.revision, ..self.view.clone() }, guard))
     }
 
     /// Writes a record, new or changed.
     pub fn put<T: Held>(&mut self, record: T) {
         let key = key_of(&record);
         let value = encode(self.id, &record);
-        let rows = T::rows_mut(&mut self.view);
-        let before = rows.get(record.key());
+        let before = T::rows_mut(&mut self.view).put(&key, Arc::new(record), self.revision);
         let guard = match before {
             Some(row) => Guard::Unchanged(key.clone(), row.revision),
             None => Guard::Absent(key.clone()),
         };
-        // In a draft a row keeps the revision that it stands on, so that a second write has the same guard.
-        let revision = before.map_or(Revision::ZERO, |row| row.revision);
-        rows.put(key.clone(), Arc::new(record), revision);
         self.write(key, guard, Some(value));
     }
 
     /// Deletes a record; one that is not there changes nothing.
     pub fn delete<T: Held>(&mut self, key: impl std::fmt::Display) {
         let key = key_in::<T>(&key);
-        if let Some(row) = T::rows_mut(&mut self.view).remove(key.as_str()) {
+        if let Some(row) = T::rows_mut(&mut self.view).remove(&key) {
             let guard = Guard::Unchanged(key.clone(), row.revision);
             self.write(key, guard, None);
         }

@@ -4,6 +4,7 @@
 //! publishes views; a [`Draft`](crate::typed::Draft) is one more view, of a future that is not committed yet.
 //! Deliberately absent: queries that belong to one caller only.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -47,7 +48,7 @@ pub(crate) struct Envelope<T> {
 #[derive(Debug, Clone)]
 pub struct Row<T> {
     pub value: Arc<T>,
-    /// The commit that wrote it; in a draft, that of the committed value it stands on.
+    /// The commit that wrote it; in a draft, the one that the draft will be.
     pub revision: Revision,
 }
 
@@ -58,10 +59,40 @@ impl<T> std::ops::Deref for Row<T> {
     }
 }
 
+/// Where a row lies among those of its kind. An id is held and compared as a number, which has the order of its
+/// text and needs no look elsewhere: a view answers many questions by id for each request.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Id(Uuid),
+    Path(Key),
+}
+
+impl Place {
+    fn of<T: Stored>(key: &Key) -> Self {
+        match key.as_str().get(T::KIND.len() + 2..).map(Uuid::try_parse) {
+            Some(Ok(id)) => Self::Id(id),
+            _ => Self::Path(key.clone()),
+        }
+    }
+
+    /// None for what is no key.
+    fn find<T: Stored>(key: impl std::fmt::Display) -> Option<Self> {
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let mut rest = text.as_mut_slice();
+        if write!(rest, "{key}").is_ok()
+            && rest.is_empty()
+            && let Ok(id) = Uuid::try_parse_ascii(&text)
+        {
+            return Some(Self::Id(id));
+        }
+        Key::new(format!("/{}/{key}", T::KIND)).ok().map(Self::Path)
+    }
+}
+
 /// All records of one kind, in the order of their keys, and of their names if they have any.
 #[derive(Debug)]
 pub struct Rows<T> {
-    rows: OrdMap<Key, Row<T>>,
+    rows: OrdMap<Place, Row<T>>,
     names: OrdMap<(Scope, Name), Uuid>,
 }
 
@@ -80,7 +111,7 @@ impl<T> Default for Rows<T> {
 impl<T: Stored> Rows<T> {
     /// The record with this key, which is an id for most kinds.
     pub fn get(&self, key: impl std::fmt::Display) -> Option<&Row<T>> {
-        self.rows.get(format!("/{}/{key}", T::KIND).as_str())
+        self.rows.get(&Place::find::<T>(key)?)
     }
 
     pub fn len(&self) -> usize {
@@ -96,17 +127,13 @@ impl<T: Stored> Rows<T> {
         self.rows.values()
     }
 
-    /// Those whose key begins with `start`, in order.
+    /// Those whose key begins with `start`, in order; for kinds whose keys are not ids.
     pub fn starting_with(&self, start: &str) -> impl Iterator<Item = &Row<T>> {
-        let from = format!("/{}/{start}", T::KIND);
-        let begin: std::ops::Bound<&str> = std::ops::Bound::Included(&from);
-        let rows: Vec<_> = self
-            .rows
-            .range::<_, str>((begin, std::ops::Bound::Unbounded))
-            .take_while(|(key, _)| key.as_str().starts_with(&from))
-            .map(|(_, row)| row)
-            .collect();
-        rows.into_iter()
+        let start = Key::beginning(&format!("/{}/{start}", T::KIND));
+        self.rows.range(Place::Path(start.clone())..).map_while(move |(place, row)| match place {
+            Place::Path(key) if key.as_str().starts_with(start.as_str()) => Some(row),
+            _ => None,
+        })
     }
 
     /// The id behind a name.
@@ -142,20 +169,30 @@ impl<T: Stored> Rows<T> {
             .map(|(name, id)| (name, *id))
     }
 
-    pub(crate) fn put(&mut self, key: Key, value: Arc<T>, revision: Revision) -> Option<Row<T>> {
-        let name = value.scoped_name().map(|(scope, name)| (scope, name.clone(), value.key()));
-        let old = self.rows.insert(key, Row { value, revision });
-        if let Some((scope, name)) = old.as_ref().and_then(|old| old.scoped_name()) {
-            self.names.remove(&(scope, name.clone()));
-        }
-        if let Some((scope, name, id)) = name {
-            self.names.insert((scope, name), id.parse().expect("a resource's key is its UUID"));
+    pub(crate) fn put(&mut self, key: &Key, value: Arc<T>, revision: Revision) -> Option<Row<T>> {
+        let place = Place::of::<T>(key);
+        let old = self.rows.insert(place.clone(), Row { value: value.clone(), revision });
+        let (before, after) = (old.as_ref().and_then(|old| old.scoped_name()), value.scoped_name());
+        if before != after {
+            if let Some((scope, name)) = before {
+                self.names.remove(&(scope, name.clone()));
+            }
+            if let (Some((scope, name)), Place::Id(id)) = (after, place) {
+                self.names.insert((scope, name.clone()), id);
+            }
         }
         old
     }
 
-    pub(crate) fn remove(&mut self, key: &str) -> Option<Row<T>> {
-        let old = self.rows.remove(key)?;
+    /// Gives a row another revision, for who shows a draft that will not be committed.
+    pub fn stamp(&mut self, key: impl std::fmt::Display, revision: Revision) {
+        if let Some(row) = Place::find::<T>(key).and_then(|place| self.rows.get_mut(&place)) {
+            row.revision = revision;
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key) -> Option<Row<T>> {
+        let old = self.rows.remove(&Place::of::<T>(key))?;
         if let Some((scope, name)) = old.scoped_name() {
             self.names.remove(&(scope, name.clone()));
         }
@@ -256,12 +293,11 @@ fn fold_row<T: Held>(view: &mut View, change: &Change) -> Result<Option<Delta>, 
     Ok(match change {
         Change::Put(entry) => {
             let value = Arc::new(decode::<T>(entry)?);
-            let before = rows
-                .put(entry.key.clone(), value.clone(), entry.mod_revision)
-                .map(|row| T::record(row.value));
+            let before =
+                rows.put(&entry.key, value.clone(), entry.mod_revision).map(|row| T::record(row.value));
             Some(Delta { before, after: Some(T::record(value)), revision: entry.mod_revision })
         }
-        Change::Delete(key) => rows.remove(key.as_str()).map(|row| {
+        Change::Delete(key) => rows.remove(key).map(|row| {
             let revision = row.revision;
             Delta { before: Some(T::record(row.value)), after: None, revision }
         }),

@@ -155,7 +155,10 @@ impl Api {
             Ok((resource, true))
         };
         if validate_only {
-            let ((resource, _), view) = self.shared.writer.preview(once)?;
+            let ((resource, _), mut view) = self.shared.writer.preview(once)?;
+            // It is told with the revision that it has, and not with one that it will never get.
+            let stands = self.shared.cache.view().get::<T>(resource.meta().id).map(|row| row.revision);
+            T::rows_mut(&mut view).stamp(resource.meta().id, stands.unwrap_or(Revision::ZERO));
             return Ok(self.show_value(resource, Revision::ZERO, &view));
         }
         let ((resource, _), revision) = self.shared.writer.submit(once).await?;

@@ -21,7 +21,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::vm_power::Size;
-use super::{event, put_vm, use_more};
+use super::{event, use_more};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -79,8 +79,8 @@ pub fn create(
         usage.addresses += addresses;
     });
     event(draft, moment, &vm, Severity::Info, "Created", "created, waits for a node", actor);
+    // Its phase, Pending, is that of every new status.
     draft.create(vm.clone());
-    put_vm(draft, vm.clone());
     Ok(vm)
 }
 

@@ -5,21 +5,25 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt, TryFutureExt};
 use prost::Message as _;
+use sha2::{Digest, Sha256};
+use tamdao_model::NodeId;
 use tamdao_model::convert::agent::{read_inventory, read_pool, read_vm, read_volume};
 use tamdao_model::convert::metadata::timestamp;
-use tamdao_model::{NodeId, SessionId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_proto::agent::v1::agent_service_server::AgentService;
 use tamdao_proto::agent::v1::session_request::Message as FromAgent;
 use tamdao_proto::agent::v1::session_response::Message as ToAgent;
+use tamdao_store::typed::Draft;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::tunnel::{FromNode, NodeEnd, ToNode};
 use super::{Deaf, Dirty, Heard, Session, TO_AGENT, expand, read_id};
+use crate::admission::Moment;
 use crate::api::open_user_data;
 use crate::auth::{self, Principal};
 use crate::decide::node::{self as decide, Opening};
@@ -306,45 +310,56 @@ async fn listen(
     }
 }
 
-/// Commits reports in order, folding what has come meanwhile.
+/// Commits reports in order. All that has come is handed in at once, so that the writer folds it into few
+/// transactions.
 async fn take_reports(shared: Arc<Shared>, session: Arc<Session>, mut waiting: mpsc::Receiver<FromAgent>) {
     let mut batch = Vec::with_capacity(FOLD);
     while waiting.recv_many(&mut batch, FOLD).await > 0 {
+        let mut handed_in = Vec::new();
+        let mut taken = Ok(());
         for message in batch.drain(..) {
-            let taken = match message {
-                FromAgent::Inventory(inventory) => take_inventory(&shared, session.node, &inventory).await,
-                FromAgent::Report(report) => take_report(&shared, session.node, session.id, report).await,
+            taken = taken.and_then(|()| match message {
+                FromAgent::Inventory(inventory) => {
+                    handed_in.push(take_inventory(&shared, session.node, &inventory));
+                    Ok(())
+                }
+                FromAgent::Report(report) => take_report(&shared, &session, report, &mut handed_in),
                 FromAgent::Hello(_) | FromAgent::Heartbeat(_) | FromAgent::Goodbye(_) => Ok(()),
-            };
-            if let Err(refusal) = taken {
-                // The next session's complete report tells all of it again.
-                tracing::warn!(node = %session.node, error = %refusal, "report not taken");
-                session.closed.cancel();
-                return;
-            }
+            });
+        }
+        let committed = futures::future::try_join_all(handed_in).await;
+        if let Err(refusal) = taken.and(committed) {
+            // The next session's complete report tells all of it again.
+            tracing::warn!(node = %session.node, error = %refusal, "report not taken");
+            session.closed.cancel();
+            return;
         }
     }
 }
 
-async fn take_inventory(
-    shared: &Shared,
-    id: NodeId,
-    inventory: &tamdao_proto::v1::Inventory,
-) -> Result<(), Refusal> {
-    let inventory = read_inventory(inventory);
-    let decide = move |draft: &mut _, _: &mut _| {
-        decide::take_inventory(draft, id, &inventory);
+/// What became of a part of a report that was handed in.
+type Taken = BoxFuture<'static, Result<(), Refusal>>;
+
+fn hand_in(shared: &Shared, mut decide: impl FnMut(&mut Draft, &mut Moment) + Send + 'static) -> Taken {
+    let decided = shared.writer.submit(move |draft, moment| {
+        decide(draft, moment);
         Ok(())
-    };
-    shared.writer.submit(decide).await.map(|_| ())
+    });
+    decided.map_ok(|_| ()).boxed()
 }
 
-async fn take_report(
+fn take_inventory(shared: &Shared, id: NodeId, inventory: &tamdao_proto::v1::Inventory) -> Taken {
+    let inventory = read_inventory(inventory);
+    hand_in(shared, move |draft, _| decide::take_inventory(draft, id, &inventory))
+}
+
+fn take_report(
     shared: &Shared,
-    id: NodeId,
-    session: SessionId,
+    session: &Session,
     report: agent::Report,
+    handed_in: &mut Vec<Taken>,
 ) -> Result<(), Refusal> {
+    let (id, session) = (session.node, session.id);
     let bad = |error: tamdao_model::convert::agent::ReportError| Refusal::field("report", error.to_string());
     let vms = report.vms.iter().map(read_vm).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let volumes = report.volumes.iter().map(read_volume).collect::<Result<Vec<_>, _>>().map_err(bad)?;
@@ -354,25 +369,18 @@ async fn take_report(
     parts.extend(vms.chunks(CHUNK).map(|vms| Part { vms: vms.to_vec(), ..Part::default() }));
     parts.extend(volumes.chunks(CHUNK).map(|volumes| Part { volumes: volumes.to_vec(), ..Part::default() }));
     for part in parts {
-        let decide = move |draft: &mut _, moment: &mut _| {
-            report::take(draft, moment, id, session, &part);
-            Ok(())
-        };
-        shared.writer.submit(decide).await?;
+        handed_in.push(hand_in(shared, move |draft, moment| report::take(draft, moment, id, session, &part)));
     }
     let health = report.health;
-    let decide = move |draft: &mut _, moment: &mut _| {
-        decide::set_health(draft, moment, id, &health);
-        Ok(())
-    };
-    shared.writer.submit(decide).await.map(|_| ())
+    handed_in.push(hand_in(shared, move |draft, moment| decide::set_health(draft, moment, id, &health)));
+    Ok(())
 }
 
 /// Tells the agent what is new, whenever something is.
 async fn tell(shared: Arc<Shared>, session: Arc<Session>) {
     let open = |sealed: &tamdao_model::sealed::Sealed| open_user_data(&shared.key, sealed);
-    // What was sent last, by entry: an entry that is as it was is not sent again.
-    let mut sent: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    // A digest of what was sent last, by entry: an entry that is as it was is not sent again.
+    let mut sent: BTreeMap<String, [u8; 32]> = BTreeMap::new();
     let mut first = true;
     loop {
         let dirty = session.take_dirty();
@@ -404,13 +412,10 @@ async fn tell(shared: Arc<Shared>, session: Arc<Session>) {
 }
 
 /// Leaves out of a later assignment what the agent knows, and remembers the rest.
-fn leave_out_known(assignment: &mut agent::Assignment, sent: &mut BTreeMap<String, Vec<u8>>) {
-    let mut is_news = |key: String, bytes: Vec<u8>| match sent.get(&key) {
-        Some(known) if *known == bytes => false,
-        _ => {
-            sent.insert(key, bytes);
-            true
-        }
+fn leave_out_known(assignment: &mut agent::Assignment, sent: &mut BTreeMap<String, [u8; 32]>) {
+    let mut is_news = |key: String, bytes: Vec<u8>| {
+        let digest = Sha256::digest(bytes).into();
+        sent.insert(key, digest) != Some(digest)
     };
     assignment.complete = false;
     assignment.vms.retain(|vm| is_news(format!("vm/{}", vm.vm_id), vm.encode_to_vec()));

@@ -18,10 +18,13 @@ use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
-/// VMs decided in one pass; a pass must stay short, so that an early VM does not wait for a late one.
-const BATCH: usize = 256;
-/// Placements of one decision: each writes a VM, its volumes and an event, and all must fit one transaction.
-const PER_DECISION: usize = 16;
+/// VMs decided in one pass. A pass writes the whole assignment of each node that it gives something to, so few large
+/// passes cost less than many small ones; when little waits, a pass is small by itself.
+const BATCH: usize = 2_048;
+/// Records that the placements of one decision write at most, so that it fits a transaction, and two do mostly.
+const PER_DECISION: usize = 60;
+/// VMs without a place that are told why in one decision; each is a record and an event.
+const TOLD: usize = 16;
 
 /// See the module.
 #[derive(Default)]
@@ -129,14 +132,25 @@ fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -
 }
 
 async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
-    // All are handed in at once, so that the writer folds them.
+    let view = shared.cache.view();
     // By node, because each node's record is written once for all of a decision.
     let mut by_node: BTreeMap<NodeId, Vec<(VmId, Reservation)>> = BTreeMap::new();
     for (vm, node, reservation) in outcome.places {
         by_node.entry(node).or_default().push((vm, reservation));
     }
-    let places =
-        by_node.iter().flat_map(|(node, vms)| vms.chunks(PER_DECISION).map(|vms| (*node, vms.to_vec())));
+    // The VM, its volumes and an event.
+    let weigh = |vm: VmId| 2 + view.vms.get(vm).map_or(0, |row| row.volumes().count());
+    // All are handed in at once, so that the writer folds them.
+    let places = by_node.into_iter().flat_map(|(node, vms)| {
+        let mut weight = 0;
+        let parts = vms.chunk_by(|(before, _), (next, _)| {
+            weight += weigh(*before);
+            let same = weight + weigh(*next) <= PER_DECISION;
+            weight *= usize::from(same);
+            same
+        });
+        parts.map(|part| (node, part.to_vec())).collect::<Vec<_>>()
+    });
     let places = places.map(|(node, vms)| {
         shared.writer.submit(move |draft, moment| {
             // What was overtaken stays pending, and the next pass sees why.
@@ -149,7 +163,7 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
             Ok(())
         })
     });
-    let waiting = outcome.waiting.chunks(PER_DECISION).map(|chunk| {
+    let waiting = outcome.waiting.chunks(TOLD).map(|chunk| {
         let chunk = chunk.to_vec();
         shared.writer.submit(move |draft, moment| {
             for (vm, reason, message) in &chunk {

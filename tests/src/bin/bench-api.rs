@@ -3,7 +3,7 @@
 //! the same as data. What it measures shares this machine with the clients and the fleet.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_tests::cloud::Cloud;
 use tamdao_tests::fleet::{Fleet, Size};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tonic::Code;
 use uuid::Uuid;
@@ -25,7 +26,7 @@ const AGENCIES: usize = 64;
 /// VMs for the lists.
 const LISTED: usize = 20_000;
 /// How often the leader is killed.
-const KILLS: usize = 5;
+const KILLS: usize = 30;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -47,8 +48,42 @@ async fn main() -> Result<()> {
 struct Bench {
     cloud: Cloud,
     _fleet: Fleet,
+    _beside: Beside,
     rows: Vec<Value>,
     made: usize,
+}
+
+/// The fleet's own threads, so that what it takes of the machine can be told from what the clients take.
+struct Beside(Option<Runtime>);
+
+impl Beside {
+    const NAME: &str = "fleet";
+
+    fn start() -> Result<Self> {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        Ok(Self(Some(threads.worker_threads(2).thread_name(Self::NAME).enable_all().build()?)))
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        Ok(self.0.as_ref().context("the threads are gone")?.spawn(work).await?)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Processor time taken so far.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    leader: Duration,
+    followers: Duration,
+    fleet: Duration,
+    clients: Duration,
 }
 
 impl Bench {
@@ -63,7 +98,10 @@ impl Bench {
         let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
         let token = cloud.api.call(send).await?.secret;
         let size = Size { cpus: 160, memory_mib: 1 << 20, pool_mib: 64 << 20 };
-        let fleet = Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await?;
+        let beside = Beside::start()?;
+        let ca = cloud.ca.clone();
+        let fleet =
+            beside.run(async move { Fleet::join(&addresses, &ca, &token, NODES, size).await }).await??;
         for at in 0..AGENCIES {
             cloud.cli.run(&["agency", "create", &format!("a{at}")]).await?;
         }
@@ -73,7 +111,7 @@ impl Bench {
             .run(&["network", "create", "lan", "--bridge", "br-guests", "--subnet", "10.0.0.0/8"])
             .await?;
         say(&format!("three controllers and {NODES} nodes are up"));
-        Ok(Self { cloud, _fleet: fleet, rows: Vec::new(), made: 0 })
+        Ok(Self { cloud, _fleet: fleet, _beside: beside, rows: Vec::new(), made: 0 })
     }
 
     async fn run(mut self) -> Result<Value> {
@@ -99,6 +137,7 @@ impl Bench {
 
     /// Creates as many VMs as are accepted in a round, and waits until all run.
     async fn creates(&mut self, clients: usize, agencies: usize) -> Result<()> {
+        let before = self.spent().await?;
         let until = Instant::now() + ROUND;
         let began = Instant::now();
         let mut work = JoinSet::new();
@@ -131,7 +170,37 @@ impl Bench {
         let last = Instant::now();
         self.all_run().await?;
         self.row(&format!("last accept to all Running, {of}"), last.elapsed().as_secs_f64(), "s");
+        let after = self.spent().await?;
+        for (who, before, after) in [
+            ("the leader", before.leader, after.leader),
+            ("the followers", before.followers, after.followers),
+            ("the fleet", before.fleet, after.fleet),
+            ("the clients", before.clients, after.clients),
+        ] {
+            let each = after.saturating_sub(before).as_secs_f64() * 1e6 / took.len().max(1) as f64;
+            self.row(&format!("processor time of {who} for one VM, {of}"), each, "us");
+        }
         Ok(())
+    }
+
+    /// What each part has taken of the processors since it began, by the kernel.
+    async fn spent(&self) -> Result<Spent> {
+        let leader = self.cloud.leader().await?;
+        let mut spent = Spent::default();
+        for (at, controller) in self.cloud.controllers.iter().enumerate() {
+            let id = controller.id().context("a controller does not run")?;
+            let part = if at == leader { &mut spent.leader } else { &mut spent.followers };
+            *part += processor_time(&format!("/proc/{id}/stat"))?.1;
+        }
+        for task in std::fs::read_dir("/proc/self/task")? {
+            // A thread may end while we look.
+            let Ok((name, time)) = processor_time(&format!("{}/stat", task?.path().display())) else {
+                continue;
+            };
+            let part = if name == Beside::NAME { &mut spent.fleet } else { &mut spent.clients };
+            *part += time;
+        }
+        Ok(spent)
     }
 
     /// Waits until nothing is under way.
@@ -256,12 +325,12 @@ impl Bench {
 
     /// How long writes are blocked when the leader dies: from the kill to the next accepted create.
     async fn failover(&mut self) -> Result<()> {
-        let mut blocked = Vec::new();
+        let (mut blocked, mut elected) = (Vec::new(), Vec::new());
         for kill in 0..KILLS {
             let leader = self.cloud.leader().await?;
             let other = (leader + 1) % self.cloud.api.count();
             let mut client = VmServiceClient::new(self.cloud.api.wire(other));
-            let began = Instant::now();
+            let (began, killed) = (Instant::now(), SystemTime::now());
             self.cloud.controllers[leader].kill()?;
             let name = format!("after-{kill}");
             let request_id = Uuid::new_v4().to_string();
@@ -284,22 +353,31 @@ impl Bench {
                 }
             }
             blocked.push(began.elapsed());
+            elected.push(self.office_taken(leader)?.duration_since(killed).unwrap_or_default());
             self.cloud.start_controller(leader)?;
             let count = self.cloud.controllers.len();
             self.cloud.controllers_ready(count).await?;
         }
-        blocked.sort_unstable();
-        self.row(
-            &format!("leader killed to next accepted create, median of {KILLS}"),
-            ms(at(&blocked, 0.5)),
-            "ms",
-        );
-        self.row(
-            &format!("leader killed to next accepted create, worst of {KILLS}"),
-            ms(at(&blocked, 1.0)),
-            "ms",
-        );
+        for (until, times) in [("next office", &mut elected), ("next accepted create", &mut blocked)] {
+            times.sort_unstable();
+            let name = format!("leader killed to {until}, of {KILLS}");
+            self.row(&format!("{name}: median"), ms(at(times, 0.5)), "ms");
+            self.row(&format!("{name}: 90th percentile"), ms(at(times, 0.9)), "ms");
+            self.row(&format!("{name}: worst"), ms(at(times, 1.0)), "ms");
+        }
         Ok(())
+    }
+
+    /// When a controller other than this one last took office, by the logs.
+    fn office_taken(&self, except: usize) -> Result<SystemTime> {
+        let mut newest = None;
+        for (at, controller) in self.cloud.controllers.iter().enumerate() {
+            let text = std::fs::read_to_string(&controller.log)?;
+            let line = text.lines().rev().find(|line| line.contains("took office")).filter(|_| at != except);
+            let time = line.and_then(|line| line.split_whitespace().next());
+            newest = newest.max(time.map(humantime::parse_rfc3339).transpose()?);
+        }
+        newest.context("no log says that an office was taken")
     }
 }
 
@@ -322,6 +400,16 @@ fn request(agency: &str, name: &str) -> v1::CreateVmRequest {
         request_id: Uuid::new_v4().to_string(),
         validate_only: false,
     }
+}
+
+/// The name and the processor time of a process or thread, out of its `stat` (proc(5)).
+fn processor_time(stat: &str) -> Result<(String, Duration)> {
+    let text = std::fs::read_to_string(stat).with_context(|| stat.to_owned())?;
+    let (head, rest) = text.rsplit_once(") ").context("no name in stat")?;
+    let name = head.split_once('(').context("no name in stat")?.1;
+    let ticks: u64 = rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse().unwrap_or(0)).sum();
+    // The kernel counts in hundredths of a second for all programs.
+    Ok((name.to_owned(), Duration::from_millis(ticks * 10)))
 }
 
 /// The value below which this share of a sorted list lies.

@@ -6,6 +6,7 @@
 //! After the first failed write nothing is written any more: a disk that has lied once is not asked
 //! again. Deliberately absent: what the bytes mean.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -80,7 +81,8 @@ impl Disk {
         transaction.commit().map_err(other)?;
         let database = Arc::new(RwLock::new(Some(database)));
         let (writes, received) = channel();
-        let writer = Writer { database: Arc::clone(&database), received, purge: None, failed: None };
+        let (held, purge, failed) = (BTreeMap::new(), None, None);
+        let writer = Writer { database: Arc::clone(&database), received, purge, held, failed };
         let thread = std::thread::Builder::new().name("raft-log".into());
         thread.spawn(move || writer.run()).map_err(DiskError::Thread)?;
         Ok(Disk { database, writes })
@@ -201,6 +203,9 @@ struct Writer {
     received: Receiver<Write>,
     /// Entries through this one are still to be removed.
     purge: Option<u64>,
+    /// Values that need not be durable: they go with the next write that must be, instead of in a transaction of
+    /// their own after each commit.
+    held: BTreeMap<&'static str, Vec<u8>>,
     /// Why nothing is written any more.
     failed: Option<(io::ErrorKind, String)>,
 }
@@ -211,7 +216,13 @@ impl Writer {
             // What comes after a stop is never written: `send` refuses it once we are gone.
             let stop = batch.iter().position(|write| matches!(write, Write::Stop { .. }));
             let unwritten = stop.map(|at| batch.split_off(at)).unwrap_or_default();
-            let result = self.write(&batch);
+            let result = match stop.is_none() && self.may_wait(&batch) {
+                true => {
+                    self.hold(&batch);
+                    Ok(())
+                }
+                false => self.write(&batch),
+            };
             for write in batch {
                 write.finish(result.as_ref().map(|_| ()).map_err(again));
             }
@@ -247,6 +258,19 @@ impl Writer {
         Some(batch)
     }
 
+    fn may_wait(&self, batch: &[Write]) -> bool {
+        let may = |write: &Write| matches!(write, Write::Put { durable: false, .. });
+        self.purge.is_none() && self.failed.is_none() && batch.iter().all(may)
+    }
+
+    fn hold(&mut self, batch: &[Write]) {
+        for write in batch {
+            if let Write::Put { name, value, .. } = write {
+                self.held.insert(name, value.clone());
+            }
+        }
+    }
+
     fn write(&mut self, batch: &[Write]) -> io::Result<()> {
         if let Some((kind, reason)) = &self.failed {
             return Err(io::Error::new(*kind, reason.clone()));
@@ -274,6 +298,9 @@ impl Writer {
         {
             let mut log = transaction.open_table(LOG).map_err(other)?;
             let mut meta = transaction.open_table(META).map_err(other)?;
+            for (name, value) in &self.held {
+                meta.insert(name, value.as_slice()).map_err(other)?;
+            }
             for write in batch {
                 match write {
                     Write::Append { entries, .. } => {
@@ -300,6 +327,7 @@ impl Writer {
         }
         transaction.commit().map_err(other)?;
         self.purge = purge;
+        self.held.clear();
         Ok(())
     }
 }

@@ -13,9 +13,9 @@ pub struct Agency {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgencySpec {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub description: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub contact: String,
 }
 

@@ -11,10 +11,10 @@ use crate::{NodeId, PoolId, VmId, VolumeId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     pub node: NodeId,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub vms: BTreeMap<VmId, VmEntry>,
     /// Volumes of local pools whose files lie on this node.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub volumes: BTreeMap<VolumeId, VolumeEntry>,
 }
 

@@ -38,9 +38,9 @@ pub struct Controller {
     pub address: String,
     /// Its seat in the Raft group; made with the data directory.
     pub member: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub version: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub level: u32,
 }
 
@@ -62,7 +62,7 @@ pub struct JoinToken {
     pub expire_time: TimeMs,
     pub uses_left: u32,
     /// The only name that may join by it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub name: Option<Name>,
 }
 

@@ -25,7 +25,7 @@ pub struct Condition {
     /// One sentence for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub observed_generation: u64,
     pub last_transition_time: TimeMs,
 }

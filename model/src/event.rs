@@ -16,12 +16,12 @@ pub struct Event {
     /// One sentence for people.
     pub message: String,
     pub kind: Kind,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub agency: Option<AgencyId>,
     pub subject: Uuid,
     /// The subject's name at that time; the subject may be gone when the event is read.
     pub name: Name,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node: Option<NodeId>,
     /// Who caused it: a user, a node or a loop.
     pub actor: String,

@@ -12,7 +12,7 @@ use crate::{AgencyId, ControllerId, ImageId, Meta, Scope};
 pub struct Image {
     pub meta: Meta,
     /// None for an image of the cluster.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub agency: Option<AgencyId>,
     pub spec: ImageSpec,
     pub status: ImageStatus,
@@ -22,12 +22,12 @@ pub struct Image {
 pub struct ImageSpec {
     pub kind: ImageKind,
     /// Where to fetch it from; empty when it is uploaded.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub url: String,
     /// Expected digest of the file as sent, hex; empty accepts any.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub sha256: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub min_memory_mib: u32,
 }
 
@@ -43,21 +43,21 @@ pub enum ImageKind {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageStatus {
     pub phase: ImagePhase,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub conditions: Conditions,
     /// qcow2 or raw; empty for kernels and ram disks.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub format: String,
     /// Digest of the stored file, hex: the address under which it is kept.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub sha256: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub size_bytes: u64,
     /// Size of a disk made from it, MiB, rounded up.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub virtual_size_mib: u32,
     /// The controllers that hold the file.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub controllers: BTreeSet<ControllerId>,
 }
 

@@ -12,7 +12,7 @@ use crate::{AgencyId, Meta, NetworkId, Scope};
 pub struct Network {
     pub meta: Meta,
     /// None for a network of the cluster.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub agency: Option<AgencyId>,
     pub spec: NetworkSpec,
 }
@@ -21,11 +21,11 @@ pub struct Network {
 pub struct NetworkSpec {
     pub provider: Provider,
     /// At most one of each family.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub subnets: Vec<Subnet>,
     /// Bytes.
     pub mtu: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub dns_servers: Vec<IpAddr>,
 }
 
@@ -57,7 +57,7 @@ impl Provider {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     pub cidr: IpNet,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub gateway: Option<IpAddr>,
     /// Never empty: the default is the whole prefix.
     pub ranges: Vec<AddressRange>,

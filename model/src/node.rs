@@ -21,51 +21,51 @@ pub struct Node {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub cordoned: bool,
     /// Key to its values; the node is lost when all values of one key are.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub failure_domains: BTreeMap<String, BTreeSet<String>>,
     /// Virtual CPUs promised per real one, percent; 0 means the default.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub cpu_overcommit_percent: u32,
     /// Memory promised per real memory, percent; 0 means 100.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub memory_overcommit_percent: u32,
     /// Kept for the host, MiB; 0 means the default.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub reserve_memory_mib: u32,
     /// YYYY-MM-DD, or empty.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub support_ends: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     pub phase: NodePhase,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub conditions: Conditions,
     /// libvirt's host UUID: a second node with the same is a cloned machine.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub host_uuid: Uuid,
     /// The last session that was accepted; committed before anything is sent on it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub session: Option<SessionId>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub boot_id: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub address: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub inventory: Inventory,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub pools: BTreeMap<PoolId, PoolSeen>,
     /// Digest of the join token and the key by which it enrolled: the same request once more uses up nothing.
     #[serde(default)]
     pub enrolled_by: String,
     /// libvirt domains that are not ours.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub foreign: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub phase_time: TimeMs,
 }
 
@@ -114,7 +114,7 @@ pub struct PoolSeen {
     pub ready: bool,
     pub capacity_mib: u64,
     pub used_mib: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub message: String,
 }
 

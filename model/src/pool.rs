@@ -20,12 +20,12 @@ pub struct PoolSpec {
     /// Absolute directory, the same on every node.
     pub path: String,
     /// Empty means every node.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub nodes: BTreeSet<NodeId>,
     /// Virtual size promised per real size, percent, at least 100.
     pub overcommit_percent: u32,
     /// Kept free on each node, MiB.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub reserve_mib: u32,
 }
 

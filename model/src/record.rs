@@ -112,6 +112,11 @@ impl Meta {
     }
 }
 
+/// Whether a field is left out of a record: one that is absent is read as its default (docs/decisions/0063).
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A record of the store. Its key is /KIND/key(); its form is JSON, whose fields may only be added to.
 pub trait Stored:
     Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static

@@ -25,7 +25,7 @@ pub struct Vm {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// The flavor that the size was taken from, for people.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub flavor: Option<FlavorId>,
     pub vcpus: u32,
     pub memory_mib: u32,
@@ -34,35 +34,35 @@ pub struct VmSpec {
     pub firmware: Firmware,
     pub os_type: OsType,
     pub graphics: Graphics,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub secure_boot: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub tpm: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub direct_boot: Option<DirectBoot>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub ssh_keys: Vec<String>,
     /// May hold passwords, so it is sealed.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub user_data: Option<Sealed>,
     pub run: RunPolicy,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub delete_protection: bool,
     pub hostname: Name,
     /// The one node that it may run on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub pin: Option<NodeId>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node_labels: BTreeMap<String, String>,
     /// What users asked last.
     pub power: Power,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub stop: StopMode,
     /// The last reboot or reset asked for.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub action: Option<Action>,
     /// Deletion was asked for and not yet confirmed.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub deleting: bool,
 }
 
@@ -72,7 +72,7 @@ pub struct Disk {
     pub source: DiskSource,
     pub kind: DiskKind,
     /// 1 boots first; 0 means the order of the list.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub boot_order: u32,
 }
 
@@ -106,16 +106,16 @@ pub struct Interface {
     pub mac: String,
     pub addresses: Vec<IpNet>,
     /// Addresses that the user asked for by name; the others were chosen.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub wanted: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectBoot {
     pub kernel: ImageId,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub initrd: Option<ImageId>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub command_line: String,
 }
 
@@ -159,10 +159,10 @@ pub enum Power {
 /// How to switch it off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopMode {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub force: bool,
     /// How long ACPI may take, seconds; 0 means the default.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub deadline_s: u32,
 }
 
@@ -170,7 +170,7 @@ pub struct StopMode {
 pub struct Action {
     pub id: ActionId,
     pub kind: ActionKind,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub deadline_s: u32,
 }
 
@@ -184,27 +184,27 @@ pub enum ActionKind {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
     pub phase: VmPhase,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub conditions: Conditions,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub observed_generation: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node: Option<NodeId>,
     /// Grows each time the VM is given to another node; 0 before placement.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub incarnation: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub platform: Option<Platform>,
     /// What the node said last; none before its first report.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub seen: Option<Seen>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub guest: Guest,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub restarts: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub started_time: Option<TimeMs>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub action_done: Option<ActionId>,
 }
 
@@ -212,15 +212,15 @@ pub struct VmStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     pub state: GuestState,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub exit: Option<GuestExit>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub problem: Option<Problem>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub pause_reason: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub vcpus: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub memory_mib: u32,
 }
 
@@ -251,7 +251,7 @@ pub struct Problem {
     pub message: String,
     /// It will not pass by itself.
     pub permanent: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub attempts: u32,
 }
 
@@ -265,11 +265,11 @@ pub struct Platform {
 /// What the guest agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub ready: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub hostname: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub addresses: Vec<String>,
 }
 

@@ -20,36 +20,36 @@ pub struct VolumeSpec {
     pub pool: PoolId,
     /// Wanted virtual size, MiB; can only grow.
     pub size_mib: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub image: Option<ImageId>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub keep_on_delete: bool,
     /// Deletion was asked for and not yet confirmed.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub deleting: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
     pub phase: VolumePhase,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub conditions: Conditions,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub observed_generation: u64,
     /// The node that holds the file, of a local pool.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node: Option<NodeId>,
     /// The VM that holds the volume.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub vm: Option<VmId>,
     /// The file has been made, once and for ever.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub made: bool,
     /// Virtual size of the file, MiB; 0 before it is made.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub size_mib: u32,
     /// What the file takes, MiB.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub used_mib: u64,
 }
 

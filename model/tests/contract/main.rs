@@ -8,6 +8,7 @@ mod mask;
 mod phase;
 mod properties;
 mod ranges;
+mod records;
 mod selector;
 mod updates;
 mod violations;

@@ -239,6 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_drafted_has_the_revision_of_its_commit_and_the_next_draft_is_guarded_by_it() {
+        let agency = AgencyId(Uuid::from_u128(3));
+        let view = View { revision: Revision(7), ..View::default() };
+        let mut draft = Draft::new(view, Uuid::from_u128(1));
+        assert!(draft.ahead().is_none(), "nothing is written yet");
+        draft.put(Usage::none(agency));
+        // Who decides next on the same draft sees that the record is no longer as it was.
+        assert_eq!(draft.view().usages.get(agency).map(|row| row.revision), Some(Revision(8)));
+        let key = key_of(&Usage::none(agency));
+        let (view, guard) = draft.ahead().unwrap();
+        assert_eq!((view.revision, guard), (Revision(8), Guard::Unchanged(key.clone(), Revision(8))));
+        let mut next = Draft::new(view, Uuid::from_u128(2));
+        next.delete::<Usage>(agency);
+        assert_eq!(next.ahead().map(|(_, guard)| guard), Some(Guard::Absent(key.clone())));
+        assert_eq!(next.into_txn([]).guards, [Guard::Unchanged(key, Revision(8))]);
+    }
+
+    #[test]
     fn a_second_write_keeps_the_guard_of_the_first() {
         let agency = AgencyId(Uuid::from_u128(3));
         let mut draft = Draft::new(View::default(), Uuid::from_u128(1));

@@ -141,16 +141,9 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     // The VM, its volumes and an event.
     let weigh = |vm: VmId| 2 + view.vms.get(vm).map_or(0, |row| row.volumes().count());
     // All are handed in at once, so that the writer folds them.
-    let places = by_node.into_iter().flat_map(|(node, vms)| {
-        let mut weight = 0;
-        let parts = vms.chunk_by(|(before, _), (next, _)| {
-            weight += weigh(*before);
-            let same = weight + weigh(*next) <= PER_DECISION;
-            weight *= usize::from(same);
-            same
-        });
-        parts.map(|part| (node, part.to_vec())).collect::<Vec<_>>()
-    });
+    let places = by_node
+        .into_iter()
+        .flat_map(|(node, vms)| split(&vms, weigh).into_iter().map(move |vms| (node, vms)));
     let places = places.map(|(node, vms)| {
         shared.writer.submit(move |draft, moment| {
             // What was overtaken stays pending, and the next pass sees why.
@@ -175,4 +168,32 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     let (placed, told) =
         futures::join!(futures::future::join_all(places), futures::future::join_all(waiting));
     placed.into_iter().chain(told).find_map(Result::err).map_or(Ok(()), Err)
+}
+
+/// Cuts one node's placements into decisions that each fit a transaction, by how many records each writes.
+fn split(vms: &[(VmId, Reservation)], weigh: impl Fn(VmId) -> usize) -> Vec<Vec<(VmId, Reservation)>> {
+    let mut weight = 0;
+    let parts = vms.chunk_by(|(before, _), (next, _)| {
+        weight += weigh(*before);
+        let same = weight + weigh(*next) <= PER_DECISION;
+        weight *= usize::from(same);
+        same
+    });
+    parts.map(<[_]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_decision_writes_more_than_a_transaction_takes() {
+        let vms: Vec<_> =
+            (0..16).map(|at| (VmId(uuid::Uuid::from_u128(at)), Reservation::default())).collect();
+        let sizes = |weight| split(&vms, |_| weight).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(3), [16]);
+        // Six disks each.
+        assert_eq!(sizes(8), [7, 7, 2]);
+        assert_eq!(sizes(PER_DECISION + 1), [1; 16]);
+    }
 }

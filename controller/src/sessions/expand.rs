@@ -230,3 +230,7 @@ fn volume_entry(view: &View, own: &Assignment, volume: &Volume) -> Option<agent:
         image: volume.spec.image.map(|image| digest(view, image)).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+#[path = "expand_tests.rs"]
+mod tests;

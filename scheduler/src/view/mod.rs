@@ -6,16 +6,20 @@
 //! change in a fork copies the index's list of blocks (6 bytes per node), each change the path to the node's row
 //! and that row. Deliberately absent: whether something fits. The view holds what is, even when that is too much.
 
-use std::collections::BTreeMap;
+mod read;
+mod row;
+
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet, Vector};
 use tamdao_model::{NodeId, PoolId, VmId};
 
-use crate::index::{Amounts, DISK, Entry, Index, MEMORY, VCPUS};
+use crate::index::Index;
 use crate::score::Weights;
 use crate::shape::{Group, GroupId, NodeShape, PoolShape, VmShape};
 use crate::traits::{Traits, TraitsTable};
+pub use read::NodeUse;
+pub(crate) use row::Row;
 
 /// What the view cannot take in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,18 +53,6 @@ pub struct View {
     weights: Weights,
 }
 
-/// One node with what is on it.
-#[derive(Debug, Clone)]
-pub(crate) struct Row {
-    pub(crate) shape: Arc<NodeShape>,
-    /// In the order of ids.
-    pub(crate) vms: Vec<Arc<VmShape>>,
-    pub(crate) entry: Entry,
-    used: Amounts,
-    /// Held by the VMs in each local pool, MiB.
-    disk_used: BTreeMap<PoolId, u64>,
-}
-
 #[derive(Debug, Clone)]
 struct Home {
     slots: Vec<u32>,
@@ -80,18 +72,6 @@ struct PoolRow {
 pub(crate) struct GroupRow {
     pub(crate) shape: Option<Arc<Group>>,
     pub(crate) members: OrdSet<(VmId, u32)>,
-}
-
-/// What a node has promised, and what it may.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NodeUse {
-    pub vcpus: u64,
-    pub vcpus_used: u64,
-    pub memory_mib: u64,
-    pub memory_used_mib: u64,
-    /// All local pools together.
-    pub disk_mib: u64,
-    pub disk_used_mib: u64,
 }
 
 impl View {
@@ -136,17 +116,9 @@ impl View {
         for key in keys_with_several(&shape) {
             *self.several.entry(key.clone()).or_default() += 1;
         }
-        let support = shape.support_ends.map_or(u32::MAX, |day| day.0);
-        *self.support.entry(support).or_default() += 1;
         let traits = self.traits.hold(Traits::of(&shape));
-        let (capacity, free) = (Amounts::default(), Amounts::default());
-        let entry = Entry { order: 0, id, slot, traits, vms: 0, support, capacity, free };
-        let mut row =
-            Row { shape, vms: Vec::new(), entry, used: Amounts::default(), disk_used: BTreeMap::new() };
-        // What a VM holds may depend on the node, so it is counted anew.
-        vms.iter().for_each(|vm| row.count(vm, u64::saturating_add));
-        row.vms = vms;
-        row.refresh();
+        let row = Row::new(shape, slot, traits, vms);
+        *self.support.entry(row.entry.support).or_default() += 1;
         self.index.insert(row.entry);
         self.rows.set(slot as usize, Some(Arc::new(row)));
     }
@@ -281,171 +253,6 @@ impl View {
         change(row);
         row.refresh();
         self.index.insert(row.entry);
-    }
-
-    pub fn node(&self, id: NodeId) -> Option<&NodeShape> {
-        Some(&*self.row(*self.slots.get(&id)?)?.shape)
-    }
-
-    /// All nodes in the order of their ids.
-    pub fn nodes(&self) -> impl Iterator<Item = &NodeShape> + '_ {
-        self.rows_by_id().map(|row| &*row.shape)
-    }
-
-    pub fn node_count(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// VMs that stand on at least one node.
-    pub fn vm_count(&self) -> usize {
-        self.homes.len()
-    }
-
-    /// The VMs on a node in the order of their ids.
-    pub fn vms_on(&self, node: NodeId) -> &[Arc<VmShape>] {
-        let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
-        row.map_or(&[], |row| &row.vms)
-    }
-
-    /// The nodes that a VM stands on.
-    pub fn homes(&self, vm: VmId) -> impl Iterator<Item = NodeId> + '_ {
-        self.home_slots(vm).iter().filter_map(|slot| Some(self.row(*slot)?.shape.id))
-    }
-
-    pub fn node_use(&self, node: NodeId) -> Option<NodeUse> {
-        let entry = self.row(*self.slots.get(&node)?)?.entry;
-        let used = |d: usize| entry.capacity[d].saturating_sub(entry.free[d]);
-        let row = self.row(entry.slot)?;
-        Some(NodeUse {
-            vcpus: entry.capacity[VCPUS],
-            vcpus_used: row.used[VCPUS],
-            memory_mib: entry.capacity[MEMORY],
-            memory_used_mib: row.used[MEMORY],
-            disk_mib: entry.capacity[DISK],
-            disk_used_mib: used(DISK),
-        })
-    }
-
-    /// All pools in the order of their ids.
-    pub fn pools(&self) -> impl Iterator<Item = &PoolShape> + '_ {
-        self.pools.values().map(|row| &*row.shape)
-    }
-
-    pub fn pool(&self, id: PoolId) -> Option<&PoolShape> {
-        self.pools.get(&id).map(|row| &*row.shape)
-    }
-
-    /// All groups with rules, in the order of their ids.
-    pub fn groups(&self) -> impl Iterator<Item = &Group> + '_ {
-        self.groups.values().filter_map(|row| row.shape.as_deref())
-    }
-
-    pub fn group(&self, id: GroupId) -> Option<&Group> {
-        self.groups.get(&id)?.shape.as_deref()
-    }
-
-    /// The members of a group with the node of each place that they hold.
-    pub fn members(&self, group: GroupId) -> impl Iterator<Item = (VmId, NodeId)> + '_ {
-        let members = self.groups.get(&group).into_iter().flat_map(|row| row.members.iter());
-        members.filter_map(|(vm, slot)| Some((*vm, self.row(*slot)?.shape.id)))
-    }
-
-    pub(crate) fn row(&self, slot: u32) -> Option<&Row> {
-        self.rows.get(slot as usize)?.as_deref()
-    }
-
-    pub(crate) fn rows_by_id(&self) -> impl Iterator<Item = &Row> + '_ {
-        self.slots.values().filter_map(|slot| self.row(*slot))
-    }
-
-    pub(crate) fn slot(&self, id: NodeId) -> Option<u32> {
-        self.slots.get(&id).copied()
-    }
-
-    pub(crate) fn home_slots(&self, vm: VmId) -> &[u32] {
-        self.homes.get(&vm).map_or(&[], |home| &home.slots)
-    }
-
-    pub(crate) fn index(&self) -> &Index {
-        &self.index
-    }
-
-    pub(crate) fn traits(&self) -> &TraitsTable {
-        &self.traits
-    }
-
-    pub(crate) fn group_row(&self, id: GroupId) -> Option<&GroupRow> {
-        self.groups.get(&id)
-    }
-
-    pub(crate) fn labelled(&self, key: &str, value: &str) -> Option<&OrdSet<u32>> {
-        self.by_label.get(&(key.to_owned(), value.to_owned()))
-    }
-
-    /// The values of a failure-domain key, each with its nodes.
-    pub(crate) fn domain_values(&self, key: &str) -> impl Iterator<Item = (&str, &OrdSet<u32>)> + '_ {
-        let key = key.to_owned();
-        let from = (key.clone(), String::new());
-        let listed = self.by_domain.range(from..).take_while(move |((k, _), _)| *k == key);
-        listed.map(|((_, value), slots)| (value.as_str(), slots))
-    }
-
-    /// Whether no node has two values of this key.
-    pub(crate) fn domain_is_plain(&self, key: &str) -> bool {
-        !self.several.contains_key(key)
-    }
-
-    /// The days on which nodes' support ends, earliest first.
-    pub(crate) fn support_days(&self) -> impl Iterator<Item = u32> + '_ {
-        self.support.keys().copied()
-    }
-
-    pub(crate) fn has_isolation(&self) -> bool {
-        self.isolated > 0
-    }
-
-    /// What a shared pool has left, MiB; none for a local or unknown one.
-    pub(crate) fn shared_free(&self, pool: PoolId) -> Option<u64> {
-        let row = self.pools.get(&pool)?;
-        let room = row.shape.shared?;
-        Some(room.capacity_mib.saturating_sub(room.held_mib).saturating_sub(row.used))
-    }
-}
-
-impl Row {
-    fn find(&self, vm: VmId) -> Result<usize, usize> {
-        self.vms.binary_search_by_key(&vm, |vm| vm.id)
-    }
-
-    /// What one local pool has left here, MiB.
-    pub(crate) fn pool_free(&self, pool: PoolId) -> u64 {
-        let here = self.shape.pools.get(&pool).copied().unwrap_or_default();
-        let used = self.disk_used.get(&pool).copied().unwrap_or(0);
-        here.capacity_mib.saturating_sub(here.held_mib).saturating_sub(used)
-    }
-
-    /// Adds a VM to what is used, or takes it away.
-    fn count(&mut self, vm: &VmShape, apply: fn(u64, u64) -> u64) {
-        let reservation = vm.reservation_on(self.shape.emulation);
-        self.used[VCPUS] = apply(self.used[VCPUS], u64::from(reservation.vcpus));
-        self.used[MEMORY] = apply(self.used[MEMORY], reservation.memory_mib);
-        for disk in vm.disks.iter().filter(|disk| disk.on != Some(self.shape.id)) {
-            let used = self.disk_used.entry(disk.pool).or_default();
-            *used = apply(*used, disk.size_mib);
-        }
-        self.disk_used.retain(|_, used| *used > 0);
-    }
-
-    /// Derives the index entry from the rest. Used stays true even where a node holds more than it may.
-    fn refresh(&mut self) {
-        let pools = &self.shape.pools;
-        let disk = pools.values().map(|pool| pool.capacity_mib).sum();
-        let disk_free = pools.keys().map(|id| self.pool_free(*id)).sum();
-        let capacity = [u64::from(self.shape.vcpus), self.shape.memory_mib, disk];
-        let left = |d: usize| capacity[d].saturating_sub(self.used[d]);
-        let free = [left(VCPUS), left(MEMORY), disk_free];
-        let vms = u32::try_from(self.vms.len()).unwrap_or(u32::MAX);
-        self.entry = Entry { vms, capacity, free, ..self.entry }.ordered();
     }
 }
 

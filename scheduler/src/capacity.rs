@@ -30,7 +30,7 @@ pub fn fit(view: &View, shape: &VmShape, at_most: u32) -> Fit {
             vm.id = VmId(Uuid::from_u128(next));
         }
         match place(&fork, &vm) {
-            Ok(placement) => assign(&mut fork, placement.node, &Arc::new(vm.clone())),
+            Ok(placement) => assign(&mut fork, &placement, &Arc::new(vm.clone())),
             Err(rejection) => return Fit { count, stopped_by: Some(rejection) },
         }
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use tamdao_model::{NodeId, PoolId};
 
+use crate::cells::CELLS_MAX;
 use crate::filter::Ask;
 use crate::index::{DISK, MEMORY, VCPUS};
 use crate::place::{Rejection, rejection};
 use crate::reason::{Reason, ReasonKind};
 use crate::score::Points;
-use crate::shape::{By, VmShape};
+use crate::shape::{By, Cell, VmShape};
 use crate::view::{Row, View};
 
 /// How many fixes an explanation offers.
@@ -90,6 +91,11 @@ pub enum Change {
     MoveVms {
         vms: u64,
     },
+    /// Room in one more NUMA cell, or in more than one.
+    FreeCells {
+        cells: u32,
+        room: Cell,
+    },
     MakeReady,
     RepairPool {
         pool: PoolId,
@@ -118,6 +124,11 @@ pub enum Change {
         vcpus: u64,
         memory_mib: u64,
         disk_mib: u64,
+    },
+    /// No change of use can help: the node has too few NUMA cells of this size.
+    EnlargeCells {
+        cells: u32,
+        room: Cell,
     },
     AddTpm,
     ReplaceCpu {
@@ -213,6 +224,15 @@ fn changes(ask: &Ask, row: &Row, reasons: &[Reason]) -> Vec<Change> {
             Reason::SharedPoolFull { pool, name, .. } => {
                 Change::FreeSharedPool { pool, name, mib: reason.lack() }
             }
+            Reason::NotEnoughCells { cells, need, fitting, .. } => {
+                let large =
+                    row.shape.cells.iter().take(CELLS_MAX).filter(|cell| cell.lacks(&need) == 0).count();
+                if large < cells as usize {
+                    Change::EnlargeCells { cells, room: need }
+                } else {
+                    Change::FreeCells { cells: cells - fitting, room: need }
+                }
+            }
             Reason::NotEnoughVcpus { .. } if vcpus > 0 => continue,
             Reason::NotEnoughMemory { .. } if memory_mib > 0 => continue,
             Reason::NotEnoughVcpus { .. } => Change::FreeVcpus { vcpus: reason.lack() },
@@ -232,12 +252,15 @@ impl Change {
             Self::FreeVcpus { .. }
             | Self::FreeMemory { .. }
             | Self::MoveVms { .. }
+            | Self::FreeCells { .. }
             | Self::FreeDisk { .. }
             | Self::FreeSharedPool { .. } => 4,
             Self::ConfirmGone | Self::MakeReady | Self::RepairPool { .. } => 6,
             Self::Unpin | Self::RelaxGroup { .. } | Self::MoveOtherClasses => 8,
             Self::AddBridge { .. } | Self::AddPool { .. } | Self::InstallFirmware { .. } => 10,
-            Self::EnlargeNode { .. } | Self::AddTpm | Self::ReplaceCpu { .. } => 100,
+            Self::EnlargeNode { .. } | Self::EnlargeCells { .. } | Self::AddTpm | Self::ReplaceCpu { .. } => {
+                100
+            }
         }
     }
 
@@ -269,6 +292,16 @@ impl Change {
                 let parts = [(vcpus, "vCPUs"), (memory_mib, "MiB of memory"), (disk_mib, "MiB of disk")];
                 let lack = parts.iter().filter(|(n, _)| **n > 0).map(|(n, what)| format!("{n} {what}"));
                 format!("enlarge {node} by {}", lack.collect::<Vec<_>>().join(", "))
+            }
+            Self::FreeCells { cells, room } => {
+                let Cell { vcpus, memory_mib } = room;
+                format!(
+                    "make room for {vcpus} vCPUs and {memory_mib} MiB in {cells} more NUMA cells of {node}"
+                )
+            }
+            Self::EnlargeCells { cells, room } => {
+                let Cell { vcpus, memory_mib } = room;
+                format!("give {node} {cells} NUMA cells of {vcpus} vCPUs and {memory_mib} MiB")
             }
             Self::AddTpm => format!("give {node} a TPM emulator"),
             Self::ReplaceCpu { feature } => format!("give {node} a CPU with {feature}"),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::network::Network;
-use tamdao_model::node::{Node, NodePhase};
+use tamdao_model::node::{Node, NodePhase, NumaCell};
 use tamdao_model::pool::Pool;
 use tamdao_model::vm::{Firmware, Graphics, Vm};
 use tamdao_model::volume::Volume;
@@ -68,10 +68,18 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
             },
         }
     };
-    let cell_vcpus = |cpus: usize| {
-        let whole = u64::from(inventory.cpus.max(1));
-        let part = u64::from(vcpus_allocatable(node)) * cpus as u64 / whole;
-        u32::try_from(part).unwrap_or(u32::MAX)
+    // Each cell has its part of what the node may promise, so reserve and overcommit count there too.
+    let part = |whole: u64, of: u64, all: u64| {
+        let part = u128::from(whole) * u128::from(of.min(all)) / u128::from(all.max(1));
+        u64::try_from(part).unwrap_or(AMOUNT_MAX).min(AMOUNT_MAX)
+    };
+    let cpus = inventory.numa_cells.iter().map(|cell| cell.cpus.len() as u64).sum();
+    let memory = inventory.numa_cells.iter().map(|cell| cell.memory_mib).fold(0, u64::saturating_add);
+    let allocatable = node.allocatable();
+    let cell = |cell: &NumaCell| {
+        let vcpus = part(u64::from(allocatable.vcpus), cell.cpus.len() as u64, cpus);
+        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
+        Cell { vcpus, memory_mib: part(allocatable.memory_mib, cell.memory_mib, memory) }
     };
     NodeShape {
         id,
@@ -83,14 +91,7 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
         vcpus: vcpus_allocatable(node),
         memory_mib: memory_allocatable_mib(node),
         pools: pools.filter(|pool| pool.is_on(id)).map(|pool| (pool.id(), here(pool))).collect(),
-        cells: inventory
-            .numa_cells
-            .iter()
-            .map(|cell| Cell {
-                vcpus: cell_vcpus(cell.cpus.len()),
-                memory_mib: cell.memory_mib.min(AMOUNT_MAX),
-            })
-            .collect(),
+        cells: inventory.numa_cells.iter().map(cell).collect(),
         cpu_model: inventory.cpu_model.clone(),
         cpu_features: inventory.cpu_features.iter().cloned().collect(),
         emulation: inventory.acceleration == "qemu",
@@ -235,6 +236,17 @@ mod tests {
             let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
             assert_eq!(shape.pools[&pool.id()].capacity_mib, record.pool_allocatable_mib(&pool));
         }
+    }
+
+    #[test]
+    fn cells_share_what_the_node_may_promise() {
+        let mut record = a_node();
+        let cell =
+            |id, cpus: std::ops::Range<u32>, memory_mib| NumaCell { id, cpus: cpus.collect(), memory_mib };
+        record.status.inventory.numa_cells = vec![cell(0, 0..12, 49_152), cell(1, 12..16, 16_384)];
+        let shape = node(&record, &Assignment::empty(record.id()), std::iter::empty());
+        assert_eq!(shape.cells[0], Cell { vcpus: 48, memory_mib: (65_536 - 1_310) * 3 / 4 });
+        assert_eq!(shape.cells[1], Cell { vcpus: 16, memory_mib: (65_536 - 1_310) / 4 });
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use tamdao_model::NodeId;
 
+use crate::cells::Largest;
+
 /// Entries of one block at most; a full block is cut in halves.
 const BLOCK_MAX: usize = 48;
 /// A block with fewer is joined with a neighbour if both fit in half a block.
@@ -36,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) support: u32,
     pub(crate) capacity: Amounts,
     pub(crate) free: Amounts,
+    /// The largest free amounts of its NUMA cells.
+    pub(crate) cells: Largest,
 }
 
 impl Entry {
@@ -72,6 +76,7 @@ pub(crate) struct Bounds {
     pub(crate) free_max: Amounts,
     pub(crate) capacity_min: Amounts,
     pub(crate) capacity_max: Amounts,
+    pub(crate) cells_max: Largest,
     pub(crate) support_max: u32,
     pub(crate) vms_max: u32,
     /// The traits that all share, if they do.
@@ -87,6 +92,7 @@ impl Bounds {
             free_max: first.free,
             capacity_min: first.capacity,
             capacity_max: first.capacity,
+            cells_max: first.cells,
             support_max: first.support,
             vms_max: first.vms,
             traits: Some(first.traits),
@@ -98,6 +104,9 @@ impl Bounds {
                 bounds.free_max[d] = bounds.free_max[d].max(entry.free[d]);
                 bounds.capacity_min[d] = bounds.capacity_min[d].min(entry.capacity[d]);
                 bounds.capacity_max[d] = bounds.capacity_max[d].max(entry.capacity[d]);
+            }
+            for (most, cells) in bounds.cells_max.iter_mut().zip(entry.cells) {
+                *most = [most[0].max(cells[0]), most[1].max(cells[1])];
             }
             bounds.support_max = bounds.support_max.max(entry.support);
             bounds.vms_max = bounds.vms_max.max(entry.vms);
@@ -241,6 +250,7 @@ mod tests {
             support: u32::MAX,
             capacity: [1_000; DIMENSIONS],
             free: [free; DIMENSIONS],
+            cells: [[free, 2 * free], [free / 2, free]],
         }
         .ordered()
     }

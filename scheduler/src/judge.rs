@@ -55,7 +55,10 @@ pub fn judge(before: &View, plan: &Plan, limits: &Limits) -> Result<(), Vec<Faul
         }
         judge.at_once(round, moves, limits);
         let known = judge.known(round, moves);
-        let all = known.iter().map(|(vm, a_move)| Step::Assign { vm: vm.clone(), node: a_move.to });
+        let all = known.iter().map(|(vm, a_move)| {
+            let (vm, node, cells) = (vm.clone(), a_move.to, a_move.cells);
+            Step::Assign { vm, node, cells }
+        });
         steps.extend(all);
         steps.extend(known.iter().map(|(vm, a_move)| Step::Release { vm: vm.id, node: a_move.from }));
         round_of.resize(steps.len(), round);

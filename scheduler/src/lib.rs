@@ -3,9 +3,10 @@
 //!
 //! [`View`] is the cluster, [`VmShape`] what is asked for. [`place`](place::place) answers where, [`explain`] why
 //! and what would help, [`check`] judges a plan by its own arithmetic before it is committed. Deliberately absent:
-//! clocks, randomness, I/O and records of the store. NUMA cells are described but not yet placed by.
+//! clocks, randomness, I/O and records of the store.
 
 pub mod capacity;
+pub mod cells;
 pub mod check;
 pub mod explain;
 mod filter;
@@ -23,6 +24,7 @@ pub mod text;
 mod traits;
 pub mod view;
 
+pub use cells::Cells;
 pub use overhead::overhead_mib;
 pub use place::{Placement, Rejection};
 pub use reason::Reason;

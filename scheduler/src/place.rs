@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 
+use crate::cells::Cells;
 use crate::filter::Ask;
 use crate::index::{Amounts, Entry};
 use crate::reason::{Reason, ReasonKind};
@@ -22,6 +23,8 @@ use crate::view::View;
 pub struct Placement {
     pub vm: VmId,
     pub node: NodeId,
+    /// The NUMA cells that it holds there, if it asks for some.
+    pub cells: Cells,
     /// What it holds there; what the node's assignment must say.
     pub reservation: Reservation,
     pub score: i64,
@@ -79,7 +82,7 @@ pub fn place_all(view: &mut View, batch: &[Arc<VmShape>]) -> Result<Vec<Placemen
     for index in order {
         let vm = &batch[index];
         let placement = place(&fork, vm).map_err(|rejection| BatchRejection { index, rejection })?;
-        assign(&mut fork, placement.node, vm);
+        assign(&mut fork, &placement, vm);
         places[index] = Some(placement);
     }
     *view = fork;
@@ -96,15 +99,16 @@ pub fn place_each(view: &mut View, batch: &[Arc<VmShape>]) -> Vec<Result<Placeme
         let vm = &batch[index];
         let answer = place(view, vm);
         if let Ok(placement) = &answer {
-            assign(view, placement.node, vm);
+            assign(view, placement, vm);
         }
         answers[index] = answer;
     }
     answers
 }
 
-pub(crate) fn assign(view: &mut View, node: NodeId, vm: &Arc<VmShape>) {
-    view.assign(node, vm.clone()).expect("a place is never on an unknown node or where the VM already is");
+pub(crate) fn assign(view: &mut View, place: &Placement, vm: &Arc<VmShape>) {
+    view.assign_to(place.node, place.cells, vm.clone())
+        .expect("a place is never on an unknown node or where the VM already is");
 }
 
 /// The best node so far.
@@ -136,11 +140,12 @@ fn search(ask: &Ask) -> Option<Placement> {
         judge.search_blocks();
     }
     let best = judge.best?;
-    let emulation = ask.view.row(best.entry.slot)?.shape.emulation;
+    let row = ask.view.row(best.entry.slot)?;
     Some(Placement {
         vm: ask.vm.id,
         node: best.entry.id,
-        reservation: ask.vm.reservation_on(emulation),
+        cells: row.choose_cells(ask.vm),
+        reservation: ask.vm.reservation_on(row.shape.emulation),
         score: best.score,
         points: best.points,
     })

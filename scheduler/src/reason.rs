@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tamdao_model::PoolId;
 
-use crate::shape::By;
+use crate::shape::{By, Cell};
 
 /// One rule that one node (or, for a shared pool, the cluster) does not keep for one VM. In the order in which a
 /// node's first reason is chosen: what is structural comes before what passes, room comes last, so that nodes
@@ -91,6 +91,16 @@ pub enum Reason {
         need_mib: u64,
         free_mib: u64,
     },
+    /// Fewer NUMA cells have room than the VM asks for.
+    NotEnoughCells {
+        cells: u32,
+        /// On each of them.
+        need: Cell,
+        /// Cells that have room.
+        fitting: u32,
+        /// What is free in the one that lacks least, if there is a further one.
+        nearest: Option<Cell>,
+    },
 }
 
 /// A reason without its figures, for counting. Ordered as [`Reason`]'s variants.
@@ -118,6 +128,7 @@ pub enum ReasonKind {
     SharedPoolFull,
     NotEnoughVcpus,
     NotEnoughMemory,
+    NotEnoughCells,
 }
 
 impl Reason {
@@ -145,6 +156,7 @@ impl Reason {
             Self::SharedPoolFull { .. } => ReasonKind::SharedPoolFull,
             Self::NotEnoughVcpus { .. } => ReasonKind::NotEnoughVcpus,
             Self::NotEnoughMemory { .. } => ReasonKind::NotEnoughMemory,
+            Self::NotEnoughCells { .. } => ReasonKind::NotEnoughCells,
         }
     }
 
@@ -156,6 +168,10 @@ impl Reason {
             | Self::SharedPoolFull { need_mib, free_mib, .. }
             | Self::NotEnoughMemory { need_mib, free_mib } => need_mib.saturating_sub(*free_mib),
             Self::NotEnoughVcpus { need, free } => need.saturating_sub(*free),
+            Self::NotEnoughCells { cells, need, fitting, nearest } => {
+                let short = nearest.map_or(10_000, |free| free.lacks(need));
+                u64::from(cells.saturating_sub(fitting + 1)) * 10_000 + short
+            }
             Self::TooCrowded { members, at_most, .. } => u64::from((members + 1).saturating_sub(*at_most)),
             _ => 1,
         }
@@ -188,6 +204,7 @@ impl ReasonKind {
             Self::SharedPoolFull => "SharedPoolFull",
             Self::NotEnoughVcpus => "NotEnoughVcpus",
             Self::NotEnoughMemory => "NotEnoughMemory",
+            Self::NotEnoughCells => "NotEnoughCells",
         }
     }
 
@@ -216,6 +233,7 @@ impl ReasonKind {
             Self::SharedPoolFull => "shared pool full",
             Self::NotEnoughVcpus => "not enough vCPUs",
             Self::NotEnoughMemory => "not enough memory",
+            Self::NotEnoughCells => "no NUMA cell has room",
         }
     }
 }
@@ -250,6 +268,20 @@ impl fmt::Display for Reason {
             Self::NotEnoughVcpus { need, free } => write!(f, "needs {need} vCPUs, has {free} free"),
             Self::NotEnoughMemory { need_mib, free_mib } => {
                 write!(f, "needs {need_mib} MiB of memory, has {free_mib} MiB free")
+            }
+            Self::NotEnoughCells { cells, need, fitting, nearest } => {
+                let room = |cell: &Cell| format!("{} vCPUs and {} MiB", cell.vcpus, cell.memory_mib);
+                let cells =
+                    if *cells == 1 { "a NUMA cell".into() } else { format!("{cells} NUMA cells each") };
+                write!(f, "needs {cells} with {}, ", room(need))?;
+                match (fitting, nearest) {
+                    (0, None) => f.write_str("has none"),
+                    (fitting, None) => write!(f, "has only {fitting}"),
+                    (0, Some(free)) => write!(f, "the nearest has {} free", room(free)),
+                    (fitting, Some(free)) => {
+                        write!(f, "there is room in {fitting}, the next has {} free", room(free))
+                    }
+                }
             }
             Self::PinnedElsewhere
             | Self::PinUnknown

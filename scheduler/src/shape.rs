@@ -10,6 +10,8 @@ use tamdao_model::assignment::Reservation;
 use tamdao_model::{AgencyId, NodeId, PoolId, VmId};
 use uuid::Uuid;
 
+use crate::cells::CellAsk;
+
 pub use tamdao_model::limits::AMOUNT_MAX;
 
 /// A node as the engine sees it.
@@ -28,7 +30,7 @@ pub struct NodeShape {
     pub memory_mib: u64,
     /// Local and shared pools that the node should hold, with how they stand on it.
     pub pools: BTreeMap<PoolId, NodePool>,
-    /// NUMA cells; kept for the planner, not yet a rule.
+    /// NUMA cells: what VMs that ask for cells may take of each.
     pub cells: Vec<Cell>,
     pub cpu_model: String,
     pub cpu_features: BTreeSet<String>,
@@ -51,7 +53,7 @@ pub struct NodePool {
     pub held_mib: u64,
 }
 
-/// One NUMA cell.
+/// One NUMA cell: what it may promise, or what is free in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
     pub vcpus: u32,
@@ -71,6 +73,8 @@ pub struct VmShape {
     pub reservation: Reservation,
     /// What a node that emulates must add, MiB.
     pub emulation_extra_mib: u64,
+    /// On how many NUMA cells of its node it lies, evenly; 0 if it may lie on any. See [`crate::cells`].
+    pub cells: u32,
     pub disks: Vec<DiskNeed>,
     /// Labels that the node must have.
     pub labels: BTreeMap<String, String>,
@@ -165,6 +169,15 @@ pub enum By {
     Domain(String),
 }
 
+impl Cell {
+    /// How much of a need is missing here, in 1/10,000 of it: of CPUs or memory, whichever lacks more.
+    pub(crate) fn lacks(&self, need: &Self) -> u64 {
+        let part = |need: u64, free: u64| need.saturating_sub(free).saturating_mul(10_000) / need.max(1);
+        let vcpus = part(u64::from(need.vcpus), u64::from(self.vcpus));
+        vcpus.max(part(need.memory_mib, self.memory_mib))
+    }
+}
+
 impl NodeShape {
     /// A ready node with nothing in it, to build others from.
     pub fn bare(id: NodeId, name: &str) -> Self {
@@ -198,6 +211,7 @@ impl VmShape {
             name: name.into(),
             reservation: Reservation { vcpus, memory_mib },
             emulation_extra_mib: 0,
+            cells: 0,
             disks: Vec::new(),
             labels: BTreeMap::new(),
             forbidden_labels: BTreeMap::new(),
@@ -218,5 +232,11 @@ impl VmShape {
     pub fn reservation_on(&self, emulation: bool) -> Reservation {
         let extra = if emulation { self.emulation_extra_mib } else { 0 };
         Reservation { memory_mib: self.reservation.memory_mib + extra, ..self.reservation }
+    }
+
+    /// What it asks of cells on a node of this acceleration.
+    pub(crate) fn cell_ask(&self, emulation: bool) -> Option<CellAsk> {
+        let held = self.reservation_on(emulation);
+        CellAsk::new(self.cells, u64::from(held.vcpus), held.memory_mib)
     }
 }

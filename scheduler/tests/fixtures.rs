@@ -32,7 +32,8 @@ fn report(view: &View, vm: &VmShape) -> String {
             let points =
                 TABLE.iter().zip(placement.points).map(|(part, points)| format!("{} {points}", part.name));
             let points = points.collect::<Vec<_>>().join(", ");
-            writeln!(out, "  goes to {name}, score {} ({points})", placement.score).unwrap();
+            let cells = if vm.cells > 0 { format!(" cells {}", placement.cells) } else { String::new() };
+            writeln!(out, "  goes to {name}{cells}, score {} ({points})", placement.score).unwrap();
         }
         Err(rejection) => writeln!(out, "  {}", rejection.summary(true)).unwrap(),
     }
@@ -76,6 +77,11 @@ fn pools() {
 #[test]
 fn groups() {
     insta::assert_snapshot!(reports("groups"));
+}
+
+#[test]
+fn cells() {
+    insta::assert_snapshot!(reports("cells"));
 }
 
 #[test]
@@ -150,6 +156,7 @@ fn errors_say_where() {
         "tamdao-cluster 1\nwant a disk.nowhere=5",
         "tamdao-cluster 1\ngroup g apart=rack:1",
         "tamdao-cluster 1\nnode n1 id=7",
+        "tamdao-cluster 1\nnode n1\nvm a on.n1=0+64",
     ]
     .iter()
     .map(|text| Cluster::parse(text).unwrap_err().to_string())

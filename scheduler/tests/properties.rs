@@ -13,24 +13,52 @@ use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
 use tamdao_scheduler::survive::{survive_each_node, survive_each_value};
-use tamdao_scheduler::{DiskNeed, NodePool, NodeShape, Placement, PoolShape, View, VmShape};
+use tamdao_scheduler::view::CellUse;
+use tamdao_scheduler::{Cells, DiskNeed, NodePool, NodeShape, Placement, PoolShape, View, VmShape};
 use uuid::Uuid;
 
 use cluster::{Plan, any_plan};
 
+/// Every set of cells is tried; of those that the judge allows, the one with the least left in its cells, CPUs and
+/// memory as parts of the node's capacity. None if no set is allowed.
+fn cells(view: &View, vm: &VmShape, node: &NodeShape) -> Option<Cells> {
+    let uses: Vec<CellUse> = view.cell_use(node.id).collect();
+    let mut best: Option<(u128, Cells)> = None;
+    for set in 0u32..1 << node.cells.len() {
+        let chosen: Vec<usize> = (0..node.cells.len()).filter(|at| set >> at & 1 == 1).collect();
+        let cells = Cells::of(chosen.clone()).unwrap();
+        let step = Step::Assign { vm: Arc::new(vm.clone()), node: node.id, cells };
+        if check(view, &[step]).is_err() {
+            continue;
+        }
+        let left = |at: &usize| {
+            let cell = &uses[*at];
+            let vcpus = u128::from(cell.vcpus - cell.vcpus_used) * u128::from(node.memory_mib.max(1));
+            vcpus + u128::from(cell.memory_mib - cell.memory_used_mib) * u128::from(node.vcpus.max(1))
+        };
+        let left: u128 = chosen.iter().map(left).sum();
+        let order = |a: Cells, b: Cells| a.iter().cmp(b.iter()).is_lt();
+        let better = best.is_none_or(|(least, at)| left < least || left == least && order(cells, at));
+        if better {
+            best = Some((left, cells));
+        }
+    }
+    best.map(|(_, cells)| cells)
+}
+
 /// Every node is tried, the judge says whether it may, the highest score wins, the lowest id among equals.
-fn reference(view: &View, vm: &VmShape) -> Option<(NodeId, i64)> {
-    let mut best: Option<(NodeId, i64)> = None;
+fn reference(view: &View, vm: &VmShape) -> Option<(NodeId, Cells, i64)> {
+    let mut best: Option<(NodeId, Cells, i64)> = None;
     for verdict in explain(view, vm).verdicts {
-        let step = Step::Assign { vm: Arc::new(vm.clone()), node: verdict.node };
-        let allowed = check(view, &[step]).is_ok();
+        let chosen = cells(view, vm, view.node(verdict.node).unwrap());
+        let allowed = chosen.is_some();
         match verdict.outcome {
             Outcome::Fits { score, .. } => {
                 assert!(allowed, "explain says {} fits, the judge does not", verdict.name);
                 let better =
-                    best.is_none_or(|(node, top)| score > top || score == top && verdict.node < node);
+                    best.is_none_or(|(node, _, top)| score > top || score == top && verdict.node < node);
                 if better {
-                    best = Some((verdict.node, score));
+                    best = chosen.map(|cells| (verdict.node, cells, score));
                 }
             }
             Outcome::Unfit { reasons } => {
@@ -45,14 +73,19 @@ fn reference(view: &View, vm: &VmShape) -> Option<(NodeId, i64)> {
     best
 }
 
+fn place_of(placement: &Placement) -> (NodeId, Cells, i64) {
+    (placement.node, placement.cells, placement.score)
+}
+
 /// The view of a plan, with all VMs placed that have a place, each placement judged and compared.
 fn settle(plan: &Plan) -> View {
     let mut view = plan.view();
     for vm in &plan.vms {
         let answer = place(&view, vm);
-        assert_eq!(answer.as_ref().ok().map(|p| (p.node, p.score)), reference(&view, vm));
+        assert_eq!(answer.as_ref().ok().map(place_of), reference(&view, vm));
         if let Ok(placement) = answer {
-            view.assign(placement.node, vm.clone()).unwrap();
+            let cells = view.assign(placement.node, vm.clone()).unwrap();
+            assert_eq!(cells, placement.cells);
         }
     }
     view
@@ -66,6 +99,12 @@ fn assert_not_over(view: &View) {
         assert!(vcpus <= u64::from(node.vcpus) && memory <= node.memory_mib);
         let used = view.node_use(node.id).unwrap();
         assert_eq!((used.vcpus_used, used.memory_used_mib), (vcpus, memory));
+        for (at, cell) in view.cell_use(node.id).enumerate() {
+            assert!(cell.vcpus_used <= cell.vcpus && cell.memory_used_mib <= cell.memory_mib);
+            let here = vms.iter().filter(|vm| view.cells_of(node.id, vm.id).contains(at));
+            let vcpus: u32 = here.map(|vm| vm.reservation.vcpus.div_ceil(vm.cells)).sum();
+            assert_eq!(cell.vcpus_used, u64::from(vcpus));
+        }
     }
 }
 
@@ -95,8 +134,11 @@ proptest! {
         view.nodes().for_each(|node| anew.set_node(node.clone()));
         for node in view.nodes() {
             for vm in view.vms_on(node.id) {
-                anew.assign(node.id, vm.clone()).unwrap();
+                anew.assign_to(node.id, view.cells_of(node.id, vm.id), vm.clone()).unwrap();
             }
+        }
+        for node in view.nodes() {
+            prop_assert!(view.cell_use(node.id).eq(anew.cell_use(node.id)));
         }
         for vm in &plan.vms {
             prop_assert_eq!(place(&view, vm), place(&anew, vm));
@@ -132,7 +174,11 @@ proptest! {
             let mut rest = view.clone();
             survival.lost.iter().for_each(|node| drop(rest.remove_node(*node)));
             let vm = |id| plan.vms.iter().find(|vm| vm.id == id).unwrap().clone();
-            let step = |placement: &Placement| Step::Assign { vm: vm(placement.vm), node: placement.node };
+            let step = |placement: &Placement| Step::Assign {
+                vm: vm(placement.vm),
+                node: placement.node,
+                cells: placement.cells,
+            };
             let steps: Vec<_> = survival.plan.iter().map(step).collect();
             prop_assert_eq!(check(&rest, &steps), Ok(()));
             let lost: usize = survival.lost.iter().map(|node| view.vms_on(*node).len()).sum();
@@ -183,7 +229,7 @@ proptest! {
         for (n, (vcpus, gib, disk_gib)) in wanted.into_iter().enumerate() {
             let vm = vm(1_000 + n, vcpus, gib, disk_gib);
             let answer = place(&view, &vm);
-            prop_assert_eq!(answer.as_ref().ok().map(|p| (p.node, p.score)), reference(&view, &vm));
+            prop_assert_eq!(answer.as_ref().ok().map(place_of), reference(&view, &vm));
             if let Ok(placement) = answer {
                 view.assign(placement.node, vm).unwrap();
             }

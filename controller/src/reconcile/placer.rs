@@ -10,7 +10,7 @@ use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::place::place_each;
-use tamdao_scheduler::{self as scheduler, VmShape};
+use tamdao_scheduler::{self as scheduler, Cells, VmShape};
 
 use super::Loop;
 use crate::decide::place;
@@ -120,10 +120,12 @@ fn catch_up<'a>(engine: &'a mut Option<Engine>, shared: &Shared) -> &'a mut Engi
 
 /// Lets the independent judge look at the plan before it is committed.
 fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -> Result<(), Refusal> {
-    let of = |id: &VmId| shapes.iter().find(|shape| shape.id == *id).cloned();
-    let places = outcome.places.iter();
-    let steps: Vec<Step> =
-        places.filter_map(|(vm, node, _)| of(vm).map(|vm| Step::Assign { vm, node: *node })).collect();
+    // A VM's record cannot ask for NUMA cells yet.
+    let step = |(id, node, _): &(VmId, NodeId, Reservation)| {
+        let vm = shapes.iter().find(|shape| shape.id == *id)?.clone();
+        Some(Step::Assign { vm, node: *node, cells: Cells::NONE })
+    };
+    let steps: Vec<Step> = outcome.places.iter().filter_map(step).collect();
     check(before, &steps).map_err(|breaches| {
         let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
         tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is placed");

@@ -4,6 +4,7 @@
 
 mod bridges;
 mod capacity;
+mod cells;
 pub(crate) mod groups;
 mod isolation;
 mod labels;
@@ -15,6 +16,7 @@ mod state;
 
 use tamdao_model::PoolId;
 
+use crate::cells::CellAsk;
 use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY};
 use crate::reason::Reason;
 use crate::score::{self, Facts, Limits, Points, Scarcity};
@@ -40,7 +42,7 @@ const TRAITS_RULES: [TraitsRule; 7] = [
 ];
 const TRAITS_RULES_LATE: [TraitsRule; 1] = [pools::ready];
 const NODE_RULES_EARLY: [NodeRule; 3] = [pin::pin, labels::required, labels::forbidden];
-const NODE_RULES: [NodeRule; 7] = [
+const NODE_RULES: [NodeRule; 8] = [
     presence::absent,
     isolation::alone,
     groups::required,
@@ -48,6 +50,7 @@ const NODE_RULES: [NodeRule; 7] = [
     pools::room,
     capacity::vcpus,
     capacity::memory,
+    cells::room,
 ];
 
 /// One VM asked about one view, with what is worth working out once.
@@ -58,6 +61,8 @@ pub(crate) struct Ask<'a> {
     /// The least and the most that it needs on any node.
     pub(crate) least: Amounts,
     pub(crate) most: Amounts,
+    /// The least that it needs of cells on any node.
+    cells: Option<CellAsk>,
     /// Nodes that hold the VM already.
     pub(crate) homes: &'a [u32],
     /// What rules about one node must look at beyond capacity.
@@ -85,6 +90,7 @@ impl<'a> Ask<'a> {
             || !vm.forbidden_labels.is_empty()
             || !vm.disks.is_empty()
             || !homes.is_empty()
+            || vm.cells > 0
             || vm.isolation.is_some()
             || view.has_isolation()
             || groups.iter().any(|g| g.rule.required);
@@ -95,6 +101,7 @@ impl<'a> Ask<'a> {
             vm,
             least: [vcpus, memory, disk(false)],
             most: [vcpus, memory + vm.emulation_extra_mib, disk(true)],
+            cells: vm.cell_ask(false),
             homes,
             needs_row,
             scores_groups,
@@ -131,7 +138,8 @@ impl<'a> Ask<'a> {
     pub(crate) fn entry_fits(&self, entry: &Entry, need: &Amounts) -> bool {
         let room = capacity::vcpus_of(entry, need).is_none()
             && capacity::memory_of(entry, need).is_none()
-            && capacity::count_of(entry).is_none();
+            && capacity::count_of(entry).is_none()
+            && self.cells.is_none_or(|cells| cells.may_fit(&entry.cells));
         room && (!self.needs_row
             || self.view.row(entry.slot).is_some_and(|row| {
                 NODE_RULES_EARLY.iter().chain(&NODE_RULES).all(|rule| rule(self, row).is_none())
@@ -174,6 +182,7 @@ impl<'a> Ask<'a> {
     /// Whether a block may hold a node with room.
     pub(crate) fn may_have_room(&self, bounds: &Bounds) -> bool {
         (0..DIMENSIONS).all(|d| bounds.free_max[d] >= self.least[d])
+            && self.cells.is_none_or(|cells| cells.may_fit(&bounds.cells_max))
     }
 
     /// How late a day is among the days on which the cluster's support ends: the last has all points.

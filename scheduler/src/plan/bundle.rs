@@ -39,13 +39,15 @@ pub(crate) fn move_together<'a>(
     let places = anchors(&lifted, &bys, &order).into_iter().find_map(|anchor| {
         let mut fork = lifted.clone();
         let mut places: Vec<NodeId> = vec![anchor];
-        hold(&mut fork, order[0], anchor);
+        let cells = fork.cells_for(anchor, order[0]);
+        hold(&mut fork, order[0], anchor, cells);
         for member in &order[1..] {
             if !budget.step() {
                 return None;
             }
             let place = crate::place::find(&fork, member)?.node;
-            hold(&mut fork, member, place);
+            let cells = fork.cells_for(place, member);
+            hold(&mut fork, member, place, cells);
             places.push(place);
         }
         Some(places)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tamdao_model::{NodeId, VmId};
 
 use super::{Move, Terms, Way, Why};
+use crate::cells::Cells;
 use crate::filter::Ask;
 use crate::place::find;
 use crate::reason::Reason;
@@ -58,8 +59,9 @@ impl<'a> Course<'a> {
     /// Takes a move into the course. The place must have been found in this course's view.
     pub(crate) fn carry(&mut self, vm: &Arc<VmShape>, from: NodeId, to: NodeId, why: Why, gain: u64) {
         let way = if self.terms.cold.contains(&vm.id) { Way::Cold } else { Way::Live };
-        self.moves.push(the_move(&self.view, vm, (from, to), way, (why, gain)));
-        shift(&mut self.view, vm, from, to);
+        let cells = self.view.cells_for(to, vm);
+        self.moves.push(Move { cells, ..the_move(&self.view, vm, (from, to), way, (why, gain)) });
+        shift(&mut self.view, vm, from, (to, cells));
     }
 
     /// The best node for the VM beside what it holds, by the rules and the score.
@@ -115,6 +117,7 @@ pub(crate) fn closed(view: &View, nodes: &BTreeSet<NodeId>) -> View {
     fork
 }
 
+/// The move as it would be, its cells not yet chosen.
 pub(crate) fn the_move(
     view: &View,
     vm: &VmShape,
@@ -130,18 +133,19 @@ pub(crate) fn the_move(
     let is_local = |pool| view.pool(pool).is_some_and(|pool| pool.shared.is_none());
     let local = vm.disks.iter().filter(|disk| is_local(disk.pool));
     let disk_mib = local.map(|disk| disk.size_mib).fold(0, u64::saturating_add);
-    Move { vm: vm.id, from, to, way, memory_mib, disk_mib, why, gain }
+    Move { vm: vm.id, from, to, cells: Cells::NONE, way, memory_mib, disk_mib, why, gain }
 }
 
 /// Gives the VM its new place and takes the old one.
-pub(crate) fn shift(view: &mut View, vm: &Arc<VmShape>, from: NodeId, to: NodeId) {
-    hold(view, vm, to);
+pub(crate) fn shift(view: &mut View, vm: &Arc<VmShape>, from: NodeId, (to, cells): (NodeId, Cells)) {
+    hold(view, vm, to, cells);
     view.release(from, vm.id);
 }
 
 /// Gives the VM a place beside those that it has.
-pub(crate) fn hold(view: &mut View, vm: &Arc<VmShape>, to: NodeId) {
-    view.assign(to, vm.clone()).expect("a place is never on an unknown node or where the VM already is");
+pub(crate) fn hold(view: &mut View, vm: &Arc<VmShape>, to: NodeId, cells: Cells) {
+    view.assign_to(to, cells, vm.clone())
+        .expect("a place is never on an unknown node or where the VM already is");
 }
 
 /// The first rule that keeps the VM off this node.

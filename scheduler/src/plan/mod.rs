@@ -26,12 +26,16 @@ use tamdao_model::{NodeId, VmId};
 
 pub use guard::Guard;
 
+use crate::cells::Cells;
+
 /// One move of one VM. It holds its place on `from` until it is done and its place on `to` from its beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {
     pub vm: VmId,
     pub from: NodeId,
     pub to: NodeId,
+    /// The NUMA cells that it gets on `to`.
+    pub cells: Cells,
     pub way: Way,
     /// Memory to copy, MiB: what the VM holds on `from`; 0 if it moves cold.
     pub memory_mib: u64,

@@ -28,7 +28,7 @@ pub(crate) fn rounds(before: &View, moves: Vec<Move>, limits: &Limits) -> Plan {
         });
         for a_move in &open.round.moves {
             if let Some(vm) = shapes.get(&a_move.vm) {
-                shift(&mut now, vm, a_move.from, a_move.to);
+                shift(&mut now, vm, a_move.from, (a_move.to, a_move.cells));
             }
         }
         let round = open.round;
@@ -103,7 +103,8 @@ impl<'a> Open<'a> {
         let is_free = !self.busy.contains(&vm.id)
             && !self.shut_nodes.contains(&a_move.to)
             && vm.groups.is_disjoint(&self.shut_groups)
-            && why_not(&self.peak, vm, a_move.to).is_none();
+            && why_not(&self.peak, vm, a_move.to).is_none()
+            && self.peak.cells_have_room(a_move.to, a_move.cells, vm);
         self.busy.insert(vm.id);
         if !is_free {
             self.shut_nodes.insert(a_move.to);
@@ -111,7 +112,7 @@ impl<'a> Open<'a> {
             return false;
         }
         let links = crossed(&self.peak, a_move, self.limits);
-        hold(&mut self.peak, vm, a_move.to);
+        hold(&mut self.peak, vm, a_move.to, a_move.cells);
         let node_is_free =
             |node| self.moves_of.get(&node).copied().unwrap_or(0) < self.limits.per_node.max(1);
         let link_is_free = |link: &(String, String)| {

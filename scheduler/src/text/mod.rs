@@ -17,12 +17,16 @@ pub use parse::{ParseError, Problem};
 pub use plan::{parse_plan, write_plan};
 use word::Line;
 
+use crate::cells::Cells;
 use crate::score::{TABLE, Weights};
 use crate::shape::{By, Group, GroupId, NodeShape, PoolShape, Rule, RuleKind, VmShape};
 use crate::view::{View, ViewError};
 
 /// The first line of every file: the format and its version.
 const HEADER: &str = "tamdao-cluster 1";
+
+/// A node on which a VM holds a place, with the NUMA cells that it holds there.
+pub type Home = (NodeId, Cells);
 
 /// A cluster and what is asked of it, as plain lists in the order of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,8 +35,8 @@ pub struct Cluster {
     pub pools: Vec<PoolShape>,
     pub groups: Vec<Group>,
     pub nodes: Vec<NodeShape>,
-    /// VMs with the nodes on which they hold a place.
-    pub vms: Vec<(Arc<VmShape>, Vec<NodeId>)>,
+    /// VMs with their homes.
+    pub vms: Vec<(Arc<VmShape>, Vec<Home>)>,
     /// VMs that ask for a place.
     pub wants: Vec<Arc<VmShape>>,
 }
@@ -40,17 +44,18 @@ pub struct Cluster {
 impl Cluster {
     /// All of a view, with VMs that ask for a place.
     pub fn of(view: &View, wants: &[Arc<VmShape>]) -> Self {
-        let mut vms: Vec<(Arc<VmShape>, Vec<NodeId>)> = Vec::new();
+        let mut vms: Vec<(Arc<VmShape>, Vec<Home>)> = Vec::new();
         let mut known: BTreeMap<VmId, Vec<usize>> = BTreeMap::new();
         for node in view.nodes() {
             for vm in view.vms_on(node.id) {
+                let place = (node.id, view.cells_of(node.id, vm.id));
                 let lines = known.entry(vm.id).or_default();
                 // The two ends of a move may hold different amounts; then they are two lines.
                 if let Some(line) = lines.iter().find(|line| vms[**line].0 == *vm) {
-                    vms[*line].1.push(node.id);
+                    vms[*line].1.push(place);
                 } else {
                     lines.push(vms.len());
-                    vms.push((vm.clone(), vec![node.id]));
+                    vms.push((vm.clone(), vec![place]));
                 }
             }
         }
@@ -77,8 +82,8 @@ impl Cluster {
         self.groups.iter().for_each(|group| view.set_group(group.clone()));
         self.nodes.iter().for_each(|node| view.set_node(node.clone()));
         for (vm, nodes) in &self.vms {
-            for node in nodes {
-                view.assign(*node, vm.clone())?;
+            for (node, cells) in nodes {
+                view.assign_to(*node, *cells, vm.clone())?;
             }
         }
         Ok(view)
@@ -150,7 +155,12 @@ impl fmt::Display for Cluster {
         }
         for (n, (vm, nodes)) in self.vms.iter().enumerate() {
             let mut line = Line::named("vm", &vm.name, vm.id.0, ordinal(n + 1));
-            nodes.iter().for_each(|node| line.value("on", names.node(*node)));
+            for (node, cells) in nodes {
+                match cells.is_empty() {
+                    true => line.value("on", names.node(*node)),
+                    false => line.value(&format!("on.{}", names.node(*node)), cells),
+                }
+            }
             write_vm(&mut line, vm, &names);
             writeln!(f, "{line}")?;
         }
@@ -206,6 +216,7 @@ fn write_vm(line: &mut Line, vm: &VmShape, names: &Names) {
     line.value("vcpus", vm.reservation.vcpus);
     line.value("memory", vm.reservation.memory_mib);
     line.some("emulation-extra", vm.emulation_extra_mib);
+    line.some("cells", u64::from(vm.cells));
     for disk in &vm.disks {
         let on = disk.on.map(|node| format!("@{}", names.node(node))).unwrap_or_default();
         line.value(&format!("disk.{}", names.pool(disk.pool)), format!("{}{on}", disk.size_mib));

@@ -8,7 +8,8 @@ use tamdao_model::{NodeId, PoolId, VmId};
 use uuid::Uuid;
 
 use super::word::{Word, words};
-use super::{Cluster, HEADER, ordinal};
+use super::{Cluster, HEADER, Home, ordinal};
+use crate::cells::Cells;
 use crate::score::TABLE;
 use crate::shape::{
     AMOUNT_MAX, By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind,
@@ -210,7 +211,7 @@ impl Reader {
 
     fn vm(&mut self, n: usize, words: &[Word]) -> Result<(), ParseError> {
         let (vm, on) = self.vm_shape(n + 1, words)?;
-        for (word, node) in &on {
+        for (word, (node, _)) in &on {
             if !self.places.insert((vm.id, *node)) {
                 return Err(word.error(Problem::AlreadyThere));
             }
@@ -218,7 +219,7 @@ impl Reader {
         if on.is_empty() {
             return Err(words[0].error(Problem::Missing("on")));
         }
-        self.cluster.vms.push((vm, on.into_iter().map(|(_, node)| node).collect()));
+        self.cluster.vms.push((vm, on.into_iter().map(|(_, place)| place).collect()));
         Ok(())
     }
 
@@ -247,11 +248,8 @@ impl Reader {
             };
             let owned = || value.clone();
             match word.key.as_str() {
-                "on" => {
-                    let known = self.names.get(&("node", owned()));
-                    let known = known.ok_or_else(|| word.error(Problem::Unknown("node", owned())))?;
-                    on.push((word, NodeId(*known)));
-                }
+                "on" => on.push((word, (self.home(word, value)?, Cells::NONE))),
+                "cells" => vm.cells = number(word)?,
                 "vcpus" => vm.reservation.vcpus = number(word)?,
                 "memory" => vm.reservation.memory_mib = number(word)?,
                 "emulation-extra" => vm.emulation_extra_mib = number(word)?,
@@ -269,6 +267,7 @@ impl Reader {
                 key => match key.split_once('.') {
                     Some(("label", key)) => drop(vm.labels.insert(key.to_owned(), owned())),
                     Some(("not-label", key)) => drop(vm.forbidden_labels.insert(key.to_owned(), owned())),
+                    Some(("on", node)) => on.push((word, (self.home(word, node)?, cells(word, value)?))),
                     Some(("disk", pool)) => {
                         let pool = PoolId(self.id("pool", word, pool)?);
                         let (size, on) = match value.split_once('@') {
@@ -283,10 +282,16 @@ impl Reader {
         }
         Ok((Arc::new(vm), on))
     }
+
+    /// A node of this file.
+    fn home(&self, word: &Word, name: &str) -> Result<NodeId, ParseError> {
+        let known = self.names.get(&("node", name.to_owned()));
+        known.map(|id| NodeId(*id)).ok_or_else(|| word.error(Problem::Unknown("node", name.to_owned())))
+    }
 }
 
-/// The nodes of a VM, each with the word that says so.
-type Places<'a> = Vec<(&'a Word, NodeId)>;
+/// The places of a VM, each with the word that says so.
+type Places<'a> = Vec<(&'a Word, Home)>;
 
 /// The words after kind and name, without the id.
 fn rest(words: &[Word]) -> impl Iterator<Item = &Word> {
@@ -325,6 +330,13 @@ fn rule(word: &Word) -> Result<Rule, ParseError> {
         _ => return Err(wrong(word, "node or domain.KEY, with :NUMBER after it for apart")),
     };
     Ok(Rule { kind, by, required })
+}
+
+pub(super) fn cells(word: &Word, text: &str) -> Result<Cells, ParseError> {
+    let expected = || wrong(word, "positions of NUMA cells, such as 0+1");
+    let cells = text.split('+').map(|at| at.parse::<usize>().map_err(|_| expected()));
+    let cells: Vec<usize> = cells.collect::<Result<_, _>>()?;
+    Cells::of(cells).ok_or_else(expected)
 }
 
 pub(super) fn number<T: TryFrom<u64>>(word: &Word) -> Result<T, ParseError> {

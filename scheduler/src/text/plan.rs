@@ -9,8 +9,9 @@ use std::sync::Arc;
 use tamdao_model::{NodeId, VmId};
 use uuid::Uuid;
 
-use super::parse::{ParseError, Problem, number, unexpected};
+use super::parse::{ParseError, Problem, cells as read_cells, number, unexpected};
 use super::word::{Line, Word, words};
+use crate::cells::Cells;
 use crate::plan::{Move, Plan, Round, Way, Why};
 use crate::view::View;
 
@@ -103,6 +104,9 @@ impl Names {
         let mut line = Line::named("move", &name, id, said);
         line.value("from", self.node(a_move.from));
         line.value("to", self.node(a_move.to));
+        if !a_move.cells.is_empty() {
+            line.value("cells", a_move.cells);
+        }
         line.flag("cold", a_move.way == Way::Cold);
         line.some("memory", a_move.memory_mib);
         line.some("disk", a_move.disk_mib);
@@ -123,6 +127,7 @@ impl Names {
         let name = name.ok_or_else(|| words[0].error(Problem::NameMissing))?;
         let (mut id, mut from, mut to, mut why) = (None, None, None, None);
         let (mut way, mut memory_mib, mut disk_mib, mut gain) = (Way::Live, 0, 0, 0);
+        let mut cells = Cells::NONE;
         for word in &words[2..] {
             let Some(value) = &word.value else {
                 match word.key.as_str() {
@@ -135,6 +140,7 @@ impl Names {
                 "id" => id = Some(VmId(uuid(word, value)?)),
                 "from" => from = Some(self.read_node(word, value)?),
                 "to" => to = Some(self.read_node(word, value)?),
+                "cells" => cells = read_cells(word, value)?,
                 "memory" => memory_mib = number(word)?,
                 "disk" => disk_mib = number(word)?,
                 "gain" => gain = number(word)?,
@@ -149,6 +155,7 @@ impl Names {
             vm: id.map_or_else(|| self.read_vm(name, &name.key), Ok)?,
             from: from.ok_or_else(|| missing("from"))?,
             to: to.ok_or_else(|| missing("to"))?,
+            cells,
             way,
             memory_mib,
             disk_mib,

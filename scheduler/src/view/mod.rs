@@ -14,11 +14,12 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet, Vector};
 use tamdao_model::{NodeId, PoolId, VmId};
 
+use crate::cells::Cells;
 use crate::index::Index;
 use crate::score::Weights;
 use crate::shape::{Group, GroupId, NodeShape, PoolShape, VmShape};
 use crate::traits::{Traits, TraitsTable};
-pub use read::NodeUse;
+pub use read::{CellUse, NodeUse};
 pub(crate) use row::Row;
 
 /// What the view cannot take in.
@@ -105,7 +106,7 @@ impl View {
                 }
             },
         };
-        let vms = self.take_row(slot).map(|row| row.vms.clone()).unwrap_or_default();
+        let before = self.take_row(slot);
         self.slots.insert(id, slot);
         for (key, value) in &shape.labels {
             self.by_label.entry((key.clone(), value.clone())).or_default().insert(slot);
@@ -117,7 +118,7 @@ impl View {
             *self.several.entry(key.clone()).or_default() += 1;
         }
         let traits = self.traits.hold(Traits::of(&shape));
-        let row = Row::new(shape, slot, traits, vms);
+        let row = Row::new(shape, slot, traits, before.as_deref());
         *self.support.entry(row.entry.support).or_default() += 1;
         self.index.insert(row.entry);
         self.rows.set(slot as usize, Some(Arc::new(row)));
@@ -185,8 +186,17 @@ impl View {
         }
     }
 
-    /// Puts a VM on a node, whether it fits or not.
-    pub fn assign(&mut self, node: NodeId, vm: Arc<VmShape>) -> Result<(), ViewError> {
+    /// Puts a VM on a node, whether it fits or not, on the cells that it would be placed on; gives back those. A VM
+    /// that asks for cells where too few have room holds none.
+    pub fn assign(&mut self, node: NodeId, vm: Arc<VmShape>) -> Result<Cells, ViewError> {
+        let row = self.slot(node).and_then(|slot| self.row(slot)).ok_or(ViewError::NodeUnknown(node))?;
+        let cells = row.choose_cells(&vm);
+        self.assign_to(node, cells, vm)?;
+        Ok(cells)
+    }
+
+    /// Puts a VM on these cells of a node, whether it fits or not; what it holds is split evenly over them.
+    pub fn assign_to(&mut self, node: NodeId, cells: Cells, vm: Arc<VmShape>) -> Result<(), ViewError> {
         let slot = *self.slots.get(&node).ok_or(ViewError::NodeUnknown(node))?;
         let row = self.rows[slot as usize].as_ref().ok_or(ViewError::NodeUnknown(node))?;
         let Err(at) = row.find(vm.id) else { return Err(ViewError::AlreadyThere { vm: vm.id, node }) };
@@ -205,10 +215,7 @@ impl View {
             }
         }
         self.isolated += usize::from(vm.isolation.is_some());
-        self.change(slot, |row| {
-            row.count(&vm, u64::saturating_add);
-            row.vms.insert(at, vm);
-        });
+        self.change(slot, |row| row.put(at, vm, cells));
         Ok(())
     }
 
@@ -239,10 +246,7 @@ impl View {
             }
         }
         self.isolated -= usize::from(vm.isolation.is_some());
-        self.change(slot, |row| {
-            row.vms.remove(at);
-            row.count(&vm, u64::saturating_sub);
-        });
+        self.change(slot, |row| row.take(at));
         Some(vm)
     }
 

@@ -7,6 +7,7 @@ use tamdao_model::{NodeId, PoolId, VmId};
 
 use super::row::Row;
 use super::{GroupRow, View};
+use crate::cells::{CellAsk, Cells};
 use crate::index::{DISK, Index, MEMORY, VCPUS};
 use crate::shape::{Group, GroupId, NodeShape, PoolShape, VmShape};
 use crate::traits::TraitsTable;
@@ -21,6 +22,15 @@ pub struct NodeUse {
     /// All local pools together.
     pub disk_mib: u64,
     pub disk_used_mib: u64,
+}
+
+/// What one cell of a node has promised to VMs that ask for cells, and what it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CellUse {
+    pub vcpus: u64,
+    pub vcpus_used: u64,
+    pub memory_mib: u64,
+    pub memory_used_mib: u64,
 }
 
 impl View {
@@ -64,6 +74,39 @@ impl View {
             memory_used_mib: row.used[MEMORY],
             disk_mib: entry.capacity[DISK],
             disk_used_mib: used(DISK),
+        })
+    }
+
+    /// The cells of a node, in the order of its list.
+    pub fn cell_use(&self, node: NodeId) -> impl Iterator<Item = CellUse> + '_ {
+        let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
+        row.into_iter().flat_map(Row::cells).map(|(cell, [vcpus_used, memory_used_mib])| CellUse {
+            vcpus: u64::from(cell.vcpus),
+            vcpus_used,
+            memory_mib: cell.memory_mib,
+            memory_used_mib,
+        })
+    }
+
+    /// The cells that a VM holds on a node.
+    pub fn cells_of(&self, node: NodeId, vm: VmId) -> Cells {
+        let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
+        row.map_or(Cells::NONE, |row| row.cells_of(vm))
+    }
+
+    /// The cells that a VM would get on a node: none if it asks for none, or if too few have room.
+    pub(crate) fn cells_for(&self, node: NodeId, vm: &VmShape) -> Cells {
+        let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
+        row.map_or(Cells::NONE, |row| row.choose_cells(vm))
+    }
+
+    /// Whether these very cells of a node have room for a VM.
+    pub(crate) fn cells_have_room(&self, node: NodeId, cells: Cells, vm: &VmShape) -> bool {
+        let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
+        row.is_some_and(|row| {
+            let free: Vec<_> = row.cells_free().collect();
+            let fits = |ask: CellAsk| cells.iter().all(|at| free.get(at).is_some_and(|free| ask.fits(free)));
+            cells.len() == vm.cells && vm.cell_ask(row.shape.emulation).is_none_or(fits)
         })
     }
 

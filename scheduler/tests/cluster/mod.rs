@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tamdao_model::{NodeId, PoolId, VmId};
 use tamdao_scheduler::{
-    By, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind, SharedRoom, View,
-    VmShape,
+    By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind, SharedRoom,
+    View, VmShape,
 };
 use uuid::Uuid;
 
@@ -58,6 +58,7 @@ prop_compose! {
         local in prop::option::weighted(0.8, (mostly(false), 0u64..60_000, 0u64..20_000)),
         shared in prop::option::weighted(0.8, mostly(false)),
         support in prop::option::of(prop::sample::select(vec![20_270_101u32, 20_300_630])),
+        cells in prop::collection::vec((prop::sample::select(vec![4u32, 8, 8, 16]), prop::sample::select(vec![2_048u64, 4_096, 16_384])), 0..4),
     ) -> NodeShape {
         let mut node = NodeShape::bare(NodeId(Uuid::from_u128(id)), &format!("n{id}"));
         (node.vcpus, node.memory_mib) = (vcpus, memory_mib);
@@ -74,6 +75,7 @@ prop_compose! {
             node.pools.insert(pool_id(2), NodePool { ready, ..NodePool::default() });
         }
         node.support_ends = support.map(Day);
+        node.cells = cells.into_iter().map(|(vcpus, memory_mib)| Cell { vcpus, memory_mib }).collect();
         node
     }
 }
@@ -91,7 +93,7 @@ prop_compose! {
         isolation in prop::option::weighted(0.1, prop::sample::select(vec!["health", "police"])),
         groups in prop::sample::select(vec![0u8, 0, 0, 1, 1, 2, 4, 3]),
         priority in 0u32..3,
-        protected in any::<bool>(),
+        (protected, cells) in (any::<bool>(), prop::sample::select(vec![0u32, 0, 0, 1, 1, 2, 3])),
     ) -> Arc<VmShape> {
         let node = |n: usize| NodeId(Uuid::from_u128(n as u128 + 1));
         let mut vm = VmShape::bare(VmId(Uuid::from_u128(id)), &format!("v{id}"), vcpus, memory_mib);
@@ -109,7 +111,7 @@ prop_compose! {
         vm.isolation = isolation.map(Into::into);
         vm.groups = (0..3).filter(|g| groups >> g & 1 == 1).map(|g| GroupId(Uuid::from_u128(g + 1))).collect();
         vm.priority = priority;
-        vm.protected = protected;
+        (vm.protected, vm.cells) = (protected, cells);
         Arc::new(vm)
     }
 }

@@ -8,18 +8,20 @@ use std::sync::Arc;
 
 use tamdao_model::{NodeId, PoolId, VmId, limits};
 
+use crate::cells::Cells;
 use crate::shape::{By, GroupId, NodeShape, Rule, RuleKind, VmShape};
 use crate::view::View;
 
 /// One step of a plan. Steps are judged in order, each on the cluster that those before it leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// The VM gets a place on the node.
-    Assign { vm: Arc<VmShape>, node: NodeId },
+    /// The VM gets a place on the node, on these of its NUMA cells.
+    Assign { vm: Arc<VmShape>, node: NodeId, cells: Cells },
     /// The VM gives up its place on the node.
     Release { vm: VmId, node: NodeId },
-    /// The VM gets a place on `to`, judged while it still holds the one on `from`, then gives up that one.
-    Move { vm: VmId, from: NodeId, to: NodeId },
+    /// The VM gets a place on these cells of `to`, judged while it still holds the one on `from`, then gives up
+    /// that one.
+    Move { vm: VmId, from: NodeId, to: NodeId, cells: Cells },
 }
 
 /// One rule broken by one step.
@@ -48,6 +50,24 @@ pub enum Broken {
         would_be: u64,
     },
     Memory {
+        capacity_mib: u64,
+        would_be_mib: u64,
+    },
+    /// It asks for another number of cells.
+    CellCount {
+        asked: u32,
+        given: u32,
+    },
+    CellUnknown {
+        cell: usize,
+    },
+    CellVcpus {
+        cell: usize,
+        capacity: u64,
+        would_be: u64,
+    },
+    CellMemory {
+        cell: usize,
         capacity_mib: u64,
         would_be_mib: u64,
     },
@@ -105,6 +125,14 @@ impl fmt::Display for Broken {
             Self::Memory { capacity_mib, would_be_mib } => {
                 write!(f, "{would_be_mib} MiB of memory of {capacity_mib}")
             }
+            Self::CellCount { asked, given } => write!(f, "{given} NUMA cells where {asked} are asked for"),
+            Self::CellUnknown { cell } => write!(f, "the node has no NUMA cell {cell}"),
+            Self::CellVcpus { cell, capacity, would_be } => {
+                write!(f, "{would_be} vCPUs of {capacity} in NUMA cell {cell}")
+            }
+            Self::CellMemory { cell, capacity_mib, would_be_mib } => {
+                write!(f, "{would_be_mib} MiB of {capacity_mib} in NUMA cell {cell}")
+            }
             Self::Disk { pool, capacity_mib, would_be_mib } => {
                 write!(f, "{would_be_mib} MiB of {capacity_mib} in pool {pool}")
             }
@@ -132,26 +160,31 @@ pub fn check(before: &View, steps: &[Step]) -> Result<(), Vec<Breach>> {
     for (step, what) in steps.iter().enumerate() {
         judge.step = step;
         match what {
-            Step::Assign { vm, node } => judge.assign(vm, *node),
+            Step::Assign { vm, node, cells } => judge.assign(vm, *node, *cells),
             Step::Release { vm, node } => {
                 judge.release(*vm, *node);
             }
-            Step::Move { vm, from, to } => match judge.on(*from).into_iter().find(|held| held.id == *vm) {
-                Some(held) => {
-                    judge.assign(&held, *to);
-                    judge.release(*vm, *from);
+            Step::Move { vm, from, to, cells } => {
+                match judge.on(*from).into_iter().find(|(held, _)| held.id == *vm) {
+                    Some((held, _)) => {
+                        judge.assign(&held, *to, *cells);
+                        judge.release(*vm, *from);
+                    }
+                    None => judge.say(*vm, *from, Broken::NotThere),
                 }
-                None => judge.say(*vm, *from, Broken::NotThere),
-            },
+            }
         }
     }
     if judge.breaches.is_empty() { Ok(()) } else { Err(judge.breaches) }
 }
 
+/// A VM with the cells that it holds.
+type Held = (Arc<VmShape>, Cells);
+
 struct Judge<'a> {
     view: &'a View,
     /// The VMs of each node that a step has changed.
-    changed: BTreeMap<NodeId, Vec<Arc<VmShape>>>,
+    changed: BTreeMap<NodeId, Vec<Held>>,
     breaches: Vec<Breach>,
     step: usize,
 }
@@ -161,40 +194,45 @@ impl Judge<'_> {
         self.breaches.push(Breach { step: self.step, vm, node, broken });
     }
 
-    fn on(&self, node: NodeId) -> Vec<Arc<VmShape>> {
-        self.changed.get(&node).cloned().unwrap_or_else(|| self.view.vms_on(node).to_vec())
+    fn on(&self, node: NodeId) -> Vec<Held> {
+        let before = || {
+            let vms = self.view.vms_on(node).iter();
+            vms.map(|vm| (vm.clone(), self.view.cells_of(node, vm.id))).collect()
+        };
+        self.changed.get(&node).cloned().unwrap_or_else(before)
     }
 
     fn release(&mut self, vm: VmId, node: NodeId) {
         let mut left = self.on(node);
         let before = left.len();
-        left.retain(|held| held.id != vm);
+        left.retain(|(held, _)| held.id != vm);
         if left.len() == before {
             self.say(vm, node, Broken::NotThere);
         }
         self.changed.insert(node, left);
     }
 
-    fn assign(&mut self, vm: &Arc<VmShape>, node: NodeId) {
+    fn assign(&mut self, vm: &Arc<VmShape>, node: NodeId, cells: Cells) {
         let Some(shape) = self.view.node(node) else {
             return self.say(vm.id, node, Broken::NodeUnknown);
         };
         let mut there = self.on(node);
-        if there.iter().any(|held| held.id == vm.id) {
+        if there.iter().any(|(held, _)| held.id == vm.id) {
             return self.say(vm.id, node, Broken::AlreadyThere);
         }
         let mut broken = Vec::new();
         state(shape, vm, &mut broken);
-        if there.iter().any(|held| held.isolation != vm.isolation) {
+        if there.iter().any(|(held, _)| held.isolation != vm.isolation) {
             broken.push(Broken::Isolation);
         }
         self.groups(vm, shape, &mut broken);
         self.shared(vm, &mut broken);
-        there.push(vm.clone());
+        there.push((vm.clone(), cells));
         if there.len() > limits::VMS_PER_NODE {
             broken.push(Broken::TooMany { would_be: there.len(), at_most: limits::VMS_PER_NODE });
         }
         self.room(shape, vm, &there, &mut broken);
+        numa(shape, vm, cells, &there, &mut broken);
         for broken in broken {
             self.say(vm.id, node, broken);
         }
@@ -203,11 +241,11 @@ impl Judge<'_> {
 
     /// What all VMs of the node would hold, against what it may promise. A VM that needs nothing of a dimension
     /// cannot break it.
-    fn room(&self, node: &NodeShape, new: &VmShape, there: &[Arc<VmShape>], broken: &mut Vec<Broken>) {
+    fn room(&self, node: &NodeShape, new: &VmShape, there: &[Held], broken: &mut Vec<Broken>) {
         let mut vcpus = 0;
         let mut memory = 0;
         let mut disks: BTreeMap<PoolId, u64> = BTreeMap::new();
-        for vm in there {
+        for (vm, _) in there {
             vcpus += u64::from(vm.reservation.vcpus);
             memory += memory_of(vm, node);
             for disk in &vm.disks {
@@ -254,7 +292,7 @@ impl Judge<'_> {
         }
         let is_placed = |vm: VmId| {
             let moved = |node: &NodeId| self.changed.contains_key(node);
-            self.changed.values().flatten().any(|held| held.id == vm)
+            self.changed.values().flatten().any(|(held, _)| held.id == vm)
                 || self.view.homes(vm).any(|node| !moved(&node))
         };
         if is_placed(new.id) {
@@ -265,9 +303,8 @@ impl Judge<'_> {
             let Some(room) = self.view.pool(pool).and_then(|pool| pool.shared) else { continue };
             let mut placed: BTreeMap<VmId, &Arc<VmShape>> = BTreeMap::new();
             let unchanged = self.view.nodes().filter(|node| !self.changed.contains_key(&node.id));
-            for vm in
-                unchanged.flat_map(|node| self.view.vms_on(node.id)).chain(self.changed.values().flatten())
-            {
+            let changed = self.changed.values().flatten().map(|(vm, _)| vm);
+            for vm in unchanged.flat_map(|node| self.view.vms_on(node.id)).chain(changed) {
                 placed.entry(vm.id).or_insert(vm);
             }
             let of =
@@ -297,7 +334,7 @@ impl Judge<'_> {
         let kept = self.view.members(group).filter(|(_, node)| !self.changed.contains_key(node));
         let kept = kept.filter(|(member, _)| *member != vm).map(|(_, node)| node);
         let changed = self.changed.iter().flat_map(|(node, held)| {
-            let members = held.iter().filter(|held| held.id != vm && held.groups.contains(&group));
+            let members = held.iter().filter(|(held, _)| held.id != vm && held.groups.contains(&group));
             members.map(|_| *node)
         });
         kept.chain(changed).filter_map(|node| self.view.node(node)).collect()
@@ -306,6 +343,35 @@ impl Judge<'_> {
 
 fn memory_of(vm: &VmShape, node: &NodeShape) -> u64 {
     vm.reservation.memory_mib + if node.emulation { vm.emulation_extra_mib } else { 0 }
+}
+
+/// The cells of a VM: as many as it asks for, each there, and none with more than it may promise.
+fn numa(node: &NodeShape, new: &VmShape, cells: Cells, there: &[Held], broken: &mut Vec<Broken>) {
+    if cells.len() != new.cells {
+        broken.push(Broken::CellCount { asked: new.cells, given: cells.len() });
+    }
+    for cell in cells.iter() {
+        let Some(capacity) = node.cells.get(cell) else {
+            broken.push(Broken::CellUnknown { cell });
+            continue;
+        };
+        let here = there.iter().filter(|(_, cells)| cells.contains(cell));
+        let (mut vcpus, mut memory) = (0, 0);
+        for (vm, cells) in here {
+            // Rounded up: what cannot be split evenly is held by each.
+            let over = u64::from(cells.len());
+            vcpus += u64::from(vm.reservation.vcpus).div_ceil(over);
+            memory += memory_of(vm, node).div_ceil(over);
+        }
+        if new.reservation.vcpus > 0 && vcpus > u64::from(capacity.vcpus) {
+            let capacity = u64::from(capacity.vcpus);
+            broken.push(Broken::CellVcpus { cell, capacity, would_be: vcpus });
+        }
+        if memory_of(new, node) > 0 && memory > capacity.memory_mib {
+            let capacity_mib = capacity.memory_mib;
+            broken.push(Broken::CellMemory { cell, capacity_mib, would_be_mib: memory });
+        }
+    }
 }
 
 /// What does not depend on other VMs.

@@ -3,6 +3,7 @@
 //! branch and bound (Land and Doig 1960) over the blocks of the index: a block is opened only while its bound can
 //! still beat the best node found. Deliberately absent: queues, retries and commits, which are the controller's.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 
 use crate::cells::Cells;
-use crate::filter::Ask;
+use crate::filter::{Ask, TraitsAnswers};
 use crate::index::{Amounts, Entry};
 use crate::reason::{Reason, ReasonKind};
 use crate::score::Points;
@@ -75,7 +76,7 @@ pub fn place_all(view: &mut View, batch: &[Arc<VmShape>]) -> Result<Vec<Placemen
     let mut order: Vec<usize> = (0..batch.len()).collect();
     order.sort_by_key(|i| {
         let size = &batch[*i].reservation;
-        (std::cmp::Reverse((batch[*i].priority, size.memory_mib, size.vcpus)), *i)
+        (Reverse((batch[*i].priority, size.memory_mib, size.vcpus)), *i)
     });
     let mut fork = view.clone();
     let mut places = vec![None; batch.len()];
@@ -93,7 +94,7 @@ pub fn place_all(view: &mut View, batch: &[Arc<VmShape>]) -> Result<Vec<Placemen
 /// batch; the answers are in the order of the batch.
 pub fn place_each(view: &mut View, batch: &[Arc<VmShape>]) -> Vec<Result<Placement, Rejection>> {
     let mut order: Vec<usize> = (0..batch.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(batch[*i].priority), *i));
+    order.sort_by_key(|i| (Reverse(batch[*i].priority), *i));
     let mut answers: Vec<_> = batch.iter().map(|_| Err(Rejection::default())).collect();
     for index in order {
         let vm = &batch[index];
@@ -121,7 +122,7 @@ struct Best {
 impl Best {
     /// Whether a score on this node is better: higher, or equal with a lower id.
     fn is_beaten_by(&self, score: i64, id: NodeId) -> bool {
-        (score, std::cmp::Reverse(id)) > (self.score, std::cmp::Reverse(self.entry.id))
+        (score, Reverse(id)) > (self.score, Reverse(self.entry.id))
     }
 }
 
@@ -129,7 +130,7 @@ fn search(ask: &Ask) -> Option<Placement> {
     if ask.cluster_reason().is_some() {
         return None;
     }
-    let mut judge = Judge { ask, traits: vec![None; ask.view.traits().len()], best: None };
+    let mut judge = Judge { ask, traits: TraitsAnswers::new(ask), best: None };
     if let Some(slots) = ask.candidates() {
         for slot in slots {
             if let Some(row) = ask.view.row(slot) {
@@ -153,8 +154,7 @@ fn search(ask: &Ask) -> Option<Placement> {
 
 struct Judge<'a> {
     ask: &'a Ask<'a>,
-    /// For each set of traits, once asked: whether it fits, and whether it emulates.
-    traits: Vec<Option<(bool, bool)>>,
+    traits: TraitsAnswers<'a>,
     best: Option<Best>,
 }
 
@@ -165,15 +165,15 @@ impl Judge<'_> {
         let mut open = Vec::new();
         for (at, block) in blocks.iter().enumerate() {
             let bounds = &block.bounds;
-            let fits = bounds.traits.is_none_or(|traits| self.traits_fit(traits).0);
+            let fits = bounds.traits.is_none_or(|traits| self.traits.of(traits).0);
             if fits && self.ask.may_have_room(bounds) {
                 let limit = weights.total(&self.ask.limit(bounds));
-                open.push((limit, std::cmp::Reverse(bounds.id_min), at));
+                open.push((limit, Reverse(bounds.id_min), at));
             }
         }
         // Among equal bounds the lowest id comes first, so that a tie ends the search early.
         let mut open = BinaryHeap::from(open);
-        while let Some((limit, std::cmp::Reverse(id_min), at)) = open.pop() {
+        while let Some((limit, Reverse(id_min), at)) = open.pop() {
             if self.best.as_ref().is_some_and(|best| !best.is_beaten_by(limit, id_min)) {
                 // Blocks with the same bound and a higher id, or a lower bound, cannot win either.
                 return;
@@ -185,7 +185,7 @@ impl Judge<'_> {
     }
 
     fn consider(&mut self, entry: &Entry) {
-        let (fits, emulation) = self.traits_fit(entry.traits);
+        let (fits, emulation) = self.traits.of(entry.traits);
         if !fits {
             return;
         }
@@ -199,14 +199,67 @@ impl Judge<'_> {
             self.best = Some(Best { score, points, entry: *entry });
         }
     }
+}
 
-    fn traits_fit(&mut self, number: u32) -> (bool, bool) {
-        let ask = self.ask;
-        let Some(known) = self.traits.get_mut(number as usize) else { return (false, false) };
-        *known.get_or_insert_with(|| {
-            let traits = ask.view.traits().get(number);
-            traits.map_or((false, false), |traits| (ask.traits_fit(traits), traits.emulation))
-        })
+/// The nodes on which a VM fits, best first as [`place`] would take them: the same search, which goes on.
+pub(crate) struct Ranked<'a> {
+    ask: &'a Ask<'a>,
+    traits: TraitsAnswers<'a>,
+    /// Blocks by their bounds and entries by their scores; of equals the lowest id comes first, and of a block and
+    /// an entry the block, since it may hold what is equal.
+    open: BinaryHeap<(i64, Reverse<NodeId>, Reverse<Option<u32>>, usize)>,
+}
+
+impl<'a> Ranked<'a> {
+    pub(crate) fn new(ask: &'a Ask<'a>) -> Self {
+        let mut ranked = Self { ask, traits: TraitsAnswers::new(ask), open: BinaryHeap::new() };
+        if ask.cluster_reason().is_some() {
+            return ranked;
+        }
+        if let Some(slots) = ask.candidates() {
+            for slot in slots {
+                if let Some(row) = ask.view.row(slot) {
+                    ranked.consider(&row.entry);
+                }
+            }
+            return ranked;
+        }
+        let mut open = Vec::new();
+        for (at, block) in ask.view.index().blocks().iter().enumerate() {
+            let bounds = &block.bounds;
+            if bounds.traits.is_none_or(|traits| ranked.traits.of(traits).0) && ask.may_have_room(bounds) {
+                let limit = ask.view.weights().total(&ask.limit(bounds));
+                open.push((limit, Reverse(bounds.id_min), Reverse(None), at));
+            }
+        }
+        ranked.open = open.into();
+        ranked
+    }
+
+    fn consider(&mut self, entry: &Entry) {
+        let (fits, emulation) = self.traits.of(entry.traits);
+        let need = self.ask.need(entry, emulation);
+        if fits && self.ask.entry_fits(entry, &need) {
+            let score = self.ask.view.weights().total(&self.ask.points(entry, &need));
+            self.open.push((score, Reverse(entry.id), Reverse(Some(entry.slot)), 0));
+        }
+    }
+}
+
+impl Iterator for Ranked<'_> {
+    /// Slot and score.
+    type Item = (u32, i64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some((score, _, Reverse(slot), at)) = self.open.pop() {
+            if let Some(slot) = slot {
+                return Some((slot, score));
+            }
+            for entry in self.ask.view.index().blocks()[at].entries.iter() {
+                self.consider(entry);
+            }
+        }
+        None
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use tamdao_model::VmId;
+
 use super::Ask;
 use crate::reason::Reason;
 use crate::score::POINTS;
@@ -22,7 +24,12 @@ pub(crate) struct GroupAsk<'a> {
     also_in: BTreeMap<&'a str, u32>,
 }
 
-pub(super) fn asks<'a>(view: &'a View, vm: &VmShape) -> Vec<GroupAsk<'a>> {
+/// `place_of` says where a member's place on a slot counts: there, or after a loss elsewhere or nowhere.
+pub(super) fn asks<'a>(
+    view: &'a View,
+    vm: &VmShape,
+    place_of: &dyn Fn(VmId, u32) -> Option<u32>,
+) -> Vec<GroupAsk<'a>> {
     let mut asks = Vec::new();
     for id in &vm.groups {
         let Some(row) = view.group_row(*id) else { continue };
@@ -30,12 +37,13 @@ pub(super) fn asks<'a>(view: &'a View, vm: &VmShape) -> Vec<GroupAsk<'a>> {
         for rule in &group.rules {
             let (on, only_in, also_in) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
             let mut ask = GroupAsk { group, rule, members: 0, on, only_in, also_in };
-            for (_, slot) in row.members.iter().filter(|(member, _)| *member != vm.id) {
+            let others = row.members.iter().filter(|(member, _)| *member != vm.id);
+            for slot in others.filter_map(|(member, slot)| place_of(*member, *slot)) {
                 ask.members += 1;
                 match &rule.by {
-                    By::Node => *ask.on.entry(*slot).or_default() += 1,
+                    By::Node => *ask.on.entry(slot).or_default() += 1,
                     By::Domain(key) => {
-                        let Some(values) = view.row(*slot).and_then(|row| row.shape.domains.get(key)) else {
+                        let Some(values) = view.row(slot).and_then(|row| row.shape.domains.get(key)) else {
                             continue;
                         };
                         for value in values {

@@ -14,7 +14,7 @@ mod pools;
 mod presence;
 mod state;
 
-use tamdao_model::PoolId;
+use tamdao_model::{PoolId, VmId};
 
 use crate::cells::CellAsk;
 use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY};
@@ -66,7 +66,7 @@ pub(crate) struct Ask<'a> {
     /// Nodes that hold the VM already.
     pub(crate) homes: &'a [u32],
     /// What rules about one node must look at beyond capacity.
-    needs_row: bool,
+    pub(crate) needs_row: bool,
     scores_groups: bool,
     support_days: Vec<u32>,
     scarcity: Scarcity,
@@ -76,7 +76,25 @@ pub(crate) struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     pub(crate) fn new(view: &'a View, vm: &'a VmShape) -> Self {
-        let groups = groups::asks(view, vm);
+        Self::among(view, vm, view.home_slots(vm.id), &|_, slot| Some(slot))
+    }
+
+    /// The VM has lost its own places, and each member of its groups is where `place_of` says.
+    pub(crate) fn after_loss(
+        view: &'a View,
+        vm: &'a VmShape,
+        place_of: &dyn Fn(VmId, u32) -> Option<u32>,
+    ) -> Self {
+        Self::among(view, vm, &[], place_of)
+    }
+
+    fn among(
+        view: &'a View,
+        vm: &'a VmShape,
+        homes: &'a [u32],
+        place_of: &dyn Fn(VmId, u32) -> Option<u32>,
+    ) -> Self {
+        let groups = groups::asks(view, vm, place_of);
         let local = |id: PoolId| view.pool(id).is_none_or(|pool| pool.shared.is_none());
         let disk = |all: bool| {
             let disks = vm.disks.iter().filter(|d| local(d.pool) && (all || d.on.is_none()));
@@ -84,7 +102,6 @@ impl<'a> Ask<'a> {
         };
         let vcpus = u64::from(vm.reservation.vcpus);
         let memory = vm.reservation.memory_mib;
-        let homes = view.home_slots(vm.id);
         let needs_row = vm.pin.is_some()
             || !vm.labels.is_empty()
             || !vm.forbidden_labels.is_empty()
@@ -140,10 +157,18 @@ impl<'a> Ask<'a> {
             && capacity::memory_of(entry, need).is_none()
             && capacity::count_of(entry).is_none()
             && self.cells.is_none_or(|cells| cells.may_fit(&entry.cells));
-        room && (!self.needs_row
-            || self.view.row(entry.slot).is_some_and(|row| {
-                NODE_RULES_EARLY.iter().chain(&NODE_RULES).all(|rule| rule(self, row).is_none())
-            }))
+        room && (!self.needs_row || self.view.row(entry.slot).is_some_and(|row| self.row_fits(row)))
+    }
+
+    /// Whether a row of fitting traits, which need not be the view's own, keeps every rule about one node.
+    pub(crate) fn row_fits(&self, row: &Row) -> bool {
+        NODE_RULES_EARLY.iter().chain(&NODE_RULES).all(|rule| rule(self, row).is_none())
+    }
+
+    /// Whether a rule about other VMs of the same node or of its groups may speak against a node with room.
+    pub(crate) fn is_wary(&self) -> (bool, bool) {
+        let isolated = self.vm.isolation.is_some() || self.view.has_isolation();
+        (isolated, self.groups.iter().any(|g| g.rule.required))
     }
 
     /// Every rule that a node does not keep, structural ones first.
@@ -205,5 +230,27 @@ impl<'a> Ask<'a> {
             Some(shortest.map(|list| list.iter().copied().collect()).unwrap_or_default())
         };
         pinned.or_else(|| [labelled(), groups::candidates(self)].into_iter().flatten().min_by_key(Vec::len))
+    }
+}
+
+/// What the rules about traits say of each set, asked once.
+pub(crate) struct TraitsAnswers<'a> {
+    ask: &'a Ask<'a>,
+    /// For each set, once asked: whether it fits, and whether it emulates.
+    known: Vec<Option<(bool, bool)>>,
+}
+
+impl<'a> TraitsAnswers<'a> {
+    pub(crate) fn new(ask: &'a Ask<'a>) -> Self {
+        Self { ask, known: vec![None; ask.view.traits().len()] }
+    }
+
+    pub(crate) fn of(&mut self, number: u32) -> (bool, bool) {
+        let ask = self.ask;
+        let Some(known) = self.known.get_mut(number as usize) else { return (false, false) };
+        *known.get_or_insert_with(|| {
+            let traits = ask.view.traits().get(number);
+            traits.map_or((false, false), |traits| (ask.traits_fit(traits), traits.emulation))
+        })
     }
 }

@@ -138,6 +138,11 @@ impl View {
         self.rows.get(slot as usize)?.as_deref()
     }
 
+    /// All rows with their slots, in the order of slots.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (u32, &Row)> + '_ {
+        (0..).zip(self.rows.iter()).filter_map(|(slot, row)| Some((slot, &**row.as_ref()?)))
+    }
+
     pub(crate) fn rows_by_id(&self) -> impl Iterator<Item = &Row> + '_ {
         self.slots.values().filter_map(|slot| self.row(*slot))
     }
@@ -186,6 +191,15 @@ impl View {
 
     pub(crate) fn has_isolation(&self) -> bool {
         self.isolated > 0
+    }
+
+    /// Whether a shared pool has promised more than it may.
+    pub(crate) fn is_over(&self, pool: PoolId) -> bool {
+        let over = |row: &super::PoolRow| {
+            let room = row.shape.shared?;
+            Some(room.held_mib.saturating_add(row.used) > room.capacity_mib)
+        };
+        self.pools.get(&pool).and_then(over).unwrap_or(false)
     }
 
     /// What a shared pool has left, MiB; none for a local or unknown one.

@@ -49,6 +49,18 @@ impl Row {
         row
     }
 
+    /// The row as it would be with these VMs on it too.
+    pub(crate) fn with(&self, more: &[(Arc<VmShape>, Cells)]) -> Self {
+        let mut row = self.clone();
+        for (vm, cells) in more {
+            if let Err(at) = row.find(vm.id) {
+                row.put(at, vm.clone(), *cells);
+            }
+        }
+        row.refresh();
+        row
+    }
+
     pub(super) fn put(&mut self, at: usize, vm: Arc<VmShape>, cells: Cells) {
         if !cells.is_empty() {
             self.held_cells.insert(vm.id, cells);

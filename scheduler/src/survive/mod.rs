@@ -4,8 +4,12 @@
 //! largest), so "does not survive" means that this plan fails, not that none exists. Deliberately absent: fencing
 //! and the brake, which are the controller's; and moves of VMs that are not lost.
 
+pub mod guarantee;
+mod reserve;
+
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
@@ -55,8 +59,7 @@ pub fn survive(view: &View, loss: Loss) -> Survival {
     // A VM that also stands on a node that remains (the other end of a move) needs no new place.
     guests.retain(|vm| rest.homes(vm.id).next().is_none());
     let (mut protected, unprotected): (Vec<_>, Vec<_>) = guests.into_iter().partition(|vm| vm.protected);
-    let size = |vm: &VmShape| (vm.reservation.memory_mib, vm.reservation.vcpus);
-    protected.sort_by_key(|vm| (Reverse(vm.priority), Reverse(size(vm)), vm.id));
+    protected.sort_by_key(restart_order);
     let answers = place_each(&mut rest, &protected);
     let mut survival = Survival {
         loss,
@@ -84,6 +87,20 @@ pub fn survive_each_value(view: &View, key: &str) -> Vec<Survival> {
     let values: BTreeSet<&String> = view.nodes().filter_map(|node| node.domains.get(key)).flatten().collect();
     let loss = |value: &String| Loss::Domain { key: key.to_owned(), value: value.clone() };
     values.into_iter().map(|value| survive(view, loss(value))).collect()
+}
+
+/// Highest priority first, then the largest, then by id.
+fn restart_order(vm: &Arc<VmShape>) -> (Reverse<(u32, u64, u32)>, VmId) {
+    (Reverse((vm.priority, vm.reservation.memory_mib, vm.reservation.vcpus)), vm.id)
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "node {node}"),
+            Self::Domain { key, value } => write!(f, "{key} {value}"),
+        }
+    }
 }
 
 pub(crate) fn nodes_of(view: &View, loss: &Loss) -> BTreeSet<NodeId> {

@@ -1,0 +1,681 @@
+//! The guarantee: for every value of each guarded failure domain, all protected VMs that are lost with it have a
+//! place on what remains, at the same time and by every rule. For each such loss the plan of restarts is kept; it is
+//! the proof, and it is what would be carried out. Each node keeps the most that any one loss would put on it, so a
+//! decision is a look at the node's own reserve and one search for each loss that contains it.
+//!
+//! Facts are taken in whatever they are, and what they break is told. Decisions are [`Guarantee::admit`] and
+//! [`Guarantee::propose`], which refuse what would leave a VM without its place. A refusal is not a proof that no
+//! plan exists, unless it says so: plans are extended greedily. Deliberately absent: moves of VMs that are not lost.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::fmt;
+use std::sync::Arc;
+
+use imbl::{OrdMap, Vector};
+use tamdao_model::{NodeId, VmId, limits};
+
+use super::reserve::{Backing, Held, Lost, Room};
+use super::{Loss, restart_order};
+use crate::cells::Cells;
+use crate::check::Step;
+use crate::filter::{Ask, TraitsAnswers};
+use crate::index::{Amounts, MEMORY, VCPUS};
+use crate::place::{Placement, Ranked, Rejection, rejection};
+use crate::shape::{By, GroupId, NodeShape, VmShape};
+use crate::view::{Row, View, ViewError};
+
+/// VMs that one node may hold.
+const VMS_MAX: u32 = limits::VMS_PER_NODE as u32;
+/// Searches for restarts in one decision; beyond it the VM is refused as not proven.
+const SEARCHES: usize = 64;
+/// Nodes on which a VM is tried with restarts of others planned anew, where it finds no place without.
+const REPLANS: usize = 2;
+
+/// See the module's text. A clone is a fork and costs constant time.
+#[derive(Debug, Clone)]
+pub struct Guarantee {
+    view: View,
+    guarded: Arc<[By]>,
+    losses: Vector<Arc<Lost>>,
+    numbers: OrdMap<Loss, u32>,
+    /// By slot.
+    nodes: Vector<Arc<Backing>>,
+}
+
+/// Why a VM is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// By the rules alone.
+    NoPlace(Rejection),
+    /// It has places, the best of which is named, but the guarantee would be lost with it there.
+    Unguarded { node: NodeId, broken: Broken },
+}
+
+/// A loss that could not be borne.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub loss: Loss,
+    /// Who would have no place.
+    pub vm: VmId,
+    pub lack: Lack,
+}
+
+/// What is lacking for a loss to be borne.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Counted together, what is lost needs more than is free on all that remains: there is no plan.
+    Vcpus {
+        need: u64,
+        free: u64,
+    },
+    Memory {
+        need_mib: u64,
+        free_mib: u64,
+    },
+    /// No plan was found; there may be one.
+    NotProven,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after the loss of {} a VM would have no place: ", self.loss)?;
+        match self.lack {
+            Lack::Vcpus { need, free } => write!(f, "{need} vCPUs are needed, {free} are free"),
+            Lack::Memory { need_mib, free_mib } => {
+                write!(f, "{need_mib} MiB of memory are needed, {free_mib} MiB are free")
+            }
+            Lack::NotProven => f.write_str("no plan was found"),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlace(rejection) => rejection.fmt(f),
+            Self::Unguarded { broken, .. } => broken.fmt(f),
+        }
+    }
+}
+
+/// Where a VM would be restarted.
+type Target = (u32, Cells);
+
+/// A place with the restarts that keep the guarantee.
+struct Kept {
+    placement: Placement,
+    targets: Vec<(u32, Target)>,
+}
+
+impl Guarantee {
+    /// Plans every loss from scratch: of each node if [`By::Node`] is guarded, and of each value of guarded keys.
+    pub fn new(view: View, guarded: &[By]) -> Self {
+        let mut guarantee = Self {
+            view,
+            guarded: guarded.into(),
+            losses: Vector::new(),
+            numbers: OrdMap::new(),
+            nodes: Vector::new(),
+        };
+        let slots: Vec<u32> = guarantee.view.rows().map(|(slot, _)| slot).collect();
+        slots.iter().for_each(|slot| guarantee.enlist(*slot));
+        // Large losses first: they are the hardest to plan.
+        let mut order: Vec<u32> = (0..guarantee.loss_count()).collect();
+        order.sort_by_key(|number| (Reverse(guarantee.lost(*number).nodes.len()), *number));
+        order.iter().for_each(|number| guarantee.plan_anew(*number));
+        guarantee
+    }
+
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Protected VMs that have no place after some loss, in the order of losses.
+    pub fn broken(&self) -> impl Iterator<Item = (&Loss, VmId)> + '_ {
+        let lost = self.numbers.iter().map(|(loss, number)| (loss, self.lost(*number)));
+        lost.flat_map(|(loss, lost)| lost.left_out.keys().map(move |vm| (loss, *vm)))
+    }
+
+    pub fn holds(&self) -> bool {
+        self.broken().next().is_none()
+    }
+
+    /// All guarded losses, in order.
+    pub fn losses(&self) -> impl Iterator<Item = &Loss> + '_ {
+        self.numbers.keys()
+    }
+
+    /// The restarts after a loss, in their order; each is a step on the cluster without what is lost.
+    pub fn plan(&self, loss: &Loss) -> Vec<Step> {
+        let Some(number) = self.numbers.get(loss) else { return Vec::new() };
+        let mut vms: Vec<(&Arc<VmShape>, u32, Cells)> = Vec::new();
+        for (slot, held) in &self.lost(*number).held {
+            vms.extend(held.vms.iter().map(|(vm, cells)| (vm, *slot, *cells)));
+        }
+        vms.sort_by_key(|(vm, ..)| restart_order(vm));
+        let step = |(vm, slot, cells): (&Arc<VmShape>, u32, Cells)| {
+            Some(Step::Assign { vm: vm.clone(), node: self.view.row(slot)?.shape.id, cells })
+        };
+        vms.into_iter().filter_map(step).collect()
+    }
+
+    /// The nodes that a loss takes.
+    pub fn nodes_of(&self, loss: &Loss) -> BTreeSet<NodeId> {
+        let slots = self.numbers.get(loss).into_iter().flat_map(|number| &self.lost(*number).nodes);
+        slots.filter_map(|slot| Some(self.view.row(*slot)?.shape.id)).collect()
+    }
+
+    /// The place that [`Guarantee::admit`] would give; the best by score of those that keep the guarantee with all
+    /// planned restarts left as they are.
+    pub fn place(&self, vm: &VmShape) -> Result<Placement, Refusal> {
+        self.keep(vm).map(|kept| kept.placement)
+    }
+
+    /// Places a VM that holds no place yet where the guarantee is kept, and plans its restarts. Where there is no
+    /// such place, some restarts of others are planned anew for one of the best nodes.
+    pub fn admit(&mut self, vm: &Arc<VmShape>) -> Result<Placement, Refusal> {
+        match self.keep(vm) {
+            Ok(kept) => {
+                let Placement { node, cells, .. } = kept.placement;
+                self.view.assign_to(node, cells, vm.clone()).expect("a place is on a node without the VM");
+                for (number, (slot, cells)) in kept.targets {
+                    self.hold(number, slot, cells, vm.clone());
+                }
+                Ok(kept.placement)
+            }
+            Err(Refusal::Unguarded { node, broken }) => {
+                self.replan(vm).ok_or(Refusal::Unguarded { node, broken })
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Carries out what the closure does, unless a VM that has a place after every loss would have none after one.
+    pub fn propose<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> Result<T, Broken> {
+        let before: BTreeSet<(Loss, VmId)> = self.broken().map(|(loss, vm)| (loss.clone(), vm)).collect();
+        let mut fork = self.clone();
+        let answer = change(&mut fork);
+        let new = fork.broken().find(|(loss, vm)| !before.contains(&((*loss).clone(), *vm)));
+        if let Some((loss, vm)) = new {
+            let number = fork.numbers.get(loss).copied();
+            let lack = number.map_or(Lack::NotProven, |number| fork.lack(number, None));
+            return Err(Broken { loss: loss.clone(), vm, lack });
+        }
+        *self = fork;
+        Ok(answer)
+    }
+
+    /// A move as one proposal: a place on `to`, then none on `from`. While it runs, either end is enough.
+    pub fn propose_move(&mut self, vm: VmId, from: NodeId, to: NodeId, cells: Cells) -> Result<(), Broken> {
+        let Some(shape) = self.view.vms_on(from).iter().find(|held| held.id == vm).cloned() else {
+            return Ok(());
+        };
+        self.propose(|fork| {
+            if fork.assign_to(to, cells, shape).is_ok() {
+                fork.release(from, vm);
+            }
+        })
+    }
+
+    // Facts.
+
+    /// As [`View::assign_to`]; restarts that stood in the way are planned anew.
+    pub fn assign_to(&mut self, node: NodeId, cells: Cells, vm: Arc<VmShape>) -> Result<(), ViewError> {
+        let slot = self.view.slot(node).ok_or(ViewError::NodeUnknown(node))?;
+        let before = self.losses_of(self.view.home_slots(vm.id));
+        let fits = self.withstands(&Ask::new(&self.view, &vm), slot) == Some(cells);
+        let near = self.losses_near(&vm.groups);
+        self.view.assign_to(node, cells, vm.clone())?;
+        let after = self.losses_of(self.view.home_slots(vm.id));
+        before.difference(&after).for_each(|number| self.forget(*number, vm.id));
+        if !fits {
+            let touched: BTreeSet<u32> = self.backing(slot).from.union(&near).copied().collect();
+            touched.iter().for_each(|number| self.refit(*number, Some(slot), &vm.groups));
+        }
+        if vm.protected {
+            after.iter().for_each(|number| self.cover(*number, &vm));
+        }
+        Ok(())
+    }
+
+    /// As [`View::release`].
+    pub fn release(&mut self, node: NodeId, vm: VmId) -> Option<Arc<VmShape>> {
+        let before = self.losses_of(self.view.home_slots(vm));
+        let shape = self.view.release(node, vm)?;
+        let after = self.losses_of(self.view.home_slots(vm));
+        before.difference(&after).for_each(|number| self.forget(*number, vm));
+        if shape.protected {
+            after.difference(&before).for_each(|number| self.cover(*number, &shape));
+        }
+        Some(shape)
+    }
+
+    /// As [`View::set_node`]; restarts on the node, and those of losses that it joins or leaves, are planned anew.
+    pub fn set_node(&mut self, shape: NodeShape) {
+        let id = shape.id;
+        let old = self.view.slot(id);
+        // With its failure domains the node's VMs may come into the way of other members of their groups.
+        let groups: BTreeSet<GroupId> =
+            self.view.vms_on(id).iter().flat_map(|vm| vm.groups.iter().copied()).collect();
+        let mut touched: BTreeSet<u32> = BTreeSet::new();
+        if let Some(slot) = old {
+            touched.extend(&self.backing(slot).from);
+            touched.extend(&self.backing(slot).losses);
+            touched.extend(self.losses_near(&groups));
+            self.delist(slot);
+        }
+        self.view.set_node(shape);
+        if let Some(slot) = self.view.slot(id) {
+            self.enlist(slot);
+            touched.extend(&self.backing(slot).losses);
+            touched.iter().for_each(|number| self.refit(*number, Some(slot), &groups));
+        }
+    }
+
+    /// As [`View::remove_node`].
+    pub fn remove_node(&mut self, id: NodeId) -> Option<Vec<Arc<VmShape>>> {
+        let slot = self.view.slot(id)?;
+        let vms = self.view.vms_on(id).to_vec();
+        vms.iter().for_each(|vm| drop(self.release(id, vm.id)));
+        let touched = self.backing(slot).from.clone();
+        self.delist(slot);
+        // What was planned to restart here is dropped while the slot is still the node's.
+        for number in &touched {
+            let here: Vec<VmId> =
+                self.lost(*number).plan.iter().filter(|(_, at)| **at == slot).map(|(vm, _)| *vm).collect();
+            here.iter().for_each(|vm| self.forget(*number, *vm));
+        }
+        self.view.remove_node(id);
+        touched.iter().for_each(|number| self.refit(*number, None, &BTreeSet::new()));
+        Some(vms)
+    }
+
+    /// Any other change of the view, such as of a pool or a group; every loss is planned anew.
+    pub fn change(&mut self, change: impl FnOnce(&mut View)) {
+        let mut view = self.view.clone();
+        change(&mut view);
+        *self = Self::new(view, &self.guarded.clone());
+    }
+
+    // Losses.
+
+    fn loss_count(&self) -> u32 {
+        u32::try_from(self.losses.len()).expect("there are fewer losses than nodes and values")
+    }
+
+    fn lost(&self, number: u32) -> &Lost {
+        &self.losses[number as usize]
+    }
+
+    fn lost_mut(&mut self, number: u32) -> &mut Lost {
+        Arc::make_mut(&mut self.losses[number as usize])
+    }
+
+    fn backing(&self, slot: u32) -> &Backing {
+        &self.nodes[slot as usize]
+    }
+
+    fn backing_mut(&mut self, slot: u32) -> &mut Backing {
+        Arc::make_mut(&mut self.nodes[slot as usize])
+    }
+
+    /// Makes a node part of its losses.
+    fn enlist(&mut self, slot: u32) {
+        while self.nodes.len() <= slot as usize {
+            self.nodes.push_back(Arc::default());
+        }
+        let Some(shape) = self.view.row(slot).map(|row| row.shape.clone()) else { return };
+        for by in self.guarded.clone().iter() {
+            let loss = match by {
+                By::Node => Loss::Node(shape.id),
+                By::Domain(key) => {
+                    match shape.domains.get(key).map(|values| (values.len(), values.first())) {
+                        Some((1, Some(value))) => Loss::Domain { key: key.clone(), value: value.clone() },
+                        _ => continue,
+                    }
+                }
+            };
+            let number = match self.numbers.get(&loss) {
+                Some(number) => *number,
+                None => {
+                    let number = self.loss_count();
+                    self.losses.push_back(Arc::new(Lost::new(loss.clone())));
+                    self.numbers.insert(loss, number);
+                    number
+                }
+            };
+            self.lost_mut(number).nodes.insert(slot);
+            self.backing_mut(slot).losses.push(number);
+        }
+    }
+
+    /// Takes a node out of its losses.
+    fn delist(&mut self, slot: u32) {
+        for number in std::mem::take(&mut self.backing_mut(slot).losses) {
+            self.lost_mut(number).nodes.remove(&slot);
+        }
+    }
+
+    /// The losses in which a VM that stands on these slots is lost.
+    fn losses_of(&self, homes: &[u32]) -> BTreeSet<u32> {
+        let Some((first, rest)) = homes.split_first() else { return BTreeSet::new() };
+        let all = self.backing(*first).losses.iter().copied();
+        all.filter(|number| rest.iter().all(|slot| self.lost(*number).nodes.contains(slot))).collect()
+    }
+
+    /// The losses that take a member of one of these groups.
+    fn losses_near(&self, groups: &BTreeSet<GroupId>) -> BTreeSet<u32> {
+        let rows = groups.iter().filter_map(|id| self.view.group_row(*id));
+        let slots = rows.flat_map(|row| row.members.iter().map(|(_, slot)| *slot));
+        slots.flat_map(|slot| self.backing(slot).losses.iter().copied()).collect()
+    }
+
+    /// Where a place counts after a loss: the restart of a VM with several lost places counts once.
+    fn place_after(&self, lost: &Lost, vm: VmId, slot: u32) -> Option<u32> {
+        if !lost.nodes.contains(&slot) {
+            return Some(slot);
+        }
+        let is_first = self.view.home_slots(vm).first() == Some(&slot);
+        lost.plan.get(&vm).copied().filter(|_| is_first)
+    }
+
+    /// Whether every loss that does not take this node keeps its plan with the VM on it, and on which cells.
+    fn withstands(&self, ask: &Ask, slot: u32) -> Option<Cells> {
+        let row = self.view.row(slot)?;
+        let backing = self.backing(slot);
+        let need = ask.need(&row.entry, row.shape.emulation);
+        if !backing.most.leaves(&need, &row.entry, VMS_MAX) {
+            return None;
+        }
+        let mut cells = Cells::NONE;
+        if let Some(asked) = ask.vm.cell_ask(row.shape.emulation) {
+            let kept = |at: usize| backing.cells.get(at).copied().unwrap_or_default();
+            let free = row
+                .cells_free()
+                .enumerate()
+                .map(|(at, free)| [free[0].saturating_sub(kept(at)[0]), free[1].saturating_sub(kept(at)[1])]);
+            cells = asked.choose(free, &[row.entry.capacity[VCPUS], row.entry.capacity[MEMORY]])?;
+        }
+        let (isolation, groups) = ask.is_wary();
+        let local = |pool| self.view.pool(pool).is_some_and(|pool| pool.shared.is_none());
+        let several_pools = row.shape.pools.keys().filter(|pool| local(**pool)).nth(1).is_some();
+        let pools = several_pools && ask.vm.disks.iter().any(|disk| local(disk.pool));
+        let mut ask_each = BTreeSet::new();
+        if isolation || pools {
+            ask_each.extend(&backing.from);
+        }
+        if groups {
+            ask_each.extend(self.losses_near(&ask.vm.groups));
+        }
+        let keeps = |number: &u32| {
+            let lost = self.lost(*number);
+            if lost.nodes.contains(&slot) {
+                return true;
+            }
+            let after = Ask::after_loss(&self.view, ask.vm, &|vm, slot| self.place_after(lost, vm, slot));
+            match lost.held.get(&slot) {
+                Some(held) => after.row_fits(&row.with(&held.vms)),
+                None => after.row_fits(row),
+            }
+        };
+        ask_each.iter().all(keeps).then_some(cells)
+    }
+
+    /// Where the VM can be restarted after a loss, beside all that is planned for it. Room that other losses keep
+    /// already is used first, the tightest; then the node where the kept room grows least.
+    fn target(&self, number: u32, vm: &VmShape) -> Option<Target> {
+        let lost = self.lost(number);
+        let ask = Ask::after_loss(&self.view, vm, &|vm, slot| self.place_after(lost, vm, slot));
+        if ask.vm.disks.iter().any(|disk| disk.size_mib > 0 && self.view.is_over(disk.pool)) {
+            return None;
+        }
+        let mut traits = TraitsAnswers::new(&ask);
+        let mut gone = lost.nodes.iter().copied().peekable();
+        let mut kept = lost.held.iter().peekable();
+        let mut open = Vec::new();
+        for ((slot, row), backing) in self.view.rows().zip(self.backings()) {
+            while gone.next_if(|at| *at < slot).is_some() {}
+            while kept.next_if(|(at, _)| **at < slot).is_some() {}
+            if gone.peek() == Some(&slot) {
+                continue;
+            }
+            let mut room =
+                kept.peek().filter(|(at, _)| **at == slot).map_or_else(Room::default, |(_, held)| held.room);
+            let (fits, emulation) = traits.of(row.entry.traits);
+            let need = ask.need(&row.entry, emulation);
+            if !fits || !room.leaves(&need, &row.entry, VMS_MAX) {
+                continue;
+            }
+            room.add(&Room::of(need));
+            let (growth, spare) = backing.growth(&room, &row.entry);
+            open.push(Reverse((growth, spare, row.entry.id, slot)));
+        }
+        let mut open = BinaryHeap::from(open);
+        while let Some(Reverse((.., slot))) = open.pop() {
+            let row = self.view.row(slot)?;
+            if !ask.needs_row {
+                return Some((slot, Cells::NONE));
+            }
+            let with = lost.held.get(&slot).map(|held| row.with(&held.vms));
+            let row: &Row = with.as_ref().unwrap_or(row);
+            if ask.row_fits(row) {
+                return Some((slot, row.choose_cells(vm)));
+            }
+        }
+        None
+    }
+
+    /// The backing of each node that is there, in the order of slots.
+    fn backings(&self) -> impl Iterator<Item = &Backing> + '_ {
+        (0..)
+            .zip(self.nodes.iter())
+            .filter(|(slot, _)| self.view.row(*slot).is_some())
+            .map(|(_, node)| &**node)
+    }
+
+    // Decisions.
+
+    fn keep(&self, vm: &VmShape) -> Result<Kept, Refusal> {
+        let ask = Ask::new(&self.view, vm);
+        let mut first: Option<(NodeId, u32)> = None;
+        let mut hopeless: BTreeSet<u32> = BTreeSet::new();
+        let mut searches = SEARCHES;
+        for (slot, score) in Ranked::new(&ask) {
+            let Some(row) = self.view.row(slot) else { continue };
+            let node = row.shape.id;
+            let Some(cells) = self.withstands(&ask, slot) else {
+                first = first.or_else(|| Some((node, self.fullest(slot)?)));
+                continue;
+            };
+            let mut targets = Vec::new();
+            let mut failed = None;
+            if vm.protected {
+                // The largest losses first, as they are the likeliest to fail.
+                let mut losses: Vec<u32> =
+                    self.losses_of(&[ask.homes, &[slot]].concat()).into_iter().collect();
+                losses.sort_by_key(|number| (Reverse(self.lost(*number).nodes.len()), *number));
+                for number in losses {
+                    let target = if hopeless.contains(&number) { None } else { self.target(number, vm) };
+                    searches = searches.saturating_sub(1);
+                    let Some(target) = target else {
+                        hopeless.insert(number);
+                        failed = Some(number);
+                        break;
+                    };
+                    targets.push((number, target));
+                }
+            }
+            if let Some(number) = failed {
+                first = first.or(Some((node, number)));
+                if searches == 0 {
+                    break;
+                }
+                continue;
+            }
+            let emulation = row.shape.emulation;
+            let points = ask.points(&row.entry, &ask.need(&row.entry, emulation));
+            let reservation = vm.reservation_on(emulation);
+            let placement = Placement { vm: vm.id, node, cells, reservation, score, points };
+            return Ok(Kept { placement, targets });
+        }
+        Err(match first {
+            None => Refusal::NoPlace(rejection(&ask)),
+            Some((node, number)) => {
+                let broken = Broken {
+                    loss: self.lost(number).loss.clone(),
+                    vm: vm.id,
+                    lack: self.lack(number, Some((node, vm))),
+                };
+                Refusal::Unguarded { node, broken }
+            }
+        })
+    }
+
+    /// The loss that holds most on a node.
+    fn fullest(&self, slot: u32) -> Option<u32> {
+        let held = |number: &u32| {
+            let held = self.lost(*number).held.get(&slot);
+            held.map_or((0, 0), |held| (held.room.amounts[MEMORY], held.room.amounts[VCPUS]))
+        };
+        let near = self.backing(slot).from.iter().copied();
+        near.max_by_key(|number| (held(number), Reverse(*number)))
+            .or_else(|| self.backing(slot).losses.first().copied())
+    }
+
+    /// Tries the best nodes with the restarts that stand in the way planned anew.
+    fn replan(&mut self, vm: &Arc<VmShape>) -> Option<Placement> {
+        let view = self.view.clone();
+        let ask = Ask::new(&view, vm);
+        let best: Vec<(u32, i64)> = Ranked::new(&ask).take(REPLANS).collect();
+        for (slot, score) in best {
+            let row = view.row(slot)?;
+            let (node, cells, emulation) = (row.shape.id, row.choose_cells(vm), row.shape.emulation);
+            let points = ask.points(&row.entry, &ask.need(&row.entry, emulation));
+            if let Ok(Ok(())) = self.propose(|fork| fork.assign_to(node, cells, vm.clone())) {
+                let reservation = vm.reservation_on(emulation);
+                return Some(Placement { vm: vm.id, node, cells, reservation, score, points });
+            }
+        }
+        None
+    }
+
+    /// What a loss lacks, by sums over all nodes that remain, with one more VM on a node if one is given.
+    fn lack(&self, number: u32, more: Option<(NodeId, &VmShape)>) -> Lack {
+        let lost = self.lost(number);
+        let mut need = Amounts::default();
+        let mut free = Amounts::default();
+        for (slot, row) in self.view.rows() {
+            if !lost.nodes.contains(&slot) {
+                free = std::array::from_fn(|d| free[d].saturating_add(row.entry.free[d]));
+            }
+        }
+        let planned = lost.held.values().flat_map(|held: &Held| held.vms.iter().map(|(vm, _)| &**vm));
+        let all = planned.chain(lost.left_out.values().map(|vm| &**vm)).chain(more.map(|(_, vm)| vm));
+        for vm in all {
+            let held = vm.reservation_on(false);
+            need[VCPUS] += u64::from(held.vcpus);
+            need[MEMORY] = need[MEMORY].saturating_add(held.memory_mib);
+        }
+        if need[VCPUS] > free[VCPUS] {
+            Lack::Vcpus { need: need[VCPUS], free: free[VCPUS] }
+        } else if need[MEMORY] > free[MEMORY] {
+            Lack::Memory { need_mib: need[MEMORY], free_mib: free[MEMORY] }
+        } else {
+            Lack::NotProven
+        }
+    }
+
+    // Plans.
+
+    fn hold(&mut self, number: u32, slot: u32, cells: Cells, vm: Arc<VmShape>) {
+        let Some(row) = self.view.row(slot) else { return };
+        let emulation = row.shape.emulation;
+        let need = Ask::after_loss(&self.view, &vm, &|_, _| None).need(&row.entry, emulation);
+        self.lost_mut(number).hold(slot, vm, cells, need, emulation);
+        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
+        backing.from.insert(number);
+        if let Some(held) = self.losses[number as usize].held.get(&slot) {
+            backing.raise(held);
+        }
+    }
+
+    /// Plans a VM's restart, or leaves it out.
+    fn cover(&mut self, number: u32, vm: &Arc<VmShape>) {
+        if self.lost(number).plan.contains_key(&vm.id) {
+            return;
+        }
+        match self.target(number, vm) {
+            Some((slot, cells)) => {
+                if self.lost(number).left_out.contains_key(&vm.id) {
+                    self.lost_mut(number).left_out.remove(&vm.id);
+                }
+                self.hold(number, slot, cells, vm.clone());
+            }
+            None => drop(self.lost_mut(number).left_out.insert(vm.id, vm.clone())),
+        }
+    }
+
+    /// Drops a VM from a loss.
+    fn forget(&mut self, number: u32, vm: VmId) {
+        let view = &self.view;
+        let emulation = |slot| view.row(slot).is_some_and(|row| row.shape.emulation);
+        let lost = Arc::make_mut(&mut self.losses[number as usize]);
+        lost.left_out.remove(&vm);
+        let Some((slot, before)) = lost.drop_plan(vm, emulation) else { return };
+        let is_last = !lost.held.contains_key(&slot);
+        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
+        if is_last {
+            backing.from.remove(&number);
+        }
+        if backing.may_sink(&before) {
+            (backing.most, backing.cells) = (Room::default(), Vec::new());
+            for number in backing.from.clone() {
+                if let Some(held) = self.losses[number as usize].held.get(&slot) {
+                    backing.raise(held);
+                }
+            }
+        }
+    }
+
+    /// The protected VMs that a loss takes, in the order of restarts.
+    fn must(&self, number: u32) -> Vec<Arc<VmShape>> {
+        let mut must: BTreeMap<VmId, &Arc<VmShape>> = BTreeMap::new();
+        for row in self.lost(number).nodes.iter().filter_map(|slot| self.view.row(*slot)) {
+            for vm in row.vms.iter().filter(|vm| vm.protected) {
+                if self.losses_of(self.view.home_slots(vm.id)).contains(&number) {
+                    must.entry(vm.id).or_insert(vm);
+                }
+            }
+        }
+        let mut must: Vec<Arc<VmShape>> = must.into_values().cloned().collect();
+        must.sort_by_key(restart_order);
+        must
+    }
+
+    /// Plans anew the restarts of a loss on one node, those of members of these groups, and what has none; or all,
+    /// if some would be left out.
+    fn refit(&mut self, number: u32, slot: Option<u32>, groups: &BTreeSet<GroupId>) {
+        let must = self.must(number);
+        let wanted: BTreeSet<VmId> = must.iter().map(|vm| vm.id).collect();
+        let lost = self.lost(number);
+        let mut stale: Vec<VmId> = lost.left_out.keys().copied().collect();
+        for (at, held) in &lost.held {
+            let all = Some(*at) == slot || lost.nodes.contains(at);
+            let drop = |vm: &VmShape| all || !wanted.contains(&vm.id) || !vm.groups.is_disjoint(groups);
+            stale.extend(held.vms.iter().filter(|(vm, _)| drop(vm)).map(|(vm, _)| vm.id));
+        }
+        stale.iter().for_each(|vm| self.forget(number, *vm));
+        must.iter().for_each(|vm| self.cover(number, vm));
+        if !self.lost(number).left_out.is_empty() {
+            self.plan_anew(number);
+        }
+    }
+
+    fn plan_anew(&mut self, number: u32) {
+        let lost = self.lost(number);
+        let all: Vec<VmId> = lost.plan.keys().chain(lost.left_out.keys()).copied().collect();
+        all.iter().for_each(|vm| self.forget(number, *vm));
+        self.must(number).iter().for_each(|vm| self.cover(number, vm));
+    }
+}

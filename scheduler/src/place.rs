@@ -207,8 +207,11 @@ pub(crate) struct Ranked<'a> {
     traits: TraitsAnswers<'a>,
     /// Blocks by their bounds and entries by their scores; of equals the lowest id comes first, and of a block and
     /// an entry the block, since it may hold what is equal.
-    open: BinaryHeap<(i64, Reverse<NodeId>, Reverse<Option<u32>>, usize)>,
+    open: BinaryHeap<Open>,
 }
+
+/// Bound or score, lowest id, slot of an entry, position of a block.
+type Open = (i64, Reverse<NodeId>, Reverse<Option<u32>>, usize);
 
 impl<'a> Ranked<'a> {
     pub(crate) fn new(ask: &'a Ask<'a>) -> Self {

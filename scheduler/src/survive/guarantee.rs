@@ -8,25 +8,26 @@
 //! plan exists, unless it says so: plans are extended greedily. Deliberately absent: moves of VMs that are not lost.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
 use tamdao_model::{NodeId, VmId, limits};
 
-use super::reserve::{Backing, Held, Lost, Room};
+use super::reserve::{Backing, Held, Lost};
+use super::restarts::Target;
 use super::{Loss, restart_order};
 use crate::cells::Cells;
 use crate::check::Step;
-use crate::filter::{Ask, TraitsAnswers};
+use crate::filter::Ask;
 use crate::index::{Amounts, MEMORY, VCPUS};
 use crate::place::{Placement, Ranked, Rejection, rejection};
 use crate::shape::{By, GroupId, NodeShape, VmShape};
-use crate::view::{Row, View, ViewError};
+use crate::view::{View, ViewError};
 
 /// VMs that one node may hold.
-const VMS_MAX: u32 = limits::VMS_PER_NODE as u32;
+pub(super) const VMS_MAX: u32 = limits::VMS_PER_NODE as u32;
 /// Searches for restarts in one decision; beyond it the VM is refused as not proven.
 const SEARCHES: usize = 64;
 /// Nodes on which a VM is tried with restarts of others planned anew, where it finds no place without.
@@ -35,12 +36,12 @@ const REPLANS: usize = 2;
 /// See the module's text. A clone is a fork and costs constant time.
 #[derive(Debug, Clone)]
 pub struct Guarantee {
-    view: View,
-    guarded: Arc<[By]>,
-    losses: Vector<Arc<Lost>>,
-    numbers: OrdMap<Loss, u32>,
+    pub(super) view: View,
+    pub(super) guarded: Arc<[By]>,
+    pub(super) losses: Vector<Arc<Lost>>,
+    pub(super) numbers: OrdMap<Loss, u32>,
     /// By slot.
-    nodes: Vector<Arc<Backing>>,
+    pub(super) nodes: Vector<Arc<Backing>>,
 }
 
 /// Why a VM is not admitted.
@@ -98,9 +99,6 @@ impl fmt::Display for Refusal {
         }
     }
 }
-
-/// Where a VM would be restarted.
-type Target = (u32, Cells);
 
 /// A place with the restarts that keep the guarantee.
 struct Kept {
@@ -298,88 +296,6 @@ impl Guarantee {
         *self = Self::new(view, &self.guarded.clone());
     }
 
-    // Losses.
-
-    fn loss_count(&self) -> u32 {
-        u32::try_from(self.losses.len()).expect("there are fewer losses than nodes and values")
-    }
-
-    fn lost(&self, number: u32) -> &Lost {
-        &self.losses[number as usize]
-    }
-
-    fn lost_mut(&mut self, number: u32) -> &mut Lost {
-        Arc::make_mut(&mut self.losses[number as usize])
-    }
-
-    fn backing(&self, slot: u32) -> &Backing {
-        &self.nodes[slot as usize]
-    }
-
-    fn backing_mut(&mut self, slot: u32) -> &mut Backing {
-        Arc::make_mut(&mut self.nodes[slot as usize])
-    }
-
-    /// Makes a node part of its losses.
-    fn enlist(&mut self, slot: u32) {
-        while self.nodes.len() <= slot as usize {
-            self.nodes.push_back(Arc::default());
-        }
-        let Some(shape) = self.view.row(slot).map(|row| row.shape.clone()) else { return };
-        for by in self.guarded.clone().iter() {
-            let loss = match by {
-                By::Node => Loss::Node(shape.id),
-                By::Domain(key) => {
-                    match shape.domains.get(key).map(|values| (values.len(), values.first())) {
-                        Some((1, Some(value))) => Loss::Domain { key: key.clone(), value: value.clone() },
-                        _ => continue,
-                    }
-                }
-            };
-            let number = match self.numbers.get(&loss) {
-                Some(number) => *number,
-                None => {
-                    let number = self.loss_count();
-                    self.losses.push_back(Arc::new(Lost::new(loss.clone())));
-                    self.numbers.insert(loss, number);
-                    number
-                }
-            };
-            self.lost_mut(number).nodes.insert(slot);
-            self.backing_mut(slot).losses.push(number);
-        }
-    }
-
-    /// Takes a node out of its losses.
-    fn delist(&mut self, slot: u32) {
-        for number in std::mem::take(&mut self.backing_mut(slot).losses) {
-            self.lost_mut(number).nodes.remove(&slot);
-        }
-    }
-
-    /// The losses in which a VM that stands on these slots is lost.
-    fn losses_of(&self, homes: &[u32]) -> BTreeSet<u32> {
-        let Some((first, rest)) = homes.split_first() else { return BTreeSet::new() };
-        let all = self.backing(*first).losses.iter().copied();
-        all.filter(|number| rest.iter().all(|slot| self.lost(*number).nodes.contains(slot))).collect()
-    }
-
-    /// The losses that take a member of one of these groups.
-    fn losses_near(&self, groups: &BTreeSet<GroupId>) -> BTreeSet<u32> {
-        let rows = groups.iter().filter_map(|id| self.view.group_row(*id));
-        let slots = rows.flat_map(|row| row.members.iter().map(|(_, slot)| *slot));
-        slots.flat_map(|slot| self.backing(slot).losses.iter().copied()).collect()
-    }
-
-    /// Where a place counts after a loss: the restart of a VM with several lost places counts once.
-    fn place_after(&self, lost: &Lost, vm: VmId, slot: u32) -> Option<u32> {
-        if !lost.nodes.contains(&slot) {
-            return Some(slot);
-        }
-        let is_first = self.view.home_slots(vm).first() == Some(&slot);
-        lost.plan.get(&vm).copied().filter(|_| is_first)
-    }
-
     /// Whether every loss that does not take this node keeps its plan with the VM on it, and on which cells.
     fn withstands(&self, ask: &Ask, slot: u32) -> Option<Cells> {
         let row = self.view.row(slot)?;
@@ -421,60 +337,6 @@ impl Guarantee {
         };
         ask_each.iter().all(keeps).then_some(cells)
     }
-
-    /// Where the VM can be restarted after a loss, beside all that is planned for it. Room that other losses keep
-    /// already is used first, the tightest; then the node where the kept room grows least.
-    fn target(&self, number: u32, vm: &VmShape) -> Option<Target> {
-        let lost = self.lost(number);
-        let ask = Ask::after_loss(&self.view, vm, &|vm, slot| self.place_after(lost, vm, slot));
-        if ask.vm.disks.iter().any(|disk| disk.size_mib > 0 && self.view.is_over(disk.pool)) {
-            return None;
-        }
-        let mut traits = TraitsAnswers::new(&ask);
-        let mut gone = lost.nodes.iter().copied().peekable();
-        let mut kept = lost.held.iter().peekable();
-        let mut open = Vec::new();
-        for ((slot, row), backing) in self.view.rows().zip(self.backings()) {
-            while gone.next_if(|at| *at < slot).is_some() {}
-            while kept.next_if(|(at, _)| **at < slot).is_some() {}
-            if gone.peek() == Some(&slot) {
-                continue;
-            }
-            let mut room =
-                kept.peek().filter(|(at, _)| **at == slot).map_or_else(Room::default, |(_, held)| held.room);
-            let (fits, emulation) = traits.of(row.entry.traits);
-            let need = ask.need(&row.entry, emulation);
-            if !fits || !room.leaves(&need, &row.entry, VMS_MAX) {
-                continue;
-            }
-            room.add(&Room::of(need));
-            let (growth, spare) = backing.growth(&room, &row.entry);
-            open.push(Reverse((growth, spare, row.entry.id, slot)));
-        }
-        let mut open = BinaryHeap::from(open);
-        while let Some(Reverse((.., slot))) = open.pop() {
-            let row = self.view.row(slot)?;
-            if !ask.needs_row {
-                return Some((slot, Cells::NONE));
-            }
-            let with = lost.held.get(&slot).map(|held| row.with(&held.vms));
-            let row: &Row = with.as_ref().unwrap_or(row);
-            if ask.row_fits(row) {
-                return Some((slot, row.choose_cells(vm)));
-            }
-        }
-        None
-    }
-
-    /// The backing of each node that is there, in the order of slots.
-    fn backings(&self) -> impl Iterator<Item = &Backing> + '_ {
-        (0..)
-            .zip(self.nodes.iter())
-            .filter(|(slot, _)| self.view.row(*slot).is_some())
-            .map(|(_, node)| &**node)
-    }
-
-    // Decisions.
 
     fn keep(&self, vm: &VmShape) -> Result<Kept, Refusal> {
         let ask = Ask::new(&self.view, vm);
@@ -584,98 +446,5 @@ impl Guarantee {
         } else {
             Lack::NotProven
         }
-    }
-
-    // Plans.
-
-    fn hold(&mut self, number: u32, slot: u32, cells: Cells, vm: Arc<VmShape>) {
-        let Some(row) = self.view.row(slot) else { return };
-        let emulation = row.shape.emulation;
-        let need = Ask::after_loss(&self.view, &vm, &|_, _| None).need(&row.entry, emulation);
-        self.lost_mut(number).hold(slot, vm, cells, need, emulation);
-        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
-        backing.from.insert(number);
-        if let Some(held) = self.losses[number as usize].held.get(&slot) {
-            backing.raise(held);
-        }
-    }
-
-    /// Plans a VM's restart, or leaves it out.
-    fn cover(&mut self, number: u32, vm: &Arc<VmShape>) {
-        if self.lost(number).plan.contains_key(&vm.id) {
-            return;
-        }
-        match self.target(number, vm) {
-            Some((slot, cells)) => {
-                if self.lost(number).left_out.contains_key(&vm.id) {
-                    self.lost_mut(number).left_out.remove(&vm.id);
-                }
-                self.hold(number, slot, cells, vm.clone());
-            }
-            None => drop(self.lost_mut(number).left_out.insert(vm.id, vm.clone())),
-        }
-    }
-
-    /// Drops a VM from a loss.
-    fn forget(&mut self, number: u32, vm: VmId) {
-        let view = &self.view;
-        let emulation = |slot| view.row(slot).is_some_and(|row| row.shape.emulation);
-        let lost = Arc::make_mut(&mut self.losses[number as usize]);
-        lost.left_out.remove(&vm);
-        let Some((slot, before)) = lost.drop_plan(vm, emulation) else { return };
-        let is_last = !lost.held.contains_key(&slot);
-        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
-        if is_last {
-            backing.from.remove(&number);
-        }
-        if backing.may_sink(&before) {
-            (backing.most, backing.cells) = (Room::default(), Vec::new());
-            for number in backing.from.clone() {
-                if let Some(held) = self.losses[number as usize].held.get(&slot) {
-                    backing.raise(held);
-                }
-            }
-        }
-    }
-
-    /// The protected VMs that a loss takes, in the order of restarts.
-    fn must(&self, number: u32) -> Vec<Arc<VmShape>> {
-        let mut must: BTreeMap<VmId, &Arc<VmShape>> = BTreeMap::new();
-        for row in self.lost(number).nodes.iter().filter_map(|slot| self.view.row(*slot)) {
-            for vm in row.vms.iter().filter(|vm| vm.protected) {
-                if self.losses_of(self.view.home_slots(vm.id)).contains(&number) {
-                    must.entry(vm.id).or_insert(vm);
-                }
-            }
-        }
-        let mut must: Vec<Arc<VmShape>> = must.into_values().cloned().collect();
-        must.sort_by_key(restart_order);
-        must
-    }
-
-    /// Plans anew the restarts of a loss on one node, those of members of these groups, and what has none; or all,
-    /// if some would be left out.
-    fn refit(&mut self, number: u32, slot: Option<u32>, groups: &BTreeSet<GroupId>) {
-        let must = self.must(number);
-        let wanted: BTreeSet<VmId> = must.iter().map(|vm| vm.id).collect();
-        let lost = self.lost(number);
-        let mut stale: Vec<VmId> = lost.left_out.keys().copied().collect();
-        for (at, held) in &lost.held {
-            let all = Some(*at) == slot || lost.nodes.contains(at);
-            let drop = |vm: &VmShape| all || !wanted.contains(&vm.id) || !vm.groups.is_disjoint(groups);
-            stale.extend(held.vms.iter().filter(|(vm, _)| drop(vm)).map(|(vm, _)| vm.id));
-        }
-        stale.iter().for_each(|vm| self.forget(number, *vm));
-        must.iter().for_each(|vm| self.cover(number, vm));
-        if !self.lost(number).left_out.is_empty() {
-            self.plan_anew(number);
-        }
-    }
-
-    fn plan_anew(&mut self, number: u32) {
-        let lost = self.lost(number);
-        let all: Vec<VmId> = lost.plan.keys().chain(lost.left_out.keys()).copied().collect();
-        all.iter().for_each(|vm| self.forget(number, *vm));
-        self.must(number).iter().for_each(|vm| self.cover(number, vm));
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod guarantee;
 mod reserve;
+mod restarts;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tamdao_scheduler::capacity::fit;
+use tamdao_scheduler::check::Step;
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
 use tamdao_scheduler::score::TABLE;
+use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_scheduler::survive::{Survival, survive_each_node, survive_each_value};
 use tamdao_scheduler::text::Cluster;
-use tamdao_scheduler::{View, VmShape};
+use tamdao_scheduler::{By, View, VmShape};
 
 fn read(name: &str) -> Cluster {
     let path = format!("{}/tests/fixtures/{name}.txt", env!("CARGO_MANIFEST_DIR"));
@@ -100,6 +102,34 @@ fn losses() {
     };
     let all: String =
         survive_each_node(&view).iter().chain(&survive_each_value(&view, "rack")).map(line).collect();
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn guarantee() {
+    let cluster = read("guarantee");
+    let guarded = [By::Node, By::Domain("rack".into())];
+    let mut guarantee = Guarantee::new(cluster.view().unwrap(), &guarded);
+    let mut all = String::new();
+    for vm in &cluster.wants {
+        match guarantee.admit(vm) {
+            Ok(place) => {
+                let node = &guarantee.view().node(place.node).unwrap().name;
+                writeln!(all, "{} goes to {node}", vm.name).unwrap();
+            }
+            Err(refusal) => writeln!(all, "{}: {refusal}", vm.name).unwrap(),
+        }
+    }
+    for loss in guarantee.losses() {
+        let step = |step: &Step| match step {
+            Step::Assign { vm, node, .. } => {
+                format!("{} to {}", vm.name, guarantee.view().node(*node).unwrap().name)
+            }
+            other => panic!("{other:?}"),
+        };
+        let plan: Vec<_> = guarantee.plan(loss).iter().map(step).collect();
+        writeln!(all, "lost {loss}: {}", plan.join(", ")).unwrap();
+    }
     insta::assert_snapshot!(all);
 }
 

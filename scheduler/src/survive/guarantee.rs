@@ -57,6 +57,8 @@ pub enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub loss: Loss,
+    /// The loss for people: node n1, rack r1.
+    pub name: String,
     /// Who would have no place.
     pub vm: VmId,
     pub lack: Lack,
@@ -80,7 +82,7 @@ pub enum Lack {
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after the loss of {} a VM would have no place: ", self.loss)?;
+        write!(f, "after the loss of {} a VM would have no place: ", self.name)?;
         match self.lack {
             Lack::Vcpus { need, free } => write!(f, "{need} vCPUs are needed, {free} are free"),
             Lack::Memory { need_mib, free_mib } => {
@@ -158,6 +160,15 @@ impl Guarantee {
         vms.into_iter().filter_map(step).collect()
     }
 
+    fn name(&self, loss: &Loss) -> String {
+        match loss {
+            Loss::Node(id) => {
+                self.view.node(*id).map_or_else(|| loss.to_string(), |node| format!("node {}", node.name))
+            }
+            Loss::Domain { .. } => loss.to_string(),
+        }
+    }
+
     /// The nodes that a loss takes.
     pub fn nodes_of(&self, loss: &Loss) -> BTreeSet<NodeId> {
         let slots = self.numbers.get(loss).into_iter().flat_map(|number| &self.lost(*number).nodes);
@@ -198,7 +209,7 @@ impl Guarantee {
         if let Some((loss, vm)) = new {
             let number = fork.numbers.get(loss).copied();
             let lack = number.map_or(Lack::NotProven, |number| fork.lack(number, None));
-            return Err(Broken { loss: loss.clone(), vm, lack });
+            return Err(Broken { loss: loss.clone(), name: fork.name(loss), vm, lack });
         }
         *self = fork;
         Ok(answer)
@@ -386,6 +397,7 @@ impl Guarantee {
             Some((node, number)) => {
                 let broken = Broken {
                     loss: self.lost(number).loss.clone(),
+                    name: self.name(&self.lost(number).loss),
                     vm: vm.id,
                     lack: self.lack(number, Some((node, vm))),
                 };

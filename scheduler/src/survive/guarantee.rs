@@ -50,7 +50,7 @@ pub enum Refusal {
     /// By the rules alone.
     NoPlace(Rejection),
     /// It has places, the best of which is named, but the guarantee would be lost with it there.
-    Unguarded { node: NodeId, broken: Broken },
+    Unguarded { node: NodeId, broken: Box<Broken> },
 }
 
 /// A loss that could not be borne.
@@ -201,7 +201,7 @@ impl Guarantee {
     }
 
     /// Carries out what the closure does, unless a VM that has a place after every loss would have none after one.
-    pub fn propose<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> Result<T, Broken> {
+    pub fn propose<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> Result<T, Box<Broken>> {
         let before: BTreeSet<(Loss, VmId)> = self.broken().map(|(loss, vm)| (loss.clone(), vm)).collect();
         let mut fork = self.clone();
         let answer = change(&mut fork);
@@ -209,14 +209,20 @@ impl Guarantee {
         if let Some((loss, vm)) = new {
             let number = fork.numbers.get(loss).copied();
             let lack = number.map_or(Lack::NotProven, |number| fork.lack(number, None));
-            return Err(Broken { loss: loss.clone(), name: fork.name(loss), vm, lack });
+            return Err(Box::new(Broken { loss: loss.clone(), name: fork.name(loss), vm, lack }));
         }
         *self = fork;
         Ok(answer)
     }
 
     /// A move as one proposal: a place on `to`, then none on `from`. While it runs, either end is enough.
-    pub fn propose_move(&mut self, vm: VmId, from: NodeId, to: NodeId, cells: Cells) -> Result<(), Broken> {
+    pub fn propose_move(
+        &mut self,
+        vm: VmId,
+        from: NodeId,
+        to: NodeId,
+        cells: Cells,
+    ) -> Result<(), Box<Broken>> {
         let Some(shape) = self.view.vms_on(from).iter().find(|held| held.id == vm).cloned() else {
             return Ok(());
         };
@@ -401,7 +407,7 @@ impl Guarantee {
                     vm: vm.id,
                     lack: self.lack(number, Some((node, vm))),
                 };
-                Refusal::Unguarded { node, broken }
+                Refusal::Unguarded { node, broken: Box::new(broken) }
             }
         })
     }

@@ -79,7 +79,8 @@ fn scatter(view: &mut View, random: &mut Random, vm: &Arc<VmShape>, count: usize
         let room = used.vcpus - used.vcpus_used >= u64::from(vm.reservation.vcpus)
             && used.memory_mib - used.memory_used_mib >= vm.reservation.memory_mib;
         if room {
-            return view.assign(node, vm.clone()).unwrap();
+            view.assign(node, vm.clone()).unwrap();
+            return;
         }
     }
     if let Some(place) = find(view, vm) {

@@ -72,7 +72,7 @@ fn enough(view: &View, outage: &Loss, nodes: &BTreeSet<NodeId>, drain: &Drain) -
     let mut end = closed(view, nodes);
     for a_move in drain.plan.moves() {
         if let Some(vm) = end.release(a_move.from, a_move.vm) {
-            hold(&mut end, &vm, a_move.to);
+            hold(&mut end, &vm, a_move.to, a_move.cells);
         }
     }
     let stuck: Vec<Arc<VmShape>> = drain
@@ -120,7 +120,8 @@ fn enough_like(
         let node = *spares.iter().find(|node| takes(&fork, node))?;
         // Its old place is given up, as it would be.
         fork.homes(vm.id).collect::<Vec<_>>().into_iter().for_each(|home| drop(fork.release(home, vm.id)));
-        hold(&mut fork, vm, node);
+        let cells = fork.cells_for(node, vm);
+        hold(&mut fork, vm, node, cells);
         let held = vm.reservation_on(like.emulation);
         let is_local = |pool: PoolId| end.pool(pool).is_some_and(|pool| pool.shared.is_none());
         enough.vcpus += u64::from(held.vcpus);

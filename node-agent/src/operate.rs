@@ -128,6 +128,8 @@ impl Operator {
     /// # Errors
     /// It could not be done, or not be seen to be done; taking it again later is right.
     pub async fn carry_out(&self, step: &Step, context: &Context) -> Result<()> {
+        // What made this step necessary was heard at some revision, which has to be on disk before the act.
+        self.ledger.update(|_| ()).await?;
         let domain = || context.domain.as_ref().ok_or(OperateError::Overtaken("the domain is gone"));
         match step {
             Step::RecordEnd { vm, end } => self.record_end(*vm, *end, context.now_ms).await,

@@ -351,8 +351,8 @@ impl Session {
         }
     }
 
-    /// Takes an assignment: first the ledger, then the loop. Its revision is on disk before anything that it brings
-    /// about, since every act is written down before; a write of its own would only hold up the act.
+    /// Takes an assignment: first the ledger, then the loop. Its revision goes to disk before the first act that
+    /// it brings about (`operate.rs`); one that asks for nothing new costs no write.
     async fn take(&self, assignment: wire::Assignment) -> Result<(), SessionError> {
         let ours = self.ledger.state().epoch;
         if assignment.epoch < ours {

@@ -55,7 +55,7 @@ impl App {
         let place = |agency: &str, name: &str| Place { agency: agency.to_owned(), name: name.to_owned() };
         if let Some((agency, name)) = name.split_once('/') {
             if R::OWNER == Owner::Cluster {
-                let problem = Problem::usage(format!("{} {agency}/{name}: belongs to no agency", R::KIND));
+                let problem = Problem::usage(format!("{} {agency}/{name}: belongs to no agency", R::noun()));
                 return Err(problem.hint(format!("write {name}")).into());
             }
             if agency.is_empty() || name.is_empty() || name.contains('/') {
@@ -70,7 +70,7 @@ impl App {
             Owner::Cluster => Ok(place("", name)),
             Owner::Either if !private => Ok(place("", name)),
             Owner::Agency | Owner::Either => match self.agency()? {
-                "" => Err(Problem::usage(format!("{} {name}: which agency owns it?", R::KIND))
+                "" => Err(Problem::usage(format!("{} {name}: which agency owns it?", R::noun()))
                     .hint(format!("add -a AGENCY, or write AGENCY/{name}"))
                     .hint("`tamdao context set NAME --agency AGENCY` makes one the default")
                     .into()),

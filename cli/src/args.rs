@@ -4,6 +4,7 @@
 mod cloud;
 mod image;
 mod node;
+mod placement;
 mod plain;
 mod vm;
 
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use cloud::*;
 pub use image::*;
 pub use node::*;
+pub use placement::*;
 pub use plain::*;
 pub use vm::*;
 
@@ -94,6 +96,9 @@ pub enum Noun {
     /// Networks that VMs are attached to
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// VMs that are placed apart from one another, or together
+    #[command(subcommand, visible_alias = "pg")]
+    PlacementGroup(PlacementGroupVerb),
     /// Agencies, the tenants of the cloud
     #[command(subcommand)]
     Agency(AgencyVerb),
@@ -103,6 +108,9 @@ pub enum Noun {
     /// Places for disks on nodes
     #[command(subcommand)]
     Pool(PoolVerb),
+    /// How VMs are placed: what a good node is, and which failures must find room
+    #[command(subcommand)]
+    SchedulingPolicy(SchedulingPolicyVerb),
     /// Processes of the control plane
     #[command(subcommand)]
     Controller(ControllerVerb),

@@ -12,7 +12,9 @@ mod flavor;
 mod image;
 mod network;
 mod node;
+mod placement_group;
 mod pool;
+mod scheduling_policy;
 mod standard;
 mod vm;
 mod vm_create;
@@ -34,9 +36,11 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Image(verb) => image::run(app, verb).await,
         Noun::Flavor(verb) => flavor::run(app, verb).await,
         Noun::Network(verb) => network::run(app, verb).await,
+        Noun::PlacementGroup(verb) => placement_group::run(app, verb).await,
         Noun::Agency(verb) => agency::run(app, verb).await,
         Noun::Node(verb) => node::run(app, verb).await,
         Noun::Pool(verb) => pool::run(app, verb).await,
+        Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
         Noun::Controller(verb) => controller::run(app, verb).await,
         Noun::Events(args) => events::run(app, args).await,
         Noun::Context(verb) => context::run(app, verb),

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
-use tamdao_proto::v1::{AddressRange, Disk, DiskTemplate, Interface, Subnet, disk};
+use tamdao_proto::v1::{
+    AddressRange, Disk, DiskTemplate, Interface, PlacementRule, PlacementRuleKind, Subnet, disk,
+};
 
 use crate::problem::Problem;
 use crate::quantity::parse_mib;
@@ -16,9 +18,9 @@ pub fn resource<R: Resource>(file: &Path) -> Result<R> {
     let text = text(file)?;
     // YAML contains JSON.
     serde_yaml_ng::from_str(&text).map_err(|error| {
-        Problem::usage(format!("{} is not a {} in the API's form", file.display(), R::KIND))
+        Problem::usage(format!("{} is not a {} in the API's form", file.display(), R::noun()))
             .detail(error.to_string())
-            .hint(format!("see the form of one that exists with `tamdao {} get NAME -o yaml`", R::KIND))
+            .hint(format!("see the form of one that exists with `tamdao {} get NAME -o yaml`", R::noun()))
             .into()
     })
 }
@@ -61,6 +63,17 @@ pub fn change_pairs(flag: &str, map: &mut BTreeMap<String, String>, given: &[Str
         }
     }
     Ok(())
+}
+
+/// Changes a list of names by "NAME" to add and "NAME-" to remove; no name ends in a hyphen.
+pub fn change_names(list: &mut Vec<String>, given: &[String]) {
+    for text in given {
+        let name = text.strip_suffix('-').unwrap_or(text);
+        list.retain(|other| other != name);
+        if name == text {
+            list.push(name.to_owned());
+        }
+    }
 }
 
 /// Changes failure domains by "rack=r2", "feed=A,B" to set and "rack-" to remove.
@@ -187,6 +200,31 @@ pub fn subnet(text: &str) -> Result<Subnet> {
     Ok(subnet)
 }
 
+/// A rule of a placement group: "apart|together[,by=node|KEY][,at-most=N][,preferred]".
+pub fn rule(text: &str) -> Result<PlacementRule> {
+    let wrong = |what: String| {
+        let problem = Problem::usage(format!("--rule {text}: {what}"));
+        problem.hint("--rule apart, --rule apart,by=rack,at-most=2, or --rule together,by=rack,preferred")
+    };
+    let mut rule = PlacementRule::default();
+    for part in text.split(',') {
+        match part.split_once('=') {
+            None if part == "apart" => rule.set_kind(PlacementRuleKind::Apart),
+            None if part == "together" => rule.set_kind(PlacementRuleKind::Together),
+            None if part == "preferred" => rule.preferred = true,
+            Some(("by", key)) => key.clone_into(&mut rule.by),
+            Some(("at-most", count)) => {
+                rule.at_most = count.parse().map_err(|_| wrong(format!("{count} is not a number")))?;
+            }
+            _ => return Err(wrong(format!("{part} is not a part of a rule")).into()),
+        }
+    }
+    if rule.kind() == PlacementRuleKind::Unspecified {
+        return Err(wrong("must say apart or together".to_owned()).into());
+    }
+    Ok(rule)
+}
+
 /// Public keys: each given as itself, or as a file with one or more.
 pub fn ssh_keys(given: &[String]) -> Result<Vec<String>> {
     let mut keys = Vec::new();
@@ -237,6 +275,9 @@ mod tests {
         assert!(disks(None, &strings(&["size=5G,colour=red"]), &[], &[]).is_err());
         assert!(interface("lan,ip=1.2.3.4").is_err());
         assert!(subnet("10.0.0.0/24,range=10.0.0.5").is_err());
+        for text in ["", "by=rack", "apart,at-most=few", "apart,colour=red", "near"] {
+            assert!(rule(text).is_err(), "{text}");
+        }
         assert!(pairs("label", &strings(&["x"])).is_err());
     }
 

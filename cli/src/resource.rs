@@ -16,6 +16,7 @@ use tamdao_proto::v1::flavor_service_client::FlavorServiceClient;
 use tamdao_proto::v1::image_service_client::ImageServiceClient;
 use tamdao_proto::v1::network_service_client::NetworkServiceClient;
 use tamdao_proto::v1::node_service_client::NodeServiceClient;
+use tamdao_proto::v1::placement_group_service_client::PlacementGroupServiceClient;
 use tamdao_proto::v1::pool_service_client::PoolServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_proto::v1::volume_service_client::VolumeServiceClient;
@@ -106,6 +107,11 @@ pub trait Resource: Clone + Default + Serialize + DeserializeOwned + Send + Sync
         labels: &str,
         cursor: String,
     ) -> impl Future<Output = Result<tonic::Response<Changes<Self>>, Status>> + Send;
+
+    /// The word for one on the command line.
+    fn noun() -> String {
+        Self::KIND.replace('_', "-")
+    }
 
     fn name(&self) -> &str {
         self.metadata().as_ref().map_or("", |metadata| &metadata.name)
@@ -331,6 +337,12 @@ resource!(Node, "node", "nodes", Cluster, NodeServiceClient, get GetNodeRequest,
     list ListNodesRequest nodes, watch watch_nodes WatchNodesRequest node,
     phase NodePhase "NODE_PHASE_" phase, conditions conditions);
 editable!(Node, UpdateNodeRequest, DeleteNodeRequest, node);
+
+resource!(PlacementGroup, "placement_group", "placement_groups", Agency, PlacementGroupServiceClient,
+    get GetPlacementGroupRequest, list ListPlacementGroupsRequest placement_groups,
+    watch watch_placement_groups WatchPlacementGroupsRequest placement_group, agency agency, conditions conditions);
+editable!(PlacementGroup, UpdatePlacementGroupRequest, DeletePlacementGroupRequest, placement_group, agency agency);
+makeable!(PlacementGroup, CreatePlacementGroupRequest, placement_group, agency agency);
 
 resource!(Pool, "pool", "pools", Cluster, PoolServiceClient, get GetPoolRequest,
     list ListPoolsRequest pools, watch watch_pools WatchPoolsRequest pool,

@@ -3,6 +3,7 @@
 
 mod cloud;
 mod machine;
+mod placement;
 mod storage;
 
 use tamdao_proto::v1::{Condition, ConditionStatus, Event, EventSeverity};

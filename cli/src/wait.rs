@@ -61,7 +61,7 @@ pub async fn until<R: View>(app: &App, changed: R, wait: &WaitArgs, goal: Goal<'
                 problem = problem.hint(format!("see `tamdao vm explain {subject}`"));
             }
             return Err(problem
-                .hint(format!("see `tamdao {} get {subject}`, or wait longer with --timeout", R::KIND))
+                .hint(format!("see `tamdao {} get {subject}`, or wait longer with --timeout", R::noun()))
                 .into());
         }
     }

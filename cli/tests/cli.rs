@@ -22,6 +22,8 @@ mod help;
 mod images;
 #[path = "cli/nodes.rs"]
 mod nodes;
+#[path = "cli/placement.rs"]
+mod placement;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/vms.rs"]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tamdao_model::Meta;
 use tamdao_model::cluster::{Cluster, Controller as Record};
 use tamdao_model::event::Severity;
+use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_store::backend::memory::MemoryStore;
 use tamdao_store::backend::raft::{OpenError, RaftConfig, RaftStore};
 use tamdao_store::cache::Cache;
@@ -271,6 +272,10 @@ async fn found(shared: &Shared, seed: Option<Cluster>) -> Result<(), Refusal> {
     let decided = shared.writer.submit(move |draft, moment| {
         if let Some(seed) = seed.clone().filter(|_| draft.view().cluster().is_none()) {
             draft.put(seed);
+        }
+        let cluster = draft.view().cluster().map(|cluster| cluster.id);
+        if let Some(cluster) = cluster.filter(|_| draft.view().scheduling_policy().is_none()) {
+            draft.create(SchedulingPolicy::of(cluster, moment.now));
         }
         let mut record = match draft.view().controllers.get(me.id) {
             Some(row) => (*row.value).clone(),

@@ -3,6 +3,7 @@
 //! Its invariant: the picture at a revision equals one drawn anew from the view of that revision. Deliberately
 //! absent: decisions; the engine makes them on a fork of the picture, and only commits come back here.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tamdao_model::assignment::{Assignment, Reservation};
@@ -17,13 +18,19 @@ use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
 
+#[cfg(test)]
+mod tests;
+
+/// The place in the queue of a VM that waits for a node.
+pub type Waiting = (Reverse<u32>, TimeMs, VmId);
+
 /// The cluster as the engine sees it, and who waits for a place.
 #[derive(Default)]
 pub struct Engine {
     pub at: Revision,
     pub picture: scheduler::View,
-    /// VMs without a node, the oldest first.
-    pub waiting: BTreeSet<(TimeMs, VmId)>,
+    /// VMs without a node: the highest priority first, then the oldest.
+    pub waiting: BTreeSet<Waiting>,
     /// Grows with every change that may make room or lift a rule: what was refused at one number need not be asked
     /// again at the same.
     pub helped: u64,
@@ -41,50 +48,53 @@ impl Engine {
         for pool in view.pools.iter() {
             engine.set_pool(view, pool);
         }
+        for group in view.placement_groups.iter() {
+            engine.picture.set_group(from_model::group(group));
+        }
+        if let Some(policy) = view.scheduling_policy() {
+            engine.picture.set_weights(from_model::weights(policy));
+        }
         for node in view.nodes.iter() {
-            engine.set_node(view, node.id());
+            engine.set_node(view, node.id(), &BTreeSet::new());
         }
-        for vm in view.vms.iter() {
-            engine.set_waiting(vm);
-        }
+        engine.waiting.extend(view.vms.iter().filter_map(|vm| waiting(vm)));
         engine
     }
 
     /// Follows commits that end at this view.
     pub fn follow(&mut self, commits: &[Commit], view: &View) {
-        let mut nodes = BTreeSet::new();
-        let mut pools = BTreeSet::new();
+        let mut stale = Stale::default();
         for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
-            self.take(delta, &mut nodes, &mut pools);
+            self.take(delta, &mut stale);
         }
-        for id in pools {
+        for id in stale.pools {
             match view.pools.get(id) {
                 Some(pool) => self.set_pool(view, pool),
                 None => self.picture.remove_pool(id),
             }
         }
-        for id in nodes {
-            self.set_node(view, id);
+        for id in stale.nodes {
+            self.set_node(view, id, &stale.vms);
         }
         self.at = commits.last().map_or(self.at, |commit| commit.revision.max(self.at));
     }
 
-    fn take(&mut self, delta: &Delta, nodes: &mut BTreeSet<NodeId>, pools: &mut BTreeSet<PoolId>) {
+    fn take(&mut self, delta: &Delta, stale: &mut Stale) {
         match delta.after.as_ref().or(delta.before.as_ref()) {
             Some(Record::Node(node)) => {
                 self.helped += 1;
-                nodes.insert(node.id());
+                stale.nodes.insert(node.id());
                 // A shared pool's size is what its nodes see of it.
-                pools.extend(node.status.pools.keys());
+                stale.pools.extend(node.status.pools.keys());
             }
             Some(Record::Assignment(assignment)) => {
-                nodes.insert(assignment.node);
+                stale.nodes.insert(assignment.node);
                 self.helped += u64::from(makes_room(delta));
             }
             Some(Record::Pool(pool)) => {
                 self.helped += 1;
-                pools.insert(pool.id());
-                nodes.extend(self.picture.nodes().map(|node| node.id));
+                stale.pools.insert(pool.id());
+                stale.nodes.extend(self.picture.nodes().map(|node| node.id));
             }
             Some(Record::Volume(volume)) => {
                 let size = |record: &Option<Record>| match record {
@@ -96,23 +106,36 @@ impl Engine {
                 if before != after {
                     self.helped += u64::from(after < before);
                     *held = (*held + after).saturating_sub(before);
-                    pools.insert(volume.spec.pool);
+                    stale.pools.insert(volume.spec.pool);
                 }
             }
-            Some(Record::Vm(vm)) => match &delta.after {
-                Some(_) => self.set_waiting(vm),
-                None => drop(self.waiting.remove(&(vm.meta.create_time, vm.id()))),
-            },
+            Some(Record::Vm(vm)) => {
+                let waited = of_vm(&delta.before).and_then(waiting);
+                let waits = of_vm(&delta.after).and_then(waiting);
+                if waited != waits {
+                    waited.map(|waited| self.waiting.remove(&waited));
+                    self.waiting.extend(waits);
+                }
+                let generation = |record| of_vm(record).map(|vm| vm.meta.generation);
+                if generation(&delta.before) != generation(&delta.after) && vm.status.node.is_some() {
+                    // What it may be near to has changed, for itself and for others.
+                    self.helped += 1;
+                    stale.nodes.extend(self.picture.homes(vm.id()));
+                    stale.vms.insert(vm.id());
+                }
+            }
+            Some(Record::PlacementGroup(group)) => {
+                self.helped += 1;
+                match &delta.after {
+                    Some(_) => self.picture.set_group(from_model::group(group)),
+                    None => self.picture.remove_group(scheduler::GroupId(group.id().0)),
+                }
+            }
+            Some(Record::SchedulingPolicy(policy)) => {
+                self.helped += 1;
+                self.picture.set_weights(from_model::weights(policy));
+            }
             _ => {}
-        }
-    }
-
-    fn set_waiting(&mut self, vm: &Vm) {
-        let key = (vm.meta.create_time, vm.id());
-        if vm.status.node.is_none() && !vm.spec.deleting {
-            self.waiting.insert(key);
-        } else {
-            self.waiting.remove(&key);
         }
     }
 
@@ -123,8 +146,8 @@ impl Engine {
         self.picture.set_pool(from_model::pool(pool, seen, held));
     }
 
-    /// Brings one node and what it holds in step.
-    fn set_node(&mut self, view: &View, id: NodeId) {
+    /// Brings one node and what it holds in step; of `changed` VMs everything, of others what they hold.
+    fn set_node(&mut self, view: &View, id: NodeId, changed: &BTreeSet<VmId>) {
         let Some(node) = view.nodes.get(id) else {
             self.picture.remove_node(id);
             return;
@@ -138,7 +161,7 @@ impl Engine {
         }
         for (vm, entry) in &assignment.vms {
             match held.get(vm) {
-                Some(reservation) if *reservation == entry.reservation => continue,
+                Some(reservation) if *reservation == entry.reservation && !changed.contains(vm) => continue,
                 Some(_) => drop(self.picture.release(id, *vm)),
                 None => {}
             }
@@ -147,6 +170,28 @@ impl Engine {
             self.picture.assign(id, shape).expect("the node is known and the VM was released");
         }
     }
+}
+
+/// What has to be drawn anew after some commits.
+#[derive(Default)]
+struct Stale {
+    nodes: BTreeSet<NodeId>,
+    pools: BTreeSet<PoolId>,
+    /// Placed VMs of which more may have changed than what they hold.
+    vms: BTreeSet<VmId>,
+}
+
+fn of_vm(record: &Option<Record>) -> Option<&Vm> {
+    match record {
+        Some(Record::Vm(vm)) => Some(vm),
+        _ => None,
+    }
+}
+
+/// Its place in the queue, if it waits for a node.
+fn waiting(vm: &Vm) -> Option<Waiting> {
+    let waits = vm.status.node.is_none() && !vm.spec.deleting;
+    waits.then(|| (Reverse(vm.spec.priority), vm.meta.create_time, vm.id()))
 }
 
 /// Whether an assignment holds less than before of anything.

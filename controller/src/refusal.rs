@@ -57,7 +57,7 @@ impl Refusal {
 
     pub fn not_found(kind: Kind, name: &str) -> Self {
         Self::new(Code::NotFound, "NotFound", format!("there is no {kind} named {name:?}"))
-            .hint(format!("tamdao {kind} list shows what there is"))
+            .hint(format!("tamdao {} list shows what there is", kind.word().replace('_', "-")))
     }
 
     pub fn exists(kind: Kind, name: &str) -> Self {

@@ -65,7 +65,9 @@ pub trait PublicApi:
     + v1::image_service_server::ImageService
     + v1::network_service_server::NetworkService
     + v1::node_service_server::NodeService
+    + v1::placement_group_service_server::PlacementGroupService
     + v1::pool_service_server::PoolService
+    + v1::scheduling_policy_service_server::SchedulingPolicyService
     + v1::transfer_service_server::TransferService
     + v1::vm_service_server::VmService
     + v1::volume_service_server::VolumeService
@@ -82,7 +84,9 @@ impl<T> PublicApi for T where
         + v1::image_service_server::ImageService
         + v1::network_service_server::NetworkService
         + v1::node_service_server::NodeService
+        + v1::placement_group_service_server::PlacementGroupService
         + v1::pool_service_server::PoolService
+        + v1::scheduling_policy_service_server::SchedulingPolicyService
         + v1::transfer_service_server::TransferService
         + v1::vm_service_server::VmService
         + v1::volume_service_server::VolumeService
@@ -138,7 +142,9 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         image_service_server::ImageServiceServer = BODY_BYTES;
         network_service_server::NetworkServiceServer = BODY_BYTES;
         node_service_server::NodeServiceServer = BODY_BYTES;
+        placement_group_service_server::PlacementGroupServiceServer = BODY_BYTES;
         pool_service_server::PoolServiceServer = BODY_BYTES;
+        scheduling_policy_service_server::SchedulingPolicyServiceServer = BODY_BYTES;
         transfer_service_server::TransferServiceServer = CHUNK_MESSAGE_BYTES;
         vm_service_server::VmServiceServer = BODY_BYTES;
         volume_service_server::VolumeServiceServer = BODY_BYTES;

@@ -65,6 +65,10 @@ ids! {
     ImageId,
     /// A provider network.
     NetworkId,
+    /// VMs that are placed with regard to one another.
+    PlacementGroupId,
+    /// How the cluster places VMs.
+    SchedulingPolicyId,
     /// A process of the control plane.
     ControllerId,
     /// One stream between an agent and the leader.

@@ -29,6 +29,20 @@ pub const RANGES: usize = 16;
 pub const DEVICE_NAME_BYTES: usize = 15;
 /// Failure-domain keys of one node, and values of one key.
 pub const FAILURE_DOMAINS: usize = 16;
+/// Placement groups of one VM.
+pub const PLACEMENT_GROUPS: usize = 8;
+/// Rules of one placement group.
+pub const PLACEMENT_RULES: usize = 8;
+/// Members that a rule allows in one node or failure domain.
+pub const MEMBERS_AT_MOST: std::ops::RangeInclusive<u32> = 1..=1_000;
+/// A VM's priority.
+pub const PRIORITY: std::ops::RangeInclusive<u32> = 0..=1_000;
+/// The weight of one part of a node's score.
+pub const SCORE_WEIGHT: std::ops::RangeInclusive<u32> = 0..=1_000;
+/// Weights that one policy may name; more than any engine has parts.
+pub const SCORE_WEIGHTS: usize = 32;
+/// Failure-domain keys that are guarded.
+pub const GUARDED_FAILURE_DOMAINS: usize = 8;
 /// How long ACPI may take at most, seconds.
 pub const STOP_DEADLINE_S: u32 = 3_600;
 /// How long ACPI may take if nobody said, seconds.

@@ -21,11 +21,13 @@ pub enum Kind {
     Flavor,
     Image,
     Network,
+    PlacementGroup,
+    SchedulingPolicy,
     Controller,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Agency,
         Self::Node,
         Self::Vm,
@@ -34,6 +36,8 @@ impl Kind {
         Self::Flavor,
         Self::Image,
         Self::Network,
+        Self::PlacementGroup,
+        Self::SchedulingPolicy,
         Self::Controller,
     ];
 
@@ -48,14 +52,21 @@ impl Kind {
             Self::Flavor => "flavor",
             Self::Image => "image",
             Self::Network => "network",
+            Self::PlacementGroup => "placement_group",
+            Self::SchedulingPolicy => "scheduling_policy",
             Self::Controller => "controller",
         }
     }
 }
 
 impl fmt::Display for Kind {
+    /// As people read it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(match self {
+            Self::PlacementGroup => "placement group",
+            Self::SchedulingPolicy => "scheduling policy",
+            other => other.word(),
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use crate::condition::Conditions;
 use crate::record::resource;
 use crate::sealed::Sealed;
 use crate::{
-    ActionId, AgencyId, FlavorId, ImageId, Meta, Name, NetworkId, NodeId, Scope, TimeMs, VmId, VolumeId,
+    ActionId, AgencyId, FlavorId, ImageId, Meta, Name, NetworkId, NodeId, PlacementGroupId, Scope, TimeMs,
+    VmId, VolumeId,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,20 @@ pub struct VmSpec {
     pub pin: Option<NodeId>,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node_labels: BTreeMap<String, String>,
+    /// Its node must not have them.
+    #[serde(default)]
+    pub forbidden_node_labels: BTreeMap<String, String>,
+    /// A higher one is placed and restarted first.
+    #[serde(default)]
+    pub priority: u32,
+    /// VMs of different classes never share a node; none is a class too.
+    #[serde(default)]
+    pub isolation_class: Option<Name>,
+    /// In the order that users wrote, without repetition.
+    #[serde(default)]
+    pub placement_groups: Vec<PlacementGroupId>,
+    #[serde(default)]
+    pub on_node_loss: OnNodeLoss,
     /// What users asked last.
     pub power: Power,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
@@ -146,6 +161,16 @@ pub enum RunPolicy {
     Always,
     OnFailure,
     Stopped,
+}
+
+/// What becomes of it when its node is lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNodeLoss {
+    /// Restarted elsewhere, if another node can run it.
+    #[default]
+    Evacuate,
+    Stay,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -136,6 +136,33 @@ pub enum Change {
     },
 }
 
+impl Explanation {
+    /// Whether some node would take it.
+    pub fn fits(&self) -> bool {
+        matches!(self.verdicts.first(), Some(Verdict { outcome: Outcome::Fits { .. }, .. }))
+    }
+}
+
+/// The rules about its node and its company that a VM does not keep where it stands: labels, pin, isolation and groups.
+/// Room is not asked, for it holds its own; nor what the node has lost since, which its own health tells.
+pub fn broken_where_it_is(view: &View, node: NodeId, vm: &VmShape) -> Vec<Reason> {
+    let ask = Ask::new(view, vm);
+    let row = view.slot(node).and_then(|slot| view.row(slot));
+    let about_company = |reason: &Reason| {
+        matches!(
+            reason.kind(),
+            ReasonKind::PinnedElsewhere
+                | ReasonKind::LabelMissing
+                | ReasonKind::LabelForbidden
+                | ReasonKind::IsolationShared
+                | ReasonKind::DomainUnknown
+                | ReasonKind::TooCrowded
+                | ReasonKind::NotTogether
+        )
+    };
+    row.into_iter().flat_map(|row| ask.reasons(row).filter(about_company).collect::<Vec<_>>()).collect()
+}
+
 /// Explains one VM against one view.
 pub fn explain(view: &View, vm: &VmShape) -> Explanation {
     let ask = Ask::new(view, vm);

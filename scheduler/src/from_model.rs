@@ -11,13 +11,19 @@ use std::sync::Arc;
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase, NumaCell};
+use tamdao_model::placement_group::{PlacedBy, PlacementGroup, PlacementRuleKind};
 use tamdao_model::pool::Pool;
-use tamdao_model::vm::{Firmware, Graphics, Vm};
+use tamdao_model::scheduling_policy::SchedulingPolicy;
+use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
 use crate::overhead::{emulation_overhead_mib, overhead_mib};
-use crate::shape::{AMOUNT_MAX, Cell, Day, DiskNeed, NodePool, NodeShape, PoolShape, SharedRoom, VmShape};
+use crate::score::{TABLE, Weights};
+use crate::shape::{
+    AMOUNT_MAX, By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind,
+    SharedRoom, VmShape,
+};
 
 /// Why a record cannot be read as a shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -146,10 +152,65 @@ pub fn vm<'a>(
     // An admin's pin is the stronger one: a VM whose disks lie elsewhere is then told so.
     shape.pin = vm.spec.pin.or(shape.pin);
     shape.labels = vm.spec.node_labels.clone();
+    shape.forbidden_labels = vm.spec.forbidden_node_labels.clone();
+    shape.isolation = vm.spec.isolation_class.as_ref().map(|class| class.as_str().into());
+    shape.priority = vm.spec.priority;
+    shape.groups = vm.spec.placement_groups.iter().map(|id| GroupId(id.0)).collect();
+    shape.protected = stays(vm, &volume, &pool).is_none();
     shape.firmware = firmware(vm);
     shape.tpm = vm.spec.tpm;
     shape.agency = Some(vm.agency);
     Ok(shape)
+}
+
+/// Why a VM is not restarted on another node when its own is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stays {
+    /// Its spec says so.
+    Asked,
+    /// It may run on one node only.
+    Pinned,
+    /// No other node has this volume.
+    Local(VolumeId),
+}
+
+/// Why a VM would stay down when its node is lost; none if it is to be restarted elsewhere, which is what guarded
+/// failure domains keep room for.
+pub fn stays<'a>(
+    vm: &Vm,
+    volume: impl Fn(VolumeId) -> Option<&'a Volume>,
+    pool: impl Fn(PoolId) -> Option<&'a Pool>,
+) -> Option<Stays> {
+    match (vm.spec.on_node_loss, vm.spec.pin) {
+        (OnNodeLoss::Stay, _) => return Some(Stays::Asked),
+        (OnNodeLoss::Evacuate, Some(_)) => return Some(Stays::Pinned),
+        (OnNodeLoss::Evacuate, None) => {}
+    }
+    let shared =
+        |id: &VolumeId| volume(*id).and_then(|volume| pool(volume.spec.pool)).is_some_and(|p| p.spec.shared);
+    vm.volumes().find(|id| !shared(id)).map(Stays::Local)
+}
+
+/// A placement group with its rules.
+pub fn group(group: &PlacementGroup) -> Group {
+    let rule = |rule: &tamdao_model::placement_group::PlacementRule| Rule {
+        kind: match rule.kind {
+            PlacementRuleKind::Apart => RuleKind::Apart { at_most: rule.at_most.max(1) },
+            PlacementRuleKind::Together => RuleKind::Together,
+        },
+        by: match &rule.by {
+            PlacedBy::Node => By::Node,
+            PlacedBy::Domain(key) => By::Domain(key.clone()),
+        },
+        required: !rule.preferred,
+    };
+    let rules = group.spec.rules.iter().map(rule).collect();
+    Group { id: GroupId(group.id().0), name: group.meta.name.as_str().into(), rules }
+}
+
+/// The weights that a policy sets; names that this engine does not have weigh nothing.
+pub fn weights(policy: &SchedulingPolicy) -> Weights {
+    Weights(TABLE.map(|part| policy.spec.weights.get(part.name).copied().unwrap_or(part.weight)))
 }
 
 fn firmware(vm: &Vm) -> BTreeSet<String> {

@@ -19,7 +19,9 @@ use tamdao_model::image::Image;
 use tamdao_model::lookup::Lookup;
 use tamdao_model::network::Network;
 use tamdao_model::node::Node;
+use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
+use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::Vm;
 use tamdao_model::volume::Volume;
 use tamdao_model::{Kind, Name, Resource, Scope, Stored};
@@ -265,6 +267,9 @@ kinds! {
     flavors: Flavor,
     images: Image,
     networks: Network,
+    placement_groups: PlacementGroup,
+    /// One in all.
+    scheduling_policies: SchedulingPolicy,
     controllers: Controller,
     /// One per node.
     assignments: Assignment,
@@ -321,6 +326,11 @@ impl View {
         self.cluster.get("self")
     }
 
+    /// How VMs are placed; absent only before the first leader of this cluster has written it.
+    pub fn scheduling_policy(&self) -> Option<&Row<SchedulingPolicy>> {
+        self.scheduling_policies.iter().next()
+    }
+
     /// What this agency holds.
     pub fn usage(&self, agency: tamdao_model::AgencyId) -> Usage {
         self.usages.get(agency).map_or_else(|| Usage::none(agency), |row| (*row.value).clone())
@@ -346,6 +356,8 @@ impl Lookup for View {
             Kind::Flavor => find::<Flavor>(self, scope, name_or_id),
             Kind::Image => find::<Image>(self, scope, name_or_id),
             Kind::Network => find::<Network>(self, scope, name_or_id),
+            Kind::PlacementGroup => find::<PlacementGroup>(self, scope, name_or_id),
+            Kind::SchedulingPolicy => find::<SchedulingPolicy>(self, scope, name_or_id),
             Kind::Controller => find::<Controller>(self, scope, name_or_id),
         }
     }
@@ -363,6 +375,8 @@ impl Lookup for View {
             Kind::Flavor => name::<Flavor>(self, id),
             Kind::Image => name::<Image>(self, id),
             Kind::Network => name::<Network>(self, id),
+            Kind::PlacementGroup => name::<PlacementGroup>(self, id),
+            Kind::SchedulingPolicy => name::<SchedulingPolicy>(self, id),
             Kind::Controller => name::<Controller>(self, id),
         }
     }

@@ -116,6 +116,21 @@ pub struct VmCreateArgs {
     /// Label that its node must have; repeat for more
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,
+    /// Label that its node must not have; repeat for more
+    #[arg(long = "forbid-node-label", value_name = "KEY=VALUE")]
+    pub forbidden_node_labels: Vec<String>,
+    /// What is placed and restarted first, 0 to 1000 [default: 0]
+    #[arg(long, value_name = "N")]
+    pub priority: Option<u32>,
+    /// Placement group to join; repeat for more
+    #[arg(long = "group", value_name = "NAME")]
+    pub groups: Vec<String>,
+    /// Isolation class; VMs of different classes never share a node
+    #[arg(long, value_name = "CLASS")]
+    pub isolation: Option<String>,
+    /// What becomes of it when its node is lost [default: evacuate]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub on_node_loss: Option<NodeLoss>,
     /// Refuse deletion until this is taken away
     #[arg(long)]
     pub delete_protection: bool,
@@ -139,6 +154,24 @@ pub struct VmUpdateArgs {
     /// Public keys instead of the present ones: a file, or the key itself; repeat for more
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     pub ssh_keys: Vec<String>,
+    /// Label that its node must have, or "KEY-" to ask no longer; repeat for more
+    #[arg(long = "node-label", value_name = "KEY=VALUE")]
+    pub node_labels: Vec<String>,
+    /// Label that its node must not have, or "KEY-" to allow it; repeat for more
+    #[arg(long = "forbid-node-label", value_name = "KEY=VALUE")]
+    pub forbidden_node_labels: Vec<String>,
+    /// What is placed and restarted first, 0 to 1000
+    #[arg(long, value_name = "N")]
+    pub priority: Option<u32>,
+    /// Placement group to join, or "NAME-" to leave; repeat for more
+    #[arg(long = "group", value_name = "NAME")]
+    pub groups: Vec<String>,
+    /// Isolation class; empty ("") takes it out of its class
+    #[arg(long, value_name = "CLASS")]
+    pub isolation: Option<String>,
+    /// What becomes of it when its node is lost
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub on_node_loss: Option<NodeLoss>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }
@@ -258,6 +291,12 @@ pub enum Run {
     Always,
     OnFailure,
     Stopped,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum NodeLoss {
+    Evacuate,
+    Stay,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -32,7 +32,7 @@ pub async fn list<R: View>(app: &App, args: &ListArgs, private: bool) -> Result<
     let phase = match &args.phase {
         None => 0,
         Some(word) => R::phase_number(word)
-            .ok_or_else(|| Problem::usage(format!("--phase {word}: a {} has no such phase", R::KIND)))?,
+            .ok_or_else(|| Problem::usage(format!("--phase {word}: a {} has no such phase", R::noun())))?,
     };
     let query = Query { agency, labels: args.labels.clone(), phase };
     let limit = args.limit.unwrap_or(usize::MAX);
@@ -61,9 +61,9 @@ pub async fn list<R: View>(app: &App, args: &ListArgs, private: bool) -> Result<
         app.output.value(&answer)?;
     } else {
         let nothing = if query.agency.is_empty() {
-            format!("there are no {}", R::PLURAL)
+            format!("there are no {}", R::PLURAL.replace('_', " "))
         } else {
-            format!("there are no {} in agency {}", R::PLURAL, query.agency)
+            format!("there are no {} in agency {}", R::PLURAL.replace('_', " "), query.agency)
         };
         app.output.table(&view::table(&all, now_s(), app.output.is_wide()), &nothing)?;
         if !token.is_empty() {
@@ -124,8 +124,8 @@ pub fn begin<R: Makeable>(app: &App, new: &NewArgs, private: bool) -> Result<(Pl
     };
     let name = new.name.clone().unwrap_or(in_file);
     if name.is_empty() {
-        let problem = Problem::usage(format!("the {} has no name", R::KIND));
-        return Err(problem.hint(format!("tamdao {} create NAME …", R::KIND)).into());
+        let problem = Problem::usage(format!("the {} has no name", R::noun()));
+        return Err(problem.hint(format!("tamdao {} create NAME …", R::noun())).into());
     }
     metadata.labels.extend(given::pairs("label", &new.labels)?);
     if let Some(text) = &new.display_name {
@@ -144,7 +144,7 @@ pub async fn create<R: Makeable>(app: &App, place: &Place, resource: R, dry_run:
     if !dry_run {
         return Ok(Some(made));
     }
-    app.output.note(&format!("dry run: {} {place} would be made so; nothing was changed", R::KIND));
+    app.output.note(&format!("dry run: {} {place} would be made so; nothing was changed", R::noun()));
     show_planned(app, None::<&R>, &made)?;
     Ok(None)
 }
@@ -195,12 +195,12 @@ pub async fn changed<R: Editable>(
         change(&mut after, &mut mask)?;
         if mask.is_empty() {
             let problem = Problem::usage("nothing to change was given");
-            return Err(problem.hint(format!("see `tamdao {} update --help`", R::KIND)).into());
+            return Err(problem.hint(format!("see `tamdao {} update --help`", R::noun())).into());
         }
         match R::update(client, &place, after, mask, edit.dry_run).await {
             Ok(after) if edit.dry_run => {
                 app.output
-                    .note(&format!("dry run: {} {place} would become so; nothing was changed", R::KIND));
+                    .note(&format!("dry run: {} {place} would become so; nothing was changed", R::noun()));
                 show_planned(app, Some(&before), &after)?;
                 return Ok(None);
             }
@@ -213,7 +213,7 @@ pub async fn changed<R: Editable>(
 }
 
 /// Shows what a dry run would make of a resource: the result for programs, the difference for people.
-pub fn show_planned<R: Resource>(app: &App, before: Option<&R>, after: &R) -> Result<()> {
+pub fn show_planned<R: Serialize>(app: &App, before: Option<&R>, after: &R) -> Result<()> {
     if app.output.is_machine() {
         return app.output.value(after);
     }
@@ -253,10 +253,10 @@ pub async fn delete<R: Editable + View>(
         args.names.iter().map(|name| app.place::<R>(name, private)).collect::<Result<_>>()?;
     if !args.dry_run {
         let what = match places.as_slice() {
-            [place] => format!("{} {place}", R::KIND),
+            [place] => format!("{} {place}", R::noun()),
             many => {
                 let names: Vec<String> = many.iter().map(ToString::to_string).collect();
-                format!("{} ({})", count(many.len(), R::KIND), names.join(", "))
+                format!("{} ({})", count(many.len(), &R::noun()), names.join(", "))
             }
         };
         app.confirm(args.yes, &format!("delete {what}{}", loss::<R>()))?;
@@ -287,7 +287,7 @@ async fn delete_one<R: Editable + View>(
     let last = R::delete(app.client()?, place, force, args.dry_run).await;
     let last = last.map_err(|problem| problem.about(&place.name))?;
     if args.dry_run {
-        app.output.note(&format!("dry run: {} {place} would be deleted; nothing was changed", R::KIND));
+        app.output.note(&format!("dry run: {} {place} would be deleted; nothing was changed", R::noun()));
         return Ok(());
     }
     // What has no way to go is gone with the answer.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, WatchEvent};
+use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, WatchEvent};
 
 use super::{console, standard, vm_create, vm_log, vm_power};
 use crate::app::{App, now_s};
@@ -54,7 +54,7 @@ async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
             spec.ssh_keys.clone_from(&keys);
             mask.push("spec.ssh_keys".to_owned());
         }
-        Ok(())
+        change_placement(spec, mask, args)
     });
     let Some(vm) = changed.await? else { return Ok(ExitStatus::Done) };
     if args.wait.no_wait {
@@ -69,6 +69,37 @@ async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
     };
     let vm = until(app, vm, &args.wait, Goal::State(&goal)).await?;
     standard::done(app, &vm, "updated")
+}
+
+/// Changes what decides the place.
+fn change_placement(spec: &mut VmSpec, mask: &mut Vec<String>, args: &VmUpdateArgs) -> Result<()> {
+    let mut masked = |field: &str| mask.push(format!("spec.{field}"));
+    if !args.node_labels.is_empty() {
+        given::change_pairs("node-label", &mut spec.node_labels, &args.node_labels)?;
+        masked("node_labels");
+    }
+    if !args.forbidden_node_labels.is_empty() {
+        let labels = &mut spec.forbidden_node_labels;
+        given::change_pairs("forbid-node-label", labels, &args.forbidden_node_labels)?;
+        masked("forbidden_node_labels");
+    }
+    if let Some(priority) = args.priority {
+        spec.priority = priority;
+        masked("priority");
+    }
+    if !args.groups.is_empty() {
+        given::change_names(&mut spec.placement_groups, &args.groups);
+        masked("placement_groups");
+    }
+    if let Some(class) = &args.isolation {
+        class.clone_into(&mut spec.isolation_class);
+        masked("isolation_class");
+    }
+    if let Some(what) = args.on_node_loss {
+        spec.set_on_node_loss(what.into());
+        masked("on_node_loss");
+    }
+    Ok(())
 }
 
 async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {
@@ -135,6 +166,9 @@ async fn explain(app: &App, args: &NameArg) -> Result<ExitStatus> {
         return Ok(ExitStatus::Done);
     }
     app.output.line(&answer.summary)?;
+    if !answer.on_node_loss.is_empty() {
+        app.output.line(&format!("if its node is lost, it {}", answer.on_node_loss))?;
+    }
     let rejections = answer.rejections.iter().map(|rejection| {
         vec![Cell::from(rejection.nodes), Cell::from(&rejection.reason), Cell::from(&rejection.message)]
     });
@@ -188,6 +222,15 @@ async fn watch(app: &App, args: &VmWatchArgs) -> Result<ExitStatus> {
         if told.insert(place.clone(), story.clone()).is_none_or(|before| before != story) {
             let tone = tone_of(&vm.phase());
             app.output.bare(&[Cell::from(clock(now_s())), Cell::from(place), Cell::toned(story, tone)])?;
+        }
+    }
+}
+
+impl From<crate::args::NodeLoss> for tamdao_proto::v1::OnNodeLoss {
+    fn from(what: crate::args::NodeLoss) -> Self {
+        match what {
+            crate::args::NodeLoss::Evacuate => Self::Evacuate,
+            crate::args::NodeLoss::Stay => Self::Stay,
         }
     }
 }

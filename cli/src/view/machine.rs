@@ -1,6 +1,6 @@
 //! How VMs, flavors and nodes are shown.
 
-use tamdao_proto::v1::{Firmware, Flavor, Node, OsType, RunPolicy, Vm, VmPhase, disk};
+use tamdao_proto::v1::{Firmware, Flavor, Node, OnNodeLoss, OsType, RunPolicy, Vm, VmPhase, VmSpec, disk};
 
 use super::{View, head, headers, pairs, phase, since, tail, told, trouble_of, yes};
 use crate::output::{Cell, Table, Tone};
@@ -11,7 +11,7 @@ impl View for Vm {
     fn headers(wide: bool) -> Vec<&'static str> {
         headers::<Self>(
             &["PHASE", "NODE", "VCPUS", "MEMORY", "ADDRESS"],
-            &["IMAGE", "FLAVOR", "GUEST", "RESTARTS", "LABELS"],
+            &["IMAGE", "FLAVOR", "GUEST", "RESTARTS", "PRIORITY", "GROUPS", "LABELS"],
             wide,
         )
     }
@@ -32,6 +32,8 @@ impl View for Vm {
             cells.push(Cell::from(spec.flavor));
             cells.push(Cell::from(if status.guest.is_some_and(|guest| guest.ready) { "ready" } else { "" }));
             cells.push(Cell::from(status.restarts));
+            cells.push(Cell::from(spec.priority));
+            cells.push(Cell::from(spec.placement_groups.join(",")));
             cells.push(Cell::from(labels));
         }
         cells.extend(tail(self, now_s, wide));
@@ -80,6 +82,7 @@ impl View for Vm {
             let addresses = guest.addresses.join(", ");
             fields.push(("Guest", Cell::toned(format!("ready, {} {addresses}", guest.hostname), Tone::Good)));
         }
+        fields.extend(placement(&spec));
         if spec.delete_protection {
             fields.push(("Protected", Cell::from("from deletion")));
         }
@@ -142,6 +145,22 @@ impl View for Vm {
         // These say what a guest has not reached yet, not what holds it up.
         trouble_of(self.conditions(), &["GuestReady", "Protected", "Ready"])
     }
+}
+
+/// What users said about its place, as far as they said something.
+fn placement(spec: &VmSpec) -> Vec<(&'static str, Cell)> {
+    let mut fields = vec![
+        ("Pinned to", spec.node.clone()),
+        ("Priority", if spec.priority == 0 { String::new() } else { spec.priority.to_string() }),
+        ("Groups", spec.placement_groups.join(", ")),
+        ("Isolation", spec.isolation_class.clone()),
+        ("Needs labels", pairs(&spec.node_labels)),
+        ("Forbids labels", pairs(&spec.forbidden_node_labels)),
+    ];
+    if spec.on_node_loss() == OnNodeLoss::Stay {
+        fields.push(("On node loss", "stays".to_owned()));
+    }
+    fields.into_iter().map(|(name, text)| (name, Cell::from(text))).collect()
 }
 
 /// Present size, or the wanted one before there is a present one.

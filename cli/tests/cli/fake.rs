@@ -78,6 +78,8 @@ impl Fake {
             .add_service(agency_service_server::AgencyServiceServer::new(self.clone()))
             .add_service(flavor_service_server::FlavorServiceServer::new(self.clone()))
             .add_service(network_service_server::NetworkServiceServer::new(self.clone()))
+            .add_service(placement_group_service_server::PlacementGroupServiceServer::new(self.clone()))
+            .add_service(scheduling_policy_service_server::SchedulingPolicyServiceServer::new(self.clone()))
             .add_service(pool_service_server::PoolServiceServer::new(self.clone()))
             .add_service(volume_service_server::VolumeServiceServer::new(self.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));

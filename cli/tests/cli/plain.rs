@@ -65,6 +65,12 @@ plain!(network_service_server::NetworkService, Network, get_network GetNetworkRe
     list_networks ListNetworksRequest ListNetworksResponse, create_network CreateNetworkRequest network,
     update_network UpdateNetworkRequest, delete_network DeleteNetworkRequest,
     WatchNetworksStream watch_networks WatchNetworksRequest WatchNetworksResponse);
+plain!(placement_group_service_server::PlacementGroupService, PlacementGroup,
+    get_placement_group GetPlacementGroupRequest,
+    list_placement_groups ListPlacementGroupsRequest ListPlacementGroupsResponse,
+    create_placement_group CreatePlacementGroupRequest placement_group,
+    update_placement_group UpdatePlacementGroupRequest, delete_placement_group DeletePlacementGroupRequest,
+    WatchPlacementGroupsStream watch_placement_groups WatchPlacementGroupsRequest WatchPlacementGroupsResponse);
 plain!(pool_service_server::PoolService, Pool, get_pool GetPoolRequest,
     list_pools ListPoolsRequest ListPoolsResponse, create_pool CreatePoolRequest pool,
     update_pool UpdatePoolRequest, delete_pool DeletePoolRequest,
@@ -100,6 +106,10 @@ async fn flags_become_fields() {
             r#"{"metadata":{"name":"fast"},"spec":{"kind":"POOL_KIND_DIR","nodes":["n1","n2"],"overcommit_percent":150,"path":"/srv/fast","reserve_mib":10240}}"#,
         ),
         (
+            "pg create pair --rule apart,by=rack,at-most=2 --rule together,by=site,preferred",
+            r#"{"metadata":{"agency":"health","name":"pair"},"spec":{"rules":[{"kind":"PLACEMENT_RULE_KIND_APART","by":"rack","at_most":2},{"kind":"PLACEMENT_RULE_KIND_TOGETHER","by":"site","preferred":true}]}}"#,
+        ),
+        (
             "volume create data --size 20G --pool fast --keep --label app=db",
             r#"{"metadata":{"agency":"health","labels":{"app":"db"},"name":"data"},"spec":{"keep_on_delete":true,"pool":"fast","size_mib":20480}}"#,
         ),
@@ -121,6 +131,8 @@ async fn updates_name_what_they_change() {
             "pool update fast --overcommit 200 --reserve 1G",
             r#"["spec.overcommit_percent", "spec.reserve_mib"]"#,
         ),
+        ("placement-group update pair --no-rules", r#"["spec.rules"]"#),
+        ("placement-group update pair --rule apart --label a=b", r#"["metadata.labels", "spec.rules"]"#),
         ("volume update data --size 30G --keep=false", r#"["spec.size_mib", "spec.keep_on_delete"]"#),
     ] {
         assert!(tamdao.output(line).await.status.success(), "{line}");
@@ -138,6 +150,12 @@ async fn empty_lists_say_so_and_removals_are_told() {
     ----- stderr -----
     there are no pools
     "#);
+    insta::assert_snapshot!(tamdao.story("placement-group list").await, @r#"
+    exit code: 0
+    ----- stderr -----
+    there are no placement groups in agency health
+    "#);
+    insta::assert_snapshot!(tamdao.story("pg create --rule near").await, @r#""#);
     insta::assert_snapshot!(tamdao.story("pool list -o json").await, @r#"
     exit code: 0
     ----- stdout -----

@@ -29,8 +29,8 @@ async fn a_list_is_one_short_table() {
     assert_snapshot!(tamdao.story("vm list -o wide --limit 1").await, @r#"
     exit code: 0
     ----- stdout -----
-    NAME  AGENCY  PHASE    NODE  VCPUS  MEMORY  ADDRESS    IMAGE      FLAVOR  GUEST  RESTARTS  LABELS              AGE  ID
-    web   health  Running  n2    2      2 GiB   10.20.0.5  debian-12  -       -      0         app=web,tier=front  3h   3f1c0000-0000-4000-8000-000000000001
+    NAME  AGENCY  PHASE    NODE  VCPUS  MEMORY  ADDRESS    IMAGE      FLAVOR  GUEST  RESTARTS  PRIORITY  GROUPS  LABELS              AGE  ID
+    web   health  Running  n2    2      2 GiB   10.20.0.5  debian-12  -       -      0         0         -       app=web,tier=front  3h   3f1c0000-0000-4000-8000-000000000001
     ----- stderr -----
     these are the first 1; there are more
     "#);

@@ -35,6 +35,7 @@ impl Writable for Agency {
             ("volumes", view.volumes.names(scope, None).count()),
             ("images", view.images.names(scope, None).count()),
             ("networks", view.networks.names(scope, None).count()),
+            ("placement groups", view.placement_groups.names(scope, None).count()),
         ];
         let owned: Vec<String> = owned
             .iter()

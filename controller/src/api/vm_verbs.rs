@@ -5,10 +5,12 @@ use tamdao_model::convert::{Resize, read_deadline, read_resize};
 use tamdao_model::vm::{StopMode, Vm, VmPhase};
 use tamdao_proto::v1;
 use tamdao_scheduler::explain::{self, Outcome};
+use tamdao_scheduler::from_model::{self, Stays};
 use tamdao_store::view::View;
 
 use super::{Api, Asked, agency_of, check_revision, find};
 use crate::decide::vm_power::{self, Size, Verb};
+use crate::decide::waiting;
 use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 
@@ -70,13 +72,19 @@ impl Api {
             placed_on: node.map(|node| node.meta.name.to_string()).unwrap_or_default(),
             ..v1::ExplainVmResponse::default()
         };
+        response.on_node_loss = on_node_loss(&vm, &view);
         if vm.status.phase == VmPhase::Failed {
             response.hints.push("change its spec, or cure the cause and start it again".into());
         }
         if vm.status.node.is_none() && !vm.spec.deleting {
             let shape = engine::shape(&view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;
             let picture = Engine::draw(&view).picture;
-            tell(&mut response, &explain::explain(&picture, &shape));
+            let explanation = explain::explain(&picture, &shape);
+            if !explanation.fits() {
+                let (_, message) = waiting::tell(&vm, &explanation.histogram);
+                response.summary = format!("{} waits for a node: {message}", vm.meta.name);
+            }
+            tell(&mut response, &explanation);
         }
         Ok(response)
     }
@@ -102,6 +110,26 @@ fn summary(vm: &Vm, view: &View) -> String {
         VmPhase::Deleting => format!("{name} is being deleted; {node} has yet to confirm that it is gone"),
         VmPhase::Failed => format!("{name} cannot run on {node}{}", because("Healthy")),
         VmPhase::Unknown => format!("{node} is not heard; {name} is left alone and most likely runs on"),
+    }
+}
+
+/// What becomes of a VM when its node is lost, in one sentence.
+fn on_node_loss(vm: &Vm, view: &View) -> String {
+    let volume = |id| view.volumes.get(id).map(|row| &*row.value);
+    let pool = |id| view.pools.get(id).map(|row| &*row.value);
+    let stays = "stays down until its node is back";
+    match from_model::stays(vm, volume, pool) {
+        None => "is restarted on another node once its node is fenced; nothing fences nodes yet".to_owned(),
+        Some(Stays::Asked) => format!("{stays}, as its on_node_loss asks"),
+        Some(Stays::Pinned) => format!("{stays}, because it is pinned to its node"),
+        Some(Stays::Local(id)) => {
+            let volume = view.volumes.get(id);
+            let pool = volume.and_then(|volume| view.pools.get(volume.spec.pool));
+            let name =
+                |name: Option<&tamdao_model::Name>| name.map_or_else(|| id.to_string(), ToString::to_string);
+            let (volume, pool) = (name(volume.map(|v| &v.meta.name)), name(pool.map(|p| &p.meta.name)));
+            format!("{stays}, because its volume {volume} lies in {pool}, which is local to each node")
+        }
     }
 }
 

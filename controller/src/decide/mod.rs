@@ -10,9 +10,10 @@ pub mod report;
 pub mod vm_create;
 pub mod vm_delete;
 pub mod vm_power;
+pub mod waiting;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt::Display;
 

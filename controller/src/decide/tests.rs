@@ -13,7 +13,7 @@ use tamdao_model::network::{AddressRange, Network, NetworkSpec, Provider, Subnet
 use tamdao_model::node::{Inventory, Node, NodePhase, NodeSpec, NodeStatus, PoolSeen};
 use tamdao_model::pool::{Pool, PoolKind, PoolSpec};
 use tamdao_model::vm::{
-    DiskKind, Firmware, Graphics, GuestState, OsType, RunPolicy, Seen, StopMode, Vm, VmPhase,
+    DiskKind, Firmware, Graphics, GuestState, OnNodeLoss, OsType, RunPolicy, Seen, StopMode, Vm, VmPhase,
 };
 use tamdao_model::{AgencyId, Meta, Name, NetworkId, NodeId, PoolId, Resource, Scope, SessionId, TimeMs};
 use tamdao_store::typed::Draft;
@@ -26,13 +26,13 @@ use super::{node, place, vm_create, vm_delete, vm_power};
 use crate::admission::Moment;
 use crate::engine;
 
-const AGENCY: AgencyId = AgencyId(Uuid::from_u128(0xA));
+pub(crate) const AGENCY: AgencyId = AgencyId(Uuid::from_u128(0xA));
 const NETWORK: NetworkId = NetworkId(Uuid::from_u128(0xB));
 const POOL: PoolId = PoolId(Uuid::from_u128(0xC));
 const SESSION: SessionId = SessionId(Uuid::from_u128(0xD));
 const NODES: u128 = 3;
 
-fn node_id(at: u128) -> NodeId {
+pub(crate) fn node_id(at: u128) -> NodeId {
     NodeId(Uuid::from_u128(0x100 + at))
 }
 
@@ -45,7 +45,7 @@ fn meta(id: impl Into<Uuid>, text: &str) -> Meta {
 }
 
 /// A small cluster: three nodes of 4 CPUs and 4 GiB, one pool, one network of 14 addresses.
-fn world() -> View {
+pub(crate) fn world() -> View {
     let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
     draft.create(Agency { meta: meta(AGENCY, "health"), spec: AgencySpec::default() });
     let cidr = "10.0.0.0/28".parse().unwrap();
@@ -94,7 +94,7 @@ fn world() -> View {
     draft.view().clone()
 }
 
-fn request(at: u8, vcpus: u32, memory_mib: u32, disk_mib: u32) -> VmRequest {
+pub(crate) fn request(at: u8, vcpus: u32, memory_mib: u32, disk_mib: u32) -> VmRequest {
     let name = name(&format!("vm-{at}"));
     VmRequest {
         name: name.clone(),
@@ -127,6 +127,11 @@ fn request(at: u8, vcpus: u32, memory_mib: u32, disk_mib: u32) -> VmRequest {
         hostname: name,
         pin: None,
         node_labels: BTreeMap::new(),
+        forbidden_node_labels: BTreeMap::new(),
+        priority: 0,
+        isolation_class: None,
+        placement_groups: Vec::new(),
+        on_node_loss: OnNodeLoss::Evacuate,
     }
 }
 

@@ -13,7 +13,7 @@ use tamdao_scheduler::place::place_each;
 use tamdao_scheduler::{self as scheduler, Cells, VmShape};
 
 use super::Loop;
-use crate::decide::place;
+use crate::decide::{place, waiting};
 use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -67,7 +67,7 @@ impl Loop for Placer {
         refused.retain(|id, (_, at)| {
             *at == helped && view.vms.get(*id).is_some_and(|vm| vm.status.node.is_none())
         });
-        for (_, id) in &engine.waiting {
+        for (_, _, id) in &engine.waiting {
             let Some(vm) = view.vms.get(*id) else { continue };
             if refused.get(id) == Some(&(vm.meta.generation, helped)) {
                 continue;
@@ -86,9 +86,10 @@ impl Loop for Placer {
             match answer {
                 Ok(placement) => outcome.places.push((shape.id, placement.node, placement.reservation)),
                 Err(rejection) => {
-                    let generation = view.vms.get(shape.id).map_or(0, |vm| vm.meta.generation);
-                    refused.insert(shape.id, (generation, helped));
-                    outcome.waiting.push((shape.id, "NoRoom".into(), rejection.to_string()));
+                    let Some(vm) = view.vms.get(shape.id) else { continue };
+                    refused.insert(shape.id, (vm.meta.generation, helped));
+                    let (reason, message) = waiting::tell(vm, &rejection);
+                    outcome.waiting.push((shape.id, reason.into(), message));
                 }
             }
         }

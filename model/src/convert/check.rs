@@ -181,6 +181,8 @@ fn article(kind: Kind) -> &'static str {
         | Kind::Pool
         | Kind::Flavor
         | Kind::Network
+        | Kind::PlacementGroup
+        | Kind::SchedulingPolicy
         | Kind::Controller => "a",
     }
 }

@@ -11,6 +11,7 @@ use super::{Checks, Invalid, New, Public, Shown, Twin, Violation, agent, check, 
 use crate::limits;
 use crate::lookup::Lookup;
 use crate::node::{Node, NodeSpec};
+use crate::placement_group::NODE;
 
 impl Shown for Node {
     type Proto = v1::Node;
@@ -115,6 +116,9 @@ fn read_domains(
     for (key, v1::DomainValues { values }) in domains {
         let at = format!("{FIELD}[{}]", syntax::quote(&key));
         checks.ok(&at, syntax::label_key(&key).map_err(|m| format!("the key {m}")));
+        if key == NODE {
+            checks.wrong(&at, "is not a key: each node is a failure domain of this name by itself");
+        }
         let values_at = format!("{at}.values");
         if values.is_empty() {
             checks.wrong(&values_at, "is empty; give one or more, such as A and B for two power feeds");

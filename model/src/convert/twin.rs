@@ -8,9 +8,11 @@ use crate::condition::ConditionStatus;
 use crate::event::Severity;
 use crate::image::{ImageKind, ImagePhase};
 use crate::node::NodePhase;
+use crate::placement_group::PlacementRuleKind;
 use crate::pool::PoolKind;
 use crate::vm::{
-    ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, OsType, Power, RunPolicy, VmPhase,
+    ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, OnNodeLoss, OsType, Power, RunPolicy,
+    VmPhase,
 };
 use crate::volume::VolumePhase;
 
@@ -63,6 +65,8 @@ twins! {
     OsType => v1::OsType { Linux, Windows }
     Graphics => v1::Graphics { None, Vnc }
     RunPolicy => v1::RunPolicy { Always, OnFailure, Stopped }
+    OnNodeLoss => v1::OnNodeLoss { Evacuate, Stay }
+    PlacementRuleKind => v1::PlacementRuleKind { Apart, Together }
     Power => v1::Power { On, Off, Paused }
     VmPhase => v1::VmPhase {
         Pending, Scheduled, Starting, Running, Paused, Stopping, Stopped, Deleting, Failed, Unknown,

@@ -50,7 +50,18 @@ macro_rules! parts {
     )+};
 }
 
-parts!(v1::Agency, v1::Node, v1::Pool, v1::Volume, v1::Flavor, v1::Image, v1::Network, v1::Vm);
+parts!(
+    v1::Agency,
+    v1::Node,
+    v1::Pool,
+    v1::Volume,
+    v1::Flavor,
+    v1::Image,
+    v1::Network,
+    v1::PlacementGroup,
+    v1::SchedulingPolicy,
+    v1::Vm
+);
 
 /// Merges a request into what is; `fixed` are the paths of the spec that cannot change.
 pub(super) fn begin<'a, R>(

@@ -15,11 +15,12 @@ use crate::lookup::Lookup;
 use crate::range::Family;
 use crate::sealed::{Sealed, Unsealed};
 use crate::vm::{
-    DirectBoot, Disk, DiskKind, Firmware, Graphics, Interface, OsType, Power, RunPolicy, StopMode, Vm,
-    VmSpec, VmStatus,
+    DirectBoot, Disk, DiskKind, Firmware, Graphics, Interface, OnNodeLoss, OsType, Power, RunPolicy,
+    StopMode, Vm, VmSpec, VmStatus,
 };
 use crate::{
-    AgencyId, FlavorId, ImageId, Kind, Meta, Name, NetworkId, NodeId, PoolId, Scope, TimeMs, VolumeId, limits,
+    AgencyId, FlavorId, ImageId, Kind, Meta, Name, NetworkId, NodeId, PlacementGroupId, PoolId, Scope,
+    TimeMs, VolumeId, limits,
 };
 
 /// A checked request for a VM, with its disks and interfaces still to be made.
@@ -48,6 +49,11 @@ pub struct VmRequest {
     pub hostname: Name,
     pub pin: Option<NodeId>,
     pub node_labels: BTreeMap<String, String>,
+    pub forbidden_node_labels: BTreeMap<String, String>,
+    pub priority: u32,
+    pub isolation_class: Option<Name>,
+    pub placement_groups: Vec<PlacementGroupId>,
+    pub on_node_loss: OnNodeLoss,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +123,11 @@ impl VmRequest {
             hostname: self.hostname,
             pin: self.pin,
             node_labels: self.node_labels,
+            forbidden_node_labels: self.forbidden_node_labels,
+            priority: self.priority,
+            isolation_class: self.isolation_class,
+            placement_groups: self.placement_groups,
+            on_node_loss: self.on_node_loss,
             // With `run` STOPPED it stays off all the same, and starts when that is changed.
             power: Power::On,
             stop: StopMode::default(),
@@ -165,6 +176,15 @@ pub(super) fn read_spec(
     };
     let pin = checks.id_if_given("spec.node", Kind::Node, &[Scope::Cluster], &spec.node);
     let node_labels = checks.labels("spec.node_labels", spec.node_labels);
+    let forbidden_node_labels = checks.labels("spec.forbidden_node_labels", spec.forbidden_node_labels);
+    check_labels_agree(checks, &node_labels, &forbidden_node_labels);
+    let priority = checks.number("spec.priority", spec.priority, limits::PRIORITY, "");
+    let isolation_class = match spec.isolation_class.as_str() {
+        "" => None,
+        text => Some(checks.name("spec.isolation_class", text)),
+    };
+    let placement_groups = read_groups(checks, agency, &spec.placement_groups);
+    let on_node_loss = checks.choice("spec.on_node_loss", spec.on_node_loss, Some(OnNodeLoss::Evacuate));
     VmRequest {
         name: meta.name.clone(),
         display_name: meta.display_name.clone(),
@@ -187,6 +207,11 @@ pub(super) fn read_spec(
         hostname,
         pin,
         node_labels,
+        forbidden_node_labels,
+        priority,
+        isolation_class,
+        placement_groups,
+        on_node_loss,
     }
 }
 
@@ -342,6 +367,36 @@ fn read_direct_boot(checks: &mut Checks<'_>, agency: AgencyId, boot: v1::DirectB
     let initrd = checks.id_if_given("spec.direct_boot.initrd", Kind::Image, &scopes, &boot.initrd);
     checks.ok("spec.direct_boot.command_line", syntax::command_line(&boot.command_line));
     DirectBoot { kernel, initrd, command_line: boot.command_line }
+}
+
+/// A label that is both required and forbidden fits no node.
+fn check_labels_agree(
+    checks: &mut Checks<'_>,
+    required: &BTreeMap<String, String>,
+    forbidden: &BTreeMap<String, String>,
+) {
+    for (key, value) in forbidden.iter().filter(|(key, value)| required.get(*key) == Some(*value)) {
+        let at = format!("spec.forbidden_node_labels[{}]", syntax::quote(key));
+        let label = syntax::quote(&format!("{key}={value}"));
+        checks.wrong(&at, format!("forbids {label}, which spec.node_labels requires; no node has both"));
+    }
+}
+
+fn read_groups(checks: &mut Checks<'_>, agency: AgencyId, names: &[String]) -> Vec<PlacementGroupId> {
+    const FIELD: &str = "spec.placement_groups";
+    if !checks.count(FIELD, names.len(), limits::PLACEMENT_GROUPS) {
+        return Vec::new();
+    }
+    let mut groups = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let at = format!("{FIELD}[{i}]");
+        let group: PlacementGroupId = checks.id(&at, Kind::PlacementGroup, &[Scope::Agency(agency)], name);
+        if group != PlacementGroupId(Uuid::nil()) && groups.contains(&group) {
+            checks.wrong(&at, "is given twice; a VM is a member of a group once");
+        }
+        groups.push(group);
+    }
+    groups
 }
 
 fn read_ssh_keys(checks: &mut Checks<'_>, keys: &[String]) -> Vec<String> {

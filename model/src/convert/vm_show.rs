@@ -54,7 +54,16 @@ fn show_spec(vm: &Vm, lookup: &dyn Lookup) -> v1::VmSpec {
         delete_protection: spec.delete_protection,
         hostname: spec.hostname.to_string(),
         node: spec.pin.map(|id| show_id(lookup, Kind::Node, id)).unwrap_or_default(),
-        node_labels: spec.node_labels.clone().into_iter().collect(),
+        node_labels: spec.node_labels.clone(),
+        forbidden_node_labels: spec.forbidden_node_labels.clone(),
+        priority: spec.priority,
+        isolation_class: spec.isolation_class.as_ref().map(ToString::to_string).unwrap_or_default(),
+        placement_groups: spec
+            .placement_groups
+            .iter()
+            .map(|id| show_id(lookup, Kind::PlacementGroup, *id))
+            .collect(),
+        on_node_loss: spec.on_node_loss.number(),
     }
 }
 

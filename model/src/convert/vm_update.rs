@@ -88,7 +88,8 @@ const RESIZE: &str = "ResizeVm changes the size";
 
 impl Vm {
     /// This VM with the masked fields of the request; a mask of none takes display_name, labels and all of the
-    /// spec that can change. Keys, node labels and user data take effect at the next cold start.
+    /// spec that can change. Keys and user data take effect at the next cold start, what decides the place at the next
+    /// placement.
     pub fn updated(
         &self,
         proto: v1::Vm,
@@ -119,6 +120,11 @@ impl Vm {
         spec.delete_protection = wanted.delete_protection;
         spec.ssh_keys = wanted.ssh_keys;
         spec.node_labels = wanted.node_labels;
+        spec.forbidden_node_labels = wanted.forbidden_node_labels;
+        spec.priority = wanted.priority;
+        spec.isolation_class = wanted.isolation_class;
+        spec.placement_groups = wanted.placement_groups;
+        spec.on_node_loss = wanted.on_node_loss;
         update::raise(&mut meta, spec != self.spec || user_data != UserDataChange::Keep);
         let vm = Self { meta, agency: self.agency, spec, status: self.status.clone() };
         checks.finish(UpdatedVm { vm, user_data, templates })
@@ -132,6 +138,7 @@ fn references(vm: &Vm) -> Vec<(Kind, uuid::Uuid)> {
     ids.extend(vm.spec.interfaces.iter().map(|i| (Kind::Network, i.network.0)));
     ids.extend(vm.spec.flavor.map(|id| (Kind::Flavor, id.0)));
     ids.extend(vm.spec.pin.map(|id| (Kind::Node, id.0)));
+    ids.extend(vm.spec.placement_groups.iter().map(|id| (Kind::PlacementGroup, id.0)));
     ids
 }
 

@@ -15,7 +15,7 @@ use tamdao_model::network::Network;
 use tamdao_model::node::{Inventory, Node, NodeSpec, NodeStatus};
 use tamdao_model::pool::Pool;
 use tamdao_model::sealed::{Sealed, Unsealed};
-use tamdao_model::vm::{Disk, DiskKind, DiskSource, Interface, Vm};
+use tamdao_model::vm::{Disk, DiskKind, DiskSource, Interface, OnNodeLoss, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{Kind, Meta, Name, NetworkId, VolumeId};
 use tamdao_proto::v1;
@@ -48,6 +48,7 @@ pub fn vm() -> Vm {
             "disks": [{"create": {"image": "debian"}}, {"kind": 2}],
             "interfaces": [{"network": "office", "addresses": ["10.0.0.7"]}],
             "ssh_keys": [KEY], "user_data": "#cloud-config\n", "node": "n1",
+            "placement_groups": ["pair"], "isolation_class": "health", "priority": 5,
         },
     }));
     let request = requests::read(proto, AGENCY, &world()).unwrap();
@@ -181,6 +182,23 @@ fn a_vm_can_be_put_back_as_it_is_shown() {
 }
 
 #[test]
+fn what_decides_the_place_can_be_changed_at_any_time() {
+    let vm = vm();
+    let change =
+        json!({"spec": {"priority": 7, "placement_groups": [], "on_node_loss": "ON_NODE_LOSS_STAY"}});
+    let paths = mask(&["spec.priority", "spec.placement_groups", "spec.on_node_loss"]);
+    let changed = vm.updated(parse(change), paths.as_ref(), &world()).unwrap().vm;
+    assert_eq!((changed.spec.priority, changed.spec.placement_groups.len()), (7, 0));
+    assert_eq!(changed.spec.on_node_loss, OnNodeLoss::Stay);
+    assert_eq!(changed.spec.isolation_class, vm.spec.isolation_class);
+    assert_eq!(changed.meta.generation, vm.meta.generation + 1);
+    // A group that has gone since, which no path leads to but damage, does not hold up other changes.
+    let gone = world().without(Kind::PlacementGroup, "pair");
+    let other = vm.updated(parse(json!({"spec": {"priority": 8}})), mask(&["spec.priority"]).as_ref(), &gone);
+    assert_eq!(other.unwrap().vm.spec.placement_groups, vm.spec.placement_groups);
+}
+
+#[test]
 fn the_manifest_that_made_a_vm_can_be_applied_again() {
     let vm = vm();
     let manifest = json!({
@@ -188,6 +206,7 @@ fn the_manifest_that_made_a_vm_can_be_applied_again() {
         "spec": {
             "vcpus": 2, "memory_mib": 512, "disks": [{"create": {"image": "debian"}}, {"kind": 2}],
             "interfaces": [{"network": "office"}], "ssh_keys": [KEY],
+            "placement_groups": ["pair"], "isolation_class": "health", "priority": 5,
         },
     });
     // Also when the image that it was made from has gone.
@@ -243,7 +262,10 @@ fn a_vm_of_a_flavor_shows_it_and_says_how_to_resize() {
     assert_eq!(vm.updated(shown, None, &world()).unwrap().vm, vm);
     let gone = world().without(Kind::Flavor, "small");
     assert_eq!(vm.updated(vm.show(7, &gone), None, &gone).unwrap().vm, vm);
-    let same = parse(json!({"spec": {"vcpus": 2, "memory_mib": 512, "ssh_keys": [KEY]}}));
+    let same = parse(json!({"spec": {
+        "vcpus": 2, "memory_mib": 512, "ssh_keys": [KEY],
+        "placement_groups": ["pair"], "isolation_class": "health", "priority": 5,
+    }}));
     assert_eq!(vm.updated(same, None, &world()).unwrap().vm, vm);
     for json in [json!({"spec": {"flavor": "large"}}), json!({"spec": {"vcpus": 3}})] {
         let invalid = vm.updated(parse(json), None, &world()).unwrap_err();

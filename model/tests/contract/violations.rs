@@ -9,8 +9,11 @@ use tamdao_model::flavor::Flavor;
 use tamdao_model::image::Image;
 use tamdao_model::network::Network;
 use tamdao_model::node::Node;
+use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
+use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::volume::Volume;
+use tamdao_model::{ClusterId, TimeMs};
 use tamdao_proto::v1;
 
 use crate::updates::node;
@@ -208,6 +211,47 @@ fn node_updates() {
     assert_snapshot!(table(rows, |p: v1::Node| node().update(p, None, &world())));
     let create = [("create", json!({"metadata": {"name": "n3"}}))];
     assert_snapshot!("node_create", table(create, |p: v1::Node| Node::create(p, cluster(), &world())));
+}
+
+#[test]
+fn placement_groups() {
+    let rules = |rules: Value| json!({"metadata": {"name": "pair"}, "spec": {"rules": rules}});
+    let many: Vec<_> = (0..9).map(|_| json!({"kind": 1})).collect();
+    let rows = [
+        ("good", rules(json!([{"kind": 1}, {"kind": 2, "by": "rack", "preferred": true}]))),
+        ("none", named("pair")),
+        ("kind", rules(json!([{}, {"kind": 9}]))),
+        ("by", rules(json!([{"kind": 1, "by": "a b"}]))),
+        ("at most", rules(json!([{"kind": 1, "at_most": 1001}, {"kind": 2, "at_most": 1}]))),
+        ("many", rules(json!(many))),
+    ];
+    let read = |p: v1::PlacementGroup| PlacementGroup::create(p, own(), &world());
+    assert_snapshot!(table(rows, read));
+    let of_cluster =
+        PlacementGroup::create(parse(named("pair")), cluster(), &world()).unwrap_err().to_string();
+    assert_eq!(
+        of_cluster,
+        "placement_group.metadata.agency: must be given: a placement group belongs to an agency"
+    );
+}
+
+#[test]
+fn scheduling_policies() {
+    let many: serde_json::Map<String, Value> = (0..33).map(|i| (format!("p{i}"), json!(1))).collect();
+    let policy = SchedulingPolicy::of(ClusterId(crate::world::id(9)), TimeMs(1));
+    let rows = [
+        ("good", json!({"spec": {"weights": {"tight": 0}, "guarded_failure_domains": ["node", "rack"]}})),
+        ("weight", json!({"spec": {"weights": {"tight": 1001}}})),
+        ("many weights", json!({"spec": {"weights": many}})),
+        ("guarded", json!({"spec": {"guarded_failure_domains": ["", "rack", "rack"]}})),
+        ("another name", json!({"metadata": {"name": "other"}})),
+    ];
+    let read = |p: v1::SchedulingPolicy| policy.updated(p, None, &world());
+    assert_snapshot!(table(rows, read));
+    let changed = policy.updated(parse(json!({"spec": {"weights": {"tight": 3}}})), None, &world()).unwrap();
+    assert_eq!((changed.meta.generation, changed.spec.weights["tight"]), (2, 3));
+    let cleared = changed.updated(parse(json!({"spec": {}})), None, &world()).unwrap();
+    assert_eq!(cleared.spec, policy.spec, "a whole spec replaces the present one");
 }
 
 #[test]

@@ -48,6 +48,28 @@ fn sizes_and_machine() {
 }
 
 #[test]
+fn places() {
+    let many: Vec<_> = (0..9).map(|i| json!(format!("g{i}"))).collect();
+    let rows = vec![
+        (
+            "good",
+            spec(json!({
+                "priority": 1000, "isolation_class": "health", "placement_groups": ["pair"], "on_node_loss": 2,
+                "node_labels": {"disk": "ssd"}, "forbidden_node_labels": {"disk": "hdd"},
+            })),
+        ),
+        ("priority", spec(json!({"priority": 1001}))),
+        ("class", spec(json!({"isolation_class": "Sở Y tế"}))),
+        ("group of another", spec(json!({"placement_groups": ["theirs", ""]}))),
+        ("group twice", spec(json!({"placement_groups": ["pair", "pair"]}))),
+        ("many groups", spec(json!({"placement_groups": many}))),
+        ("on node loss", spec(json!({"on_node_loss": 3}))),
+        ("labels", spec(json!({"node_labels": {"a": "b"}, "forbidden_node_labels": {"a": "b", "": "x"}}))),
+    ];
+    assert_snapshot!(read(rows));
+}
+
+#[test]
 fn disk_lists() {
     let many: Vec<_> = (0..17).map(|_| json!({"kind": "DISK_KIND_CDROM"})).collect();
     let rows = vec![

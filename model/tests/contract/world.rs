@@ -35,6 +35,8 @@ pub fn world() -> World {
         (Kind::Volume, own, "data", id(51)),
         (Kind::Volume, own, "web-0", id(52)),
         (Kind::Volume, Scope::Agency(OTHER), "secret", id(53)),
+        (Kind::PlacementGroup, own, "pair", id(55)),
+        (Kind::PlacementGroup, Scope::Agency(OTHER), "theirs", id(56)),
         (Kind::Vm, own, "web", id(61)),
         (Kind::Controller, Scope::Cluster, "c1", id(71)),
     ];

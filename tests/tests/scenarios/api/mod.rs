@@ -4,3 +4,4 @@ mod cluster;
 mod fuzz;
 mod input;
 mod leader;
+mod placement;

@@ -1,0 +1,160 @@
+//! The picture followed commit by commit against one drawn anew, over what users may change of placed VMs.
+
+use tamdao_model::placement_group::{
+    PlacedBy, PlacementGroup, PlacementGroupSpec, PlacementRule, PlacementRuleKind,
+};
+use tamdao_model::scheduling_policy::SchedulingPolicy;
+use tamdao_model::{ClusterId, Meta, Name, PlacementGroupId};
+use tamdao_scheduler::text::Cluster;
+use tamdao_store::typed::Draft;
+use tamdao_store::view::Held;
+use uuid::Uuid;
+
+use super::*;
+use crate::admission::Moment;
+use crate::decide::tests::{AGENCY, node_id, request, world};
+use crate::decide::{place, vm_create};
+
+const GROUP: PlacementGroupId = PlacementGroupId(Uuid::from_u128(0xE));
+
+fn changed<T: Held>(before: &View, after: &View, deltas: &mut Vec<Delta>) {
+    let keys: BTreeSet<String> =
+        T::rows(before).iter().chain(T::rows(after).iter()).map(|row| row.key()).collect();
+    for key in keys {
+        let record = |view: &View| T::rows(view).get(&key).map(|row| T::record(row.value.clone()));
+        let same = match (T::rows(before).get(&key), T::rows(after).get(&key)) {
+            (Some(before), Some(after)) => before.value == after.value,
+            _ => false,
+        };
+        if !same {
+            deltas.push(Delta { before: record(before), after: record(after), revision: after.revision });
+        }
+    }
+}
+
+/// An engine beside the view that it follows.
+struct Followed {
+    view: View,
+    engine: Engine,
+}
+
+impl Followed {
+    fn new() -> Self {
+        let view = world();
+        let engine = Engine::draw(&view);
+        Self { view, engine }
+    }
+
+    /// Commits a change and holds the picture to its invariant. Says whether refused VMs are to be asked again.
+    fn commit(&mut self, change: impl FnOnce(&mut Draft, &mut Moment)) -> bool {
+        let mut draft = Draft::new(self.view.clone(), Uuid::from_u128(2));
+        change(&mut draft, &mut Moment { now: TimeMs(1_000) });
+        let mut after = draft.view().clone();
+        after.revision = Revision(self.view.revision.0 + 1);
+        let mut deltas = Vec::new();
+        changed::<Vm>(&self.view, &after, &mut deltas);
+        changed::<PlacementGroup>(&self.view, &after, &mut deltas);
+        changed::<SchedulingPolicy>(&self.view, &after, &mut deltas);
+        changed::<Volume>(&self.view, &after, &mut deltas);
+        changed::<Assignment>(&self.view, &after, &mut deltas);
+        let helped = self.engine.helped;
+        self.engine.follow(&[Commit { revision: after.revision, deltas: deltas.into() }], &after);
+        self.view = after;
+        let drawn = Engine::draw(&self.view);
+        assert_eq!(Cluster::of(&self.engine.picture, &[]), Cluster::of(&drawn.picture, &[]));
+        assert_eq!(self.engine.waiting, drawn.waiting);
+        self.engine.helped > helped
+    }
+
+    fn vm(&self, name: &str) -> Vm {
+        let scope = tamdao_model::Scope::Agency(AGENCY);
+        (*self.view.vms.find(scope, name).unwrap().value).clone()
+    }
+
+    fn change_vm(&mut self, name: &str, change: impl FnOnce(&mut Vm)) -> bool {
+        let mut vm = self.vm(name);
+        vm.meta.generation += 1;
+        change(&mut vm);
+        self.commit(|draft, _| draft.put(vm))
+    }
+
+    fn create(&mut self, at: u8) -> Vm {
+        self.commit(|draft, moment| {
+            vm_create::create(draft, moment, request(at, 1, 128, 64), AGENCY, None, "test").unwrap();
+        });
+        self.vm(&format!("vm-{at}"))
+    }
+}
+
+fn group(at_most: u32) -> PlacementGroup {
+    let rule =
+        PlacementRule { kind: PlacementRuleKind::Apart, by: PlacedBy::Node, at_most, preferred: false };
+    let meta = Meta::new(GROUP.0, Name::new("pair").unwrap(), TimeMs(1));
+    PlacementGroup { meta, agency: AGENCY, spec: PlacementGroupSpec { rules: vec![rule] } }
+}
+
+#[test]
+fn what_users_change_of_a_placed_vm_reaches_the_picture() {
+    let mut followed = Followed::new();
+    followed.commit(|draft, _| draft.create(group(1)));
+    let vm = followed.create(1);
+    let reservation = shape(&followed.view, &vm).unwrap().reservation_on(false);
+    followed.commit(|draft, moment| {
+        place::place(draft, moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
+    });
+    let group_of = |followed: &Followed| {
+        followed.engine.picture.members(scheduler::GroupId(GROUP.0)).map(|(vm, _)| vm).collect::<Vec<_>>()
+    };
+    assert_eq!(group_of(&followed), []);
+    assert!(followed.change_vm("vm-1", |vm| vm.spec.placement_groups = vec![GROUP]), "others may now fit");
+    assert_eq!(group_of(&followed), [vm.id()]);
+    followed.change_vm("vm-1", |vm| vm.spec.isolation_class = Some(Name::new("health").unwrap()));
+    assert_eq!(followed.engine.picture.vms_on(node_id(0))[0].isolation.as_deref(), Some("health"));
+    assert!(followed.commit(|draft, _| draft.put(group(2))), "a rule that allows more may help");
+    followed.commit(|draft, _| {
+        let mut policy = SchedulingPolicy::of(ClusterId(Uuid::from_u128(9)), TimeMs(1));
+        policy.spec.weights.insert("tight".into(), 77);
+        draft.create(policy);
+    });
+    assert_eq!(followed.engine.picture.weights().0[0], 77);
+}
+
+#[test]
+fn the_queue_is_by_priority_and_then_by_age() {
+    let mut followed = Followed::new();
+    let names = |followed: &Followed| -> Vec<String> {
+        let of = |(_, _, id): &Waiting| followed.view.vms.get(*id).unwrap().meta.name.to_string();
+        followed.engine.waiting.iter().map(of).collect()
+    };
+    for at in 1..=3 {
+        let mut vm = followed.create(at);
+        // The test's clock stands still, so the ages are written.
+        vm.meta.create_time = TimeMs(u64::from(at));
+        followed.commit(|draft, _| draft.put(vm));
+    }
+    assert_eq!(names(&followed), ["vm-1", "vm-2", "vm-3"]);
+    followed.change_vm("vm-3", |vm| vm.spec.priority = 9);
+    assert_eq!(names(&followed), ["vm-3", "vm-1", "vm-2"]);
+    followed.change_vm("vm-3", |vm| vm.spec.priority = 0);
+    assert_eq!(names(&followed), ["vm-1", "vm-2", "vm-3"]);
+}
+
+#[test]
+fn a_vm_with_a_local_disk_is_not_protected() {
+    let mut followed = Followed::new();
+    let vm = followed.create(1);
+    let protected = |followed: &Followed, vm: &Vm| shape(&followed.view, vm).unwrap().protected;
+    assert!(!protected(&followed, &vm));
+    followed.commit(|draft, _| {
+        let mut pool = (*draft.view().pools.iter().next().unwrap().value).clone();
+        pool.spec.shared = true;
+        draft.put(pool);
+    });
+    assert!(protected(&followed, &vm));
+    let mut other = vm.clone();
+    other.spec.on_node_loss = tamdao_model::vm::OnNodeLoss::Stay;
+    assert!(!protected(&followed, &other));
+    let mut other = vm;
+    other.spec.pin = Some(node_id(0));
+    assert!(!protected(&followed, &other));
+}

@@ -1,0 +1,152 @@
+//! What users say about places: an apart group of three over two nodes, a group in use, weights that do not exist. The
+//! nodes are sessions without hypervisors, because only the decisions are looked at.
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
+use tamdao_proto::v1::{CreateJoinTokenRequest, JoinTokenKind};
+use tamdao_tests::cloud::AGENCY;
+use tamdao_tests::fleet::{Fleet, Size};
+use tamdao_tests::process::said;
+use tamdao_tests::wait::SOON;
+use tamdao_tests::{Cloud, Result, eventually, not_yet};
+
+const NODES: usize = 2;
+
+#[tokio::test]
+async fn a_group_is_kept_apart_and_says_why_one_waits() -> Result<()> {
+    let cloud = Cloud::builder().start().await?;
+    let _fleet = fleet(&cloud).await?;
+    cloud.cli.run(&["placement-group", "create", "pair", "--rule", "apart"]).await?;
+    for name in ["a", "b", "c"] {
+        create(&cloud, name).await?;
+        if name != "c" {
+            placed(&cloud, name).await?;
+        }
+    }
+    ensure!(placed(&cloud, "a").await? != placed(&cloud, "b").await?, "they are on one node");
+    let message = eventually("c says why it waits", SOON, async || {
+        let vm = get(&cloud, "c").await?;
+        let condition = condition(&vm, "Placed");
+        match condition["reason"].as_str() {
+            Some("TooCrowded") => Ok(condition["message"].as_str().unwrap_or_default().to_owned()),
+            _ => not_yet(vm["status"].to_string()),
+        }
+    })
+    .await?;
+    ensure!(message.contains("group pair allows 1 on one node"), "{message}");
+    let explained = cloud.cli.run(&["vm", "explain", "c"]).await?;
+    ensure!(explained.contains("group pair allows 1 on one node"), "{explained}");
+
+    // A group with members stays.
+    let refused = cloud.cli.attempt(&["placement-group", "delete", "pair", "-y"]).await?;
+    ensure!(
+        refused.status.code() == Some(1) && said(&refused).contains("has the member"),
+        "{}",
+        said(&refused)
+    );
+    let group: Value = cloud.cli.json(&["placement-group", "get", "pair"]).await?;
+    ensure!(group["status"]["vms"] == 3 && group["status"]["vms_placed"] == 2, "{group}");
+
+    // A rule that allows more helps at once.
+    cloud.cli.run(&["placement-group", "update", "pair", "--rule", "apart,at-most=2"]).await?;
+    placed(&cloud, "c").await?;
+    for name in ["a", "b", "c"] {
+        cloud.cli.run(&["vm", "update", name, "--group", "pair-"]).await?;
+    }
+    cloud.cli.run(&["placement-group", "delete", "pair", "-y"]).await?;
+    cloud.done()
+}
+
+#[tokio::test]
+async fn isolation_classes_never_share_a_node() -> Result<()> {
+    let cloud = Cloud::builder().start().await?;
+    let _fleet = fleet(&cloud).await?;
+    for (name, class) in [("h1", "health"), ("t1", "tax"), ("h2", "health")] {
+        create_with(&cloud, name, &["--isolation", class]).await?;
+        placed(&cloud, name).await?;
+    }
+    ensure!(placed(&cloud, "h1").await? == placed(&cloud, "h2").await?, "a class shares its node");
+    ensure!(placed(&cloud, "h1").await? != placed(&cloud, "t1").await?, "two classes share a node");
+    create(&cloud, "open").await?;
+    let message = eventually("open says why it waits", SOON, async || {
+        let vm = get(&cloud, "open").await?;
+        let condition = condition(&vm, "Placed");
+        match condition["reason"].as_str() {
+            Some("IsolationShared") => Ok(condition["message"].to_string()),
+            _ => not_yet(vm["status"].to_string()),
+        }
+    })
+    .await?;
+    ensure!(message.contains("it has no isolation class"), "{message}");
+    cloud.done()
+}
+
+#[tokio::test]
+async fn the_scheduling_policy_knows_its_parts() -> Result<()> {
+    let cloud = Cloud::builder().start().await?;
+    let refused = cloud.cli.attempt(&["scheduling-policy", "update", "--weight", "tigth=3"]).await?;
+    let told = said(&refused);
+    ensure!(refused.status.code() == Some(1), "{told}");
+    ensure!(told.contains("tigth") && told.contains("the parts are tight, even"), "{told}");
+    cloud.cli.run(&["scheduling-policy", "update", "--weight", "tight=3", "--weight", "even=0"]).await?;
+    let policy: Value = cloud.cli.json(&["scheduling-policy", "get"]).await?;
+    let part = |name: &str| {
+        let parts = policy["status"]["score_parts"].as_array().cloned().unwrap_or_default();
+        parts.into_iter().find(|part| part["name"] == name).unwrap_or_default()
+    };
+    ensure!(part("tight")["weight"] == 3 && part("tight")["default_weight"] == 10, "{policy}");
+    ensure!(part("even")["weight"].is_null() && part("in-use")["weight"] == 8, "{policy}");
+    let rest = cloud.rest(0)?.get("/v1/scheduling-policy").await?;
+    ensure!(rest.code == 200 && rest.json()["spec"]["weights"]["tight"] == 3, "{rest:?}");
+    cloud.cli.run(&["scheduling-policy", "update", "--weight", "tight-"]).await?;
+    let policy: Value = cloud.cli.json(&["scheduling-policy", "get"]).await?;
+    ensure!(policy["spec"]["weights"].get("tight").is_none(), "{policy}");
+    cloud.done()
+}
+
+async fn fleet(cloud: &Cloud) -> Result<Fleet> {
+    let request = CreateJoinTokenRequest {
+        kind: JoinTokenKind::Node.into(),
+        ttl_s: 3_600,
+        uses: NODES as u32,
+        ..Default::default()
+    };
+    let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
+    let token = cloud.api.call(send).await?.secret;
+    let addresses: Vec<String> = cloud.controllers.iter().map(|one| one.address.clone()).collect();
+    let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20 };
+    Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await
+}
+
+async fn create(cloud: &Cloud, name: &str) -> Result<()> {
+    let group: &[&str] = if name == "open" { &[] } else { &["--group", "pair"] };
+    create_with(cloud, name, group).await
+}
+
+async fn create_with(cloud: &Cloud, name: &str, more: &[&str]) -> Result<()> {
+    let vm = ["vm", "create", name, "--flavor", "tiny", "--disk", "size=1G", "--no-wait"];
+    cloud.cli.run(&[&vm, more].concat()).await.map(drop)
+}
+
+async fn get(cloud: &Cloud, name: &str) -> Result<Value> {
+    cloud.cli.json(&["vm", "get", name, "-a", AGENCY]).await
+}
+
+fn condition(vm: &Value, kind: &str) -> Value {
+    let conditions = vm["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|condition| condition["type"] == kind).unwrap_or_default()
+}
+
+/// The node of a VM, once it has one.
+async fn placed(cloud: &Cloud, name: &str) -> Result<String> {
+    eventually(&format!("{name} has a node"), SOON, async || {
+        let vm = get(cloud, name).await?;
+        match vm["status"]["node"].as_str() {
+            Some(node) => Ok(node.to_owned()),
+            None => not_yet(vm["status"].to_string()),
+        }
+    })
+    .await
+    .context("placement")
+}

@@ -13,6 +13,7 @@ use crate::reconcile::liveness::Liveness;
 use crate::reconcile::placer::Placer;
 use crate::reconcile::reaper::Reaper;
 use crate::reconcile::seater::Seater;
+use crate::reconcile::surveyor::Surveyor;
 use crate::shared::Shared;
 
 /// Stands for office again and again until it is stopped.
@@ -64,6 +65,7 @@ async fn hold(
     loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Seater, shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Surveyor::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(dispatch(shared.clone(), leadership.clone()));
     tokio::select! {
         () = leadership.lost() => {}

@@ -91,6 +91,24 @@ async fn weights_and_guards_are_set_and_taken_back() {
 }
 
 #[tokio::test]
+async fn the_example_manifests_are_read() {
+    let (fake, tamdao) = cloud().await;
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests");
+    for (line, part) in [
+        ("placement-group create -f", "rules: [PlacementRule"),
+        ("vm create --no-wait -f", "placement_groups: [\"patients-db\"]"),
+    ] {
+        let file = if line.starts_with("vm") { "pair-vm.yaml" } else { "pair-group.yaml" };
+        let output = tamdao.output(&format!("{line} {manifests}/{file}")).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let asked = fake.world().asked.last().unwrap().1.clone();
+        assert!(asked.contains(part), "{part} in {asked}");
+    }
+    // None is left out.
+    assert_eq!(std::fs::read_dir(manifests).unwrap().count(), 2);
+}
+
+#[tokio::test]
 async fn a_vm_tells_what_was_said_about_its_place() {
     let (fake, tamdao) = cloud().await;
     let mut web = running("web", "n2");

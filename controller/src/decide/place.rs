@@ -135,6 +135,53 @@ pub fn explain_waiting(
     news
 }
 
+/// Whether a place keeps what was asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// There is nothing to keep.
+    AsksNothing,
+    Keeps,
+    Breaks {
+        reason: &'static str,
+        message: String,
+    },
+}
+
+impl Fit {
+    /// The type of the condition that tells it.
+    pub const CONDITION: &str = "PlaceFits";
+}
+
+/// Records whether a VM's place keeps what was asked of it; for a VM that is elsewhere by now nothing.
+pub fn tell_fit(draft: &mut Draft, moment: &mut Moment, vm: VmId, node: NodeId, fit: &Fit) {
+    let Some(row) = draft.view().vms.get(vm).filter(|row| row.status.node == Some(node)) else { return };
+    let mut vm = (*row.value).clone();
+    let generation = vm.meta.generation;
+    let conditions = &mut vm.status.conditions;
+    let broke = conditions.get(Fit::CONDITION).is_some_and(|told| told.status == ConditionStatus::False);
+    let mut tell = |status, reason: &str, message: &str| {
+        conditions.set(Fit::CONDITION, status, reason, message, generation, moment.now)
+    };
+    let news = match fit {
+        Fit::AsksNothing => conditions.clear(Fit::CONDITION),
+        Fit::Keeps => {
+            tell(ConditionStatus::True, "RulesKept", "its node keeps the rules that it is placed by")
+        }
+        Fit::Breaks { reason, message } => tell(ConditionStatus::False, reason, message),
+    };
+    match fit {
+        Fit::Breaks { message, .. } if news => {
+            node_event(draft, moment, &vm, Some(node), Severity::Warning, "PlaceBroken", message, "surveyor");
+        }
+        Fit::Keeps | Fit::AsksNothing if broke => {
+            let message = "its node keeps the rules again";
+            node_event(draft, moment, &vm, Some(node), Severity::Info, "PlaceFits", message, "surveyor");
+        }
+        Fit::Breaks { .. } | Fit::Keeps | Fit::AsksNothing => {}
+    }
+    put_vm(draft, vm);
+}
+
 /// Virtual size promised in a shared pool by all its volumes, MiB.
 pub fn promised_in_shared_mib(view: &View, pool: PoolId) -> u64 {
     let volumes = view.volumes.iter().filter(|volume| volume.spec.pool == pool);

@@ -18,6 +18,16 @@ pub fn tell(vm: &Vm, rejection: &Rejection) -> (&'static str, String) {
     (word(rejection), message)
 }
 
+/// What a placed VM was promised and does not have where it is.
+pub fn broken(vm: &Vm, reasons: &[Reason]) -> String {
+    let each = reasons.iter().map(|reason| match (reason, name(vm, reason)) {
+        (Reason::IsolationShared, Some(name)) => format!("{reason}, and {name}"),
+        (_, Some(name)) => name,
+        (_, None) => reason.to_string(),
+    });
+    format!("its node breaks a rule: {}", each.collect::<Vec<_>>().join("; "))
+}
+
 /// NoRoom where some node lacks nothing but room, for that passes; else what rules out the most nodes.
 fn word(rejection: &Rejection) -> &'static str {
     let room = [

@@ -9,6 +9,7 @@ pub mod liveness;
 pub mod placer;
 pub mod reaper;
 pub mod seater;
+pub mod surveyor;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

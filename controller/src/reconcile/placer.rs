@@ -100,7 +100,7 @@ impl Loop for Placer {
 }
 
 /// The engine in step with the newest view.
-fn catch_up<'a>(engine: &'a mut Option<Engine>, shared: &Shared) -> &'a mut Engine {
+pub(super) fn catch_up<'a>(engine: &'a mut Option<Engine>, shared: &Shared) -> &'a mut Engine {
     let view = shared.cache.view();
     let followed = engine.as_mut().is_some_and(|engine| {
         // The history is complete up to the view; commits beyond it are followed next time.

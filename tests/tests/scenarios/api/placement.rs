@@ -51,6 +51,13 @@ async fn a_group_is_kept_apart_and_says_why_one_waits() -> Result<()> {
     // A rule that allows more helps at once.
     cloud.cli.run(&["placement-group", "update", "pair", "--rule", "apart,at-most=2"]).await?;
     placed(&cloud, "c").await?;
+    // One that allows less moves nobody, and says whose place breaks it.
+    cloud.cli.run(&["placement-group", "update", "pair", "--rule", "apart"]).await?;
+    let lonely = if placed(&cloud, "a").await? == placed(&cloud, "c").await? { "b" } else { "a" };
+    let together = ["a", "b", "c"].into_iter().filter(|name| *name != lonely);
+    for (name, fits) in together.map(|name| (name, "False")).chain([(lonely, "True")]) {
+        fit(&cloud, name, fits).await?;
+    }
     for name in ["a", "b", "c"] {
         cloud.cli.run(&["vm", "update", name, "--group", "pair-"]).await?;
     }
@@ -136,6 +143,20 @@ async fn get(cloud: &Cloud, name: &str) -> Result<Value> {
 fn condition(vm: &Value, kind: &str) -> Value {
     let conditions = vm["status"]["conditions"].as_array().cloned().unwrap_or_default();
     conditions.into_iter().find(|condition| condition["type"] == kind).unwrap_or_default()
+}
+
+/// Waits until the VM says whether its place keeps the rules.
+async fn fit(cloud: &Cloud, name: &str, fits: &str) -> Result<()> {
+    let status = format!("CONDITION_STATUS_{}", fits.to_ascii_uppercase());
+    eventually(&format!("{name} says that PlaceFits is {fits}"), SOON, async || {
+        let vm = get(cloud, name).await?;
+        if condition(&vm, "PlaceFits")["status"] == status {
+            Ok(())
+        } else {
+            not_yet(vm["status"].to_string())
+        }
+    })
+    .await
 }
 
 /// The node of a VM, once it has one.

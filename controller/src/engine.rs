@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tamdao_model::assignment::{Assignment, Reservation};
 use tamdao_model::node::Node;
 use tamdao_model::pool::Pool;
+use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::Vm;
 use tamdao_model::volume::Volume;
 use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
 use tamdao_scheduler::from_model::{self, ShapeError};
+use tamdao_scheduler::plan::Guard;
 use tamdao_scheduler::{self as scheduler, VmShape};
 use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
@@ -29,6 +31,8 @@ pub type Waiting = (Reverse<u32>, TimeMs, VmId);
 pub struct Engine {
     pub at: Revision,
     pub picture: scheduler::View,
+    /// Losses after which every protected VM is to have a place.
+    pub guard: Guard,
     /// VMs without a node: the highest priority first, then the oldest.
     pub waiting: BTreeSet<Waiting>,
     /// Grows with every change that may make room or lift a rule: what was refused at one number need not be asked
@@ -52,7 +56,7 @@ impl Engine {
             engine.picture.set_group(from_model::group(group));
         }
         if let Some(policy) = view.scheduling_policy() {
-            engine.picture.set_weights(from_model::weights(policy));
+            engine.set_policy(policy);
         }
         for node in view.nodes.iter() {
             engine.set_node(view, node.id(), &BTreeSet::new());
@@ -133,10 +137,15 @@ impl Engine {
             }
             Some(Record::SchedulingPolicy(policy)) => {
                 self.helped += 1;
-                self.picture.set_weights(from_model::weights(policy));
+                self.set_policy(policy);
             }
             _ => {}
         }
+    }
+
+    fn set_policy(&mut self, policy: &SchedulingPolicy) {
+        self.picture.set_weights(from_model::weights(policy));
+        self.guard = from_model::guard(policy);
     }
 
     fn set_pool(&mut self, view: &View, pool: &Pool) {

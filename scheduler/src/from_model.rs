@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase, NumaCell};
-use tamdao_model::placement_group::{PlacedBy, PlacementGroup, PlacementRuleKind};
+use tamdao_model::placement_group::{NODE, PlacedBy, PlacementGroup, PlacementRuleKind};
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Vm};
@@ -19,6 +19,7 @@ use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
 use crate::overhead::{emulation_overhead_mib, overhead_mib};
+use crate::plan::Guard;
 use crate::score::{TABLE, Weights};
 use crate::shape::{
     AMOUNT_MAX, By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind,
@@ -211,6 +212,13 @@ pub fn group(group: &PlacementGroup) -> Group {
 /// The weights that a policy sets; names that this engine does not have weigh nothing.
 pub fn weights(policy: &SchedulingPolicy) -> Weights {
     Weights(TABLE.map(|part| policy.spec.weights.get(part.name).copied().unwrap_or(part.weight)))
+}
+
+/// The losses that a policy guards against.
+pub fn guard(policy: &SchedulingPolicy) -> Guard {
+    let keys = policy.spec.guarded_failure_domains.iter();
+    let (nodes, keys): (Vec<_>, Vec<_>) = keys.cloned().partition(|key| key == NODE);
+    Guard { nodes: !nodes.is_empty(), keys: keys.into_iter().collect() }
 }
 
 fn firmware(vm: &Vm) -> BTreeSet<String> {

@@ -17,7 +17,7 @@ pub enum VmVerb {
     Get(NameArg),
     /// Make a VM and wait until it runs
     Create(Box<VmCreateArgs>),
-    /// Change labels, keys, protection or run policy
+    /// Change labels, keys, protection, run policy or what decides the place
     Update(VmUpdateArgs),
     /// Start a stopped VM
     Start(VmPowerArgs),

@@ -154,8 +154,8 @@ fn placement(spec: &VmSpec) -> Vec<(&'static str, Cell)> {
         ("Priority", if spec.priority == 0 { String::new() } else { spec.priority.to_string() }),
         ("Groups", spec.placement_groups.join(", ")),
         ("Isolation", spec.isolation_class.clone()),
-        ("Needs labels", pairs(&spec.node_labels)),
-        ("Forbids labels", pairs(&spec.forbidden_node_labels)),
+        ("Needs", pairs(&spec.node_labels)),
+        ("Avoids", pairs(&spec.forbidden_node_labels)),
     ];
     if spec.on_node_loss() == OnNodeLoss::Stay {
         fields.push(("On node loss", "stays".to_owned()));

@@ -67,7 +67,16 @@ async fn cloud() -> (Fake, Tamdao) {
 #[tokio::test]
 async fn the_policy_is_shown_with_what_each_part_measures() {
     let (_fake, tamdao) = cloud().await;
-    assert_snapshot!(tamdao.story("scheduling-policy get").await, @r#""#);
+    assert_snapshot!(tamdao.story("scheduling-policy get").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    Guarded failure domains: node
+
+    A node's score
+      PART   WEIGHT  DEFAULT  MEASURES
+      tight  12      10       how little stays free
+      even   10      -        how alike
+    "#);
     assert_eq!(tamdao.json("scheduling-policy get -o json").await, serde_json::to_value(policy()).unwrap());
 }
 
@@ -75,7 +84,11 @@ async fn the_policy_is_shown_with_what_each_part_measures() {
 async fn weights_and_guards_are_set_and_taken_back() {
     let (fake, tamdao) = cloud().await;
     let line = "scheduling-policy update --weight even=3 --weight tight- --guard rack --guard node-";
-    assert_snapshot!(tamdao.story(line).await, @r#""#);
+    assert_snapshot!(tamdao.story(line).await, @r#"
+    exit code: 0
+    ----- stderr -----
+    scheduling policy: updated
+    "#);
     let asked = fake.world().asked.last().unwrap().1.clone();
     for part in [
         "weights: {\"even\": 3}",
@@ -85,9 +98,31 @@ async fn weights_and_guards_are_set_and_taken_back() {
     ] {
         assert!(asked.contains(part), "{part} in {asked}");
     }
-    assert_snapshot!(tamdao.story("scheduling-policy update --weight even=3 --dry-run").await, @r#""#);
-    assert_snapshot!(tamdao.story("scheduling-policy update --weight heavy").await, @r#""#);
-    assert_snapshot!(tamdao.story("scheduling-policy update").await, @r#""#);
+    assert_snapshot!(tamdao.story("scheduling-policy update --weight even=3 --dry-run").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    @@ -5,3 +5,4 @@
+       - node
+       weights:
+    +    even: 3
+         tight: 12
+    ----- stderr -----
+    dry run: the scheduling policy would become so; nothing was changed
+    "#);
+    assert_snapshot!(tamdao.story("scheduling-policy update --weight heavy").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: --weight heavy: expected PART=WEIGHT, or PART- for its default
+
+    hint: `tamdao scheduling-policy get` shows the parts
+    "#);
+    assert_snapshot!(tamdao.story("scheduling-policy update").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: nothing to change was given
+
+    hint: see `tamdao scheduling-policy update --help`
+    "#);
 }
 
 #[tokio::test]
@@ -122,7 +157,13 @@ async fn a_vm_tells_what_was_said_about_its_place() {
     let card = tamdao.story("vm get web").await;
     let about: Vec<&str> =
         card.lines().skip_while(|line| !line.contains("Running for")).skip(1).take(5).collect();
-    assert_snapshot!(about.join("\n"), @r#""#);
+    assert_snapshot!(about.join("\n"), @r#"
+    Priority:     500
+    Groups:       pair, spread
+    Isolation:    health
+    Avoids:       disk=hdd
+    On node loss: stays
+    "#);
     let line = "vm create web --flavor s --image i --no-wait --priority 7 --group pair --group spread \
                 --isolation health --on-node-loss stay --forbid-node-label disk=hdd";
     assert!(tamdao.output(line).await.status.success());

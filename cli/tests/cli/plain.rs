@@ -155,7 +155,13 @@ async fn empty_lists_say_so_and_removals_are_told() {
     ----- stderr -----
     there are no placement groups in agency health
     "#);
-    insta::assert_snapshot!(tamdao.story("pg create --rule near").await, @r#""#);
+    insta::assert_snapshot!(tamdao.story("pg create pair --rule near").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: --rule near: near is not a part of a rule
+
+    hint: --rule apart, --rule apart,by=rack,at-most=2, or --rule together,by=rack,preferred
+    "#);
     insta::assert_snapshot!(tamdao.story("pool list -o json").await, @r#"
     exit code: 0
     ----- stdout -----

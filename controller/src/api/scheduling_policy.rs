@@ -53,12 +53,6 @@ impl Api {
             check_revision(&row, revision)?;
             let policy = row.value.updated(proto.clone(), request.update_mask.as_ref(), draft.view())?;
             check_weights(&policy)?;
-            if let Some(key) = policy.spec.guarded_failure_domains.first() {
-                let message = format!(
-                    "failure domain {key:?} cannot be guarded: this version keeps no room for failures"
-                );
-                return Err(Refusal::precondition("NotSupported", message));
-            }
             if policy != *row.value {
                 let severity = tamdao_model::event::Severity::Info;
                 decide::event(draft, moment, &policy, severity, "Updated", "updated", &asked.caller);

@@ -1,6 +1,8 @@
 //! The placer: gives VMs without a node a node. The engine decides for many at once on a fork of its picture;
 //! `decide::place` holds the room under the nodes' guards.
 
+mod guarded;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,6 @@ use async_trait::async_trait;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::check::{Step, check};
-use tamdao_scheduler::place::place_each;
 use tamdao_scheduler::{self as scheduler, Cells, VmShape};
 
 use super::Loop;
@@ -17,6 +18,7 @@ use crate::decide::{place, waiting};
 use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
+use guarded::Answer;
 
 /// VMs decided in one pass. A pass writes the whole assignment of each node that it gives something to, so few large
 /// passes cost less than many small ones; when little waits, a pass is small by itself.
@@ -80,18 +82,19 @@ impl Loop for Placer {
                 break;
             }
         }
-        let mut fork = engine.picture.clone();
-        let answers = place_each(&mut fork, &shapes);
-        for (shape, answer) in shapes.iter().zip(answers) {
-            match answer {
-                Ok(placement) => outcome.places.push((shape.id, placement.node, placement.reservation)),
-                Err(rejection) => {
-                    let Some(vm) = view.vms.get(shape.id) else { continue };
-                    refused.insert(shape.id, (vm.meta.generation, helped));
-                    let (reason, message) = waiting::tell(vm, &rejection);
-                    outcome.waiting.push((shape.id, reason.into(), message));
+        for (shape, answer) in shapes.iter().zip(guarded::place(&engine.picture, &engine.guard, &shapes)) {
+            let Some(vm) = view.vms.get(shape.id) else { continue };
+            let (reason, message) = match answer {
+                Answer::Placed(placement) => {
+                    outcome.places.push((shape.id, placement.node, placement.reservation));
+                    continue;
                 }
-            }
+                Answer::Later => continue,
+                Answer::Rejected(rejection) => waiting::tell(vm, &rejection),
+                Answer::Unguarded { loss, left_out } => waiting::unguarded(&view, &loss, left_out),
+            };
+            refused.insert(shape.id, (vm.meta.generation, helped));
+            outcome.waiting.push((shape.id, reason.into(), message));
         }
         judge(&engine.picture, &shapes, &outcome)?;
         commit(shared, outcome).await?;

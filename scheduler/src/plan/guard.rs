@@ -35,6 +35,11 @@ impl Guard {
         nodes.chain(domains).collect()
     }
 
+    /// Whether nothing is guarded.
+    pub fn is_empty(&self) -> bool {
+        !self.nodes && self.keys.is_empty()
+    }
+
     /// The losses that cannot be borne, in order.
     pub fn unborne(&self, view: &View) -> Vec<Survival> {
         let all = self.losses(view).into_iter().map(|loss| survive(view, loss));

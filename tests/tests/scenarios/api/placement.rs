@@ -112,6 +112,51 @@ async fn the_scheduling_policy_knows_its_parts() -> Result<()> {
     cloud.done()
 }
 
+#[tokio::test]
+async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
+    let cloud = Cloud::builder().start().await?;
+    let _fleet = fleet(&cloud).await?;
+    cloud.cli.run(&["pool", "create", "san", "--path", "/san", "--shared", "--timeout", "60s"]).await?;
+    cloud.cli.run(&["scheduling-policy", "update", "--guard", "node"]).await?;
+    // Two nodes of nearly 16 GiB hold four of these, and two of them when either may fail.
+    for name in ["v1", "v2", "v3"] {
+        let vm = [
+            "vm",
+            "create",
+            name,
+            "--vcpus",
+            "1",
+            "--memory",
+            "6G",
+            "--disk",
+            "size=1G,pool=san",
+            "--no-wait",
+        ];
+        cloud.cli.run(&vm).await?;
+        if name != "v3" {
+            placed(&cloud, name).await?;
+        }
+    }
+    let message = eventually("v3 says why it waits", SOON, async || {
+        let vm = get(&cloud, "v3").await?;
+        let condition = condition(&vm, "Placed");
+        match condition["reason"].as_str() {
+            Some("RoomKeptForFailures") => Ok(condition["message"].to_string()),
+            _ => not_yet(vm["status"].to_string()),
+        }
+    })
+    .await?;
+    ensure!(
+        message.contains("the loss of node fleet-") && message.contains("1 VM without a place"),
+        "{message}"
+    );
+    let explained = cloud.cli.run(&["vm", "explain", "v3"]).await?;
+    ensure!(explained.contains("is restarted on another node"), "{explained}");
+    cloud.cli.run(&["scheduling-policy", "update", "--guard", "node-"]).await?;
+    placed(&cloud, "v3").await?;
+    cloud.done()
+}
+
 async fn fleet(cloud: &Cloud) -> Result<Fleet> {
     let request = CreateJoinTokenRequest {
         kind: JoinTokenKind::Node.into(),

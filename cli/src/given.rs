@@ -1,7 +1,7 @@
 //! What users give in words and files, read into the contract's own form: resources as YAML or JSON, "key=value" pairs,
 //! disks, networks, keys. Only the form is checked; fields that do not exist are errors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -76,16 +76,21 @@ pub fn change_names(list: &mut Vec<String>, given: &[String]) {
     }
 }
 
-/// Changes failure domains by "rack=r2", "feed=A,B" to set and "rack-" to remove.
+/// Changes failure domains by "rack=r2", "feed=A,B" to set and "rack-" to remove. A key that is given several times
+/// gets the values of all.
 pub fn change_domains(
     map: &mut BTreeMap<String, tamdao_proto::v1::DomainValues>,
     given: &[String],
 ) -> Result<()> {
+    let mut begun = BTreeSet::new();
     for pair in given {
         match (pair.split_once('='), pair.strip_suffix('-')) {
             (Some((key, values)), _) if !key.is_empty() && !values.is_empty() => {
-                let values = values.split(',').map(str::to_owned).collect();
-                map.insert(key.to_owned(), tamdao_proto::v1::DomainValues { values });
+                let of_key = map.entry(key.to_owned()).or_default();
+                if begun.insert(key) {
+                    of_key.values.clear();
+                }
+                of_key.values.extend(values.split(',').map(str::to_owned));
             }
             (None, Some(key)) if !key.is_empty() => {
                 map.remove(key);
@@ -279,6 +284,16 @@ mod tests {
             assert!(rule(text).is_err(), "{text}");
         }
         assert!(pairs("label", &strings(&["x"])).is_err());
+    }
+
+    #[test]
+    fn a_failure_domain_given_twice_has_both_values() {
+        let mut domains = BTreeMap::new();
+        change_domains(&mut domains, &strings(&["rack=r1", "feed=A"])).unwrap();
+        change_domains(&mut domains, &strings(&["feed=B", "feed=C,D", "rack-"])).unwrap();
+        assert_eq!(domains.len(), 1);
+        assert_eq!(domains["feed"].values, ["B", "C", "D"]);
+        assert!(change_domains(&mut domains, &strings(&["feed="])).is_err());
     }
 
     #[test]

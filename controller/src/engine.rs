@@ -198,7 +198,7 @@ fn of_vm(record: &Option<Record>) -> Option<&Vm> {
 }
 
 /// Its place in the queue, if it waits for a node.
-fn waiting(vm: &Vm) -> Option<Waiting> {
+pub fn waiting(vm: &Vm) -> Option<Waiting> {
     let waits = vm.status.node.is_none() && !vm.spec.deleting;
     waits.then(|| (Reverse(vm.spec.priority), vm.meta.create_time, vm.id()))
 }

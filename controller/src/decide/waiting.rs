@@ -8,6 +8,8 @@ use tamdao_scheduler::survive::Loss;
 use tamdao_scheduler::{By, Reason, Rejection};
 use tamdao_store::view::View;
 
+use crate::reconcile::placer::hold::KEPT;
+
 /// The word and the sentence.
 pub fn tell(vm: &Vm, rejection: &Rejection) -> (&'static str, String) {
     let reasons = rejection.by_reason.values().map(|tally| &tally.reason);
@@ -78,6 +80,9 @@ fn name(vm: &Vm, reason: &Reason) -> Option<String> {
         Reason::NotTogether { group, by } => Some(format!("group {group} keeps its members {}", place(by))),
         Reason::DomainUnknown { group, key } => {
             Some(format!("group {group} asks for nodes with the failure domain {key}"))
+        }
+        Reason::LabelForbidden { key, .. } if key == KEPT => {
+            Some("a node is kept for a VM that has waited longer".to_owned())
         }
         Reason::IsolationShared => Some(match &vm.spec.isolation_class {
             Some(class) => format!("its isolation class is {class}"),

@@ -2,6 +2,7 @@
 //! `decide::place` holds the room under the nodes' guards.
 
 mod guarded;
+pub mod hold;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 use guarded::Answer;
+use hold::Hold;
 
 /// VMs decided in one pass. A pass writes the whole assignment of each node that it gives something to, so few large
 /// passes cost less than many small ones; when little waits, a pass is small by itself.
@@ -35,6 +37,7 @@ pub struct Placer {
     /// Who was refused, under which state of their own and of the cluster: asking again before either has changed
     /// would only keep those behind them waiting.
     refused: HashMap<VmId, (u64, u64)>,
+    hold: Option<Hold>,
 }
 
 /// What one decision does.
@@ -82,7 +85,14 @@ impl Loop for Placer {
                 break;
             }
         }
-        for (shape, answer) in shapes.iter().zip(guarded::place(&engine.picture, &engine.guard, &shapes)) {
+        let mut picture = engine.picture.clone();
+        let turn = |id: VmId| view.vms.get(id).and_then(|vm| engine::waiting(vm));
+        self.hold = self.hold.filter(|hold| turn(hold.vm).is_some());
+        if let Some(hold) = &self.hold {
+            let ahead = shapes.partition_point(|shape| turn(shape.id) <= turn(hold.vm));
+            hold.keep(&mut picture, &mut shapes[ahead..]);
+        }
+        for (shape, answer) in shapes.iter().zip(guarded::place(&picture, &engine.guard, &shapes)) {
             let Some(vm) = view.vms.get(shape.id) else { continue };
             let (reason, message) = match answer {
                 Answer::Placed(placement) => {
@@ -90,7 +100,13 @@ impl Loop for Placer {
                     continue;
                 }
                 Answer::Later => continue,
-                Answer::Rejected(rejection) => waiting::tell(vm, &rejection),
+                Answer::Rejected(rejection) => {
+                    if self.hold.is_none_or(|hold| hold.vm == shape.id) {
+                        let now = shared.clock.now();
+                        self.hold = Hold::of(&picture, shape, vm.meta.create_time, now, &rejection);
+                    }
+                    waiting::tell(vm, &rejection)
+                }
                 Answer::Unguarded { loss, left_out } => waiting::unguarded(&view, &loss, left_out),
             };
             refused.insert(shape.id, (vm.meta.generation, helped));

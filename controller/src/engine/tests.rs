@@ -55,6 +55,7 @@ impl Followed {
         changed::<Vm>(&self.view, &after, &mut deltas);
         changed::<PlacementGroup>(&self.view, &after, &mut deltas);
         changed::<SchedulingPolicy>(&self.view, &after, &mut deltas);
+        changed::<Pool>(&self.view, &after, &mut deltas);
         changed::<Volume>(&self.view, &after, &mut deltas);
         changed::<Assignment>(&self.view, &after, &mut deltas);
         let helped = self.engine.helped;

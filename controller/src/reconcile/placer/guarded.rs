@@ -175,14 +175,22 @@ mod tests {
 
     #[test]
     fn another_node_is_tried_when_the_best_would_break_it() {
-        // The best is the fullest, r1's n2; on it r1 would hold more than n3 can take.
-        let racks = "node n1 vcpus=16 memory=8192 domain.rack=r1\nnode n2 vcpus=16 memory=8192 domain.rack=r1\n\
-            node n3 vcpus=16 memory=8192 domain.rack=r2\n\
-            vm x on=n1 vcpus=1 memory=4096 protected\nvm y on=n2 vcpus=1 memory=2048 protected\n\
-            want a vcpus=1 memory=2560 protected\n";
+        // Of the two empty nodes n1 is the first, and the only one that could take x after the loss of n2.
+        let labelled = "node n1 vcpus=16 memory=8192 label.disk=ssd\nnode n2 vcpus=16 memory=8192 label.disk=ssd\n\
+            node n3 vcpus=16 memory=8192\nvm x on=n2 vcpus=1 memory=6144 label.disk=ssd protected\n\
+            want a vcpus=1 memory=4096\n";
+        assert_eq!(told(&Guard::default(), labelled), ["a: n1"]);
+        assert_eq!(told(&Guard::by_node(), labelled), ["a: n3"]);
+    }
+
+    #[test]
+    fn a_rack_is_guarded_as_a_whole() {
+        let racks = "node n1 vcpus=16 memory=4096 domain.rack=r1\nnode n2 vcpus=16 memory=4096 domain.rack=r1\n\
+            node n3 vcpus=16 memory=4096 domain.rack=r2\n\
+            vm x on=n1 vcpus=1 memory=3072 protected\nwant a vcpus=1 memory=2048 protected\n";
         let rack = Guard { nodes: false, keys: ["rack".to_owned()].into() };
-        assert_eq!(told(&Guard::default(), racks), ["a: n1"]);
-        assert_eq!(told(&rack, racks), ["a: n3"]);
+        assert_eq!(told(&Guard::by_node(), racks), ["a: n2"]);
+        assert_eq!(told(&rack, racks), ["a: rack r1 leaves out 1"]);
     }
 
     #[test]

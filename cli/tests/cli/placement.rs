@@ -177,7 +177,8 @@ async fn a_vm_tells_what_was_said_about_its_place() {
     ] {
         assert!(asked.contains(part), "{part} in {asked}");
     }
-    let line = "vm update web --group pair- --group third --isolation '' --priority 0 --node-label disk=ssd";
+    let line = "vm update web --group pair- --group third --isolation '' --priority 0 --node-label disk=ssd \
+                --no-wait";
     assert!(tamdao.output(line).await.status.success());
     let asked = fake.world().asked.last().unwrap().1.clone();
     for part in [

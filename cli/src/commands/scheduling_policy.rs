@@ -1,7 +1,6 @@
 //! `tamdao scheduling-policy`: how the cluster places VMs. There is one, so it has no name here and no list.
 
 use anyhow::Result;
-use tamdao_proto::v1::scheduling_policy_service_client::SchedulingPolicyServiceClient;
 use tamdao_proto::v1::{
     GetSchedulingPolicyRequest, SchedulingPolicy, SchedulingPolicySpec, UpdateSchedulingPolicyRequest,
 };
@@ -13,7 +12,6 @@ use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table};
 use crate::problem::{ExitStatus, Problem};
-use crate::rpc;
 
 pub async fn run(app: &App, verb: SchedulingPolicyVerb) -> Result<ExitStatus> {
     match verb {
@@ -23,8 +21,7 @@ pub async fn run(app: &App, verb: SchedulingPolicyVerb) -> Result<ExitStatus> {
 }
 
 async fn fetch(app: &App) -> Result<SchedulingPolicy> {
-    let request = GetSchedulingPolicyRequest {};
-    Ok(rpc!(app.client()?, SchedulingPolicyServiceClient, get_scheduling_policy, request)?)
+    Ok(app.client()?.ask(GetSchedulingPolicyRequest {}).await?)
 }
 
 async fn get(app: &App) -> Result<ExitStatus> {
@@ -62,7 +59,7 @@ async fn update(app: &App, args: &SchedulingPolicyUpdateArgs) -> Result<ExitStat
         request_id: request_id(),
         validate_only: args.dry_run,
     };
-    let after = rpc!(app.client()?, SchedulingPolicyServiceClient, update_scheduling_policy, request)?;
+    let after = app.client()?.ask(request).await?;
     if args.dry_run {
         app.output.note("dry run: the scheduling policy would become so; nothing was changed");
         standard::show_planned(app, Some(&before), &after)?;

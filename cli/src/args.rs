@@ -6,6 +6,7 @@ mod image;
 mod node;
 mod placement;
 mod plain;
+mod simulate;
 mod vm;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub use image::*;
 pub use node::*;
 pub use placement::*;
 pub use plain::*;
+pub use simulate::*;
 pub use vm::*;
 
 use crate::quantity::parse_duration;
@@ -76,6 +78,9 @@ pub enum Format {
     Wide,
     Json,
     Yaml,
+    /// The engine's own text, of which only `simulate` knows.
+    #[value(skip)]
+    Text,
 }
 
 /// What the command is about.
@@ -116,6 +121,9 @@ pub enum Noun {
     Controller(ControllerVerb),
     /// What happened, the newest last
     Events(EventsArgs),
+    /// Ask the placement engine: what would you do
+    #[command(subcommand)]
+    Simulate(SimulateVerb),
     /// Clouds that this command line knows
     #[command(subcommand)]
     Context(ContextVerb),

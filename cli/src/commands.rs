@@ -15,6 +15,7 @@ mod node;
 mod placement_group;
 mod pool;
 mod scheduling_policy;
+mod simulate;
 mod standard;
 mod vm;
 mod vm_create;
@@ -43,6 +44,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
         Noun::Controller(verb) => controller::run(app, verb).await,
         Noun::Events(args) => events::run(app, args).await,
+        Noun::Simulate(verb) => simulate::run(app, verb).await,
         Noun::Context(verb) => context::run(app, verb),
         Noun::Debug(verb) => debug::run(app, verb).await,
         Noun::Completion { shell } => completion::run(app, shell),

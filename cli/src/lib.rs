@@ -4,6 +4,7 @@
 
 mod app;
 mod args;
+mod bar;
 mod client;
 mod commands;
 mod context;

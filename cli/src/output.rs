@@ -81,6 +81,11 @@ impl Output {
         matches!(self.format, Format::Json | Format::Yaml)
     }
 
+    /// True where the data is the engine's own text.
+    pub fn is_text(&self) -> bool {
+        self.format == Format::Text
+    }
+
     /// Writes one line of data.
     pub fn line(&self, text: &str) -> Result<()> {
         let mut out = io::stdout().lock();

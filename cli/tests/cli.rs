@@ -26,5 +26,7 @@ mod nodes;
 mod placement;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/simulate.rs"]
+mod simulate;
 #[path = "cli/vms.rs"]
 mod vms;

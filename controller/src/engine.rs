@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 
 use tamdao_model::assignment::{Assignment, Reservation};
 use tamdao_model::node::Node;
@@ -16,7 +17,7 @@ use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
 use tamdao_scheduler::from_model::{self, ShapeError};
 use tamdao_scheduler::plan::Guard;
 use tamdao_scheduler::{self as scheduler, VmShape};
-use tamdao_store::cache::Commit;
+use tamdao_store::cache::{Cache, Commit};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
 
@@ -42,6 +43,20 @@ pub struct Engine {
     shared: HashMap<PoolId, u64>,
 }
 
+/// The picture for those who ask questions, such as explain and dump: one for all of them, which follows the cache
+/// when somebody asks.
+#[derive(Default)]
+pub struct Questions(Mutex<Option<Engine>>);
+
+impl Questions {
+    /// The newest view and a fork of its picture.
+    pub fn newest(&self, cache: &Cache) -> (Arc<View>, scheduler::View) {
+        let mut engine = self.0.lock().expect("no holder of the lock panics");
+        let (engine, view) = Engine::catch_up(&mut engine, cache);
+        (view, engine.picture.clone())
+    }
+}
+
 impl Engine {
     /// Draws the picture anew.
     pub fn draw(view: &View) -> Self {
@@ -63,6 +78,26 @@ impl Engine {
         }
         engine.waiting.extend(view.vms.iter().filter_map(|vm| waiting(vm)));
         engine
+    }
+
+    /// The engine in step with the newest view, which is given too; drawn anew where the history between is gone.
+    pub fn catch_up<'a>(engine: &'a mut Option<Self>, cache: &Cache) -> (&'a mut Self, Arc<View>) {
+        let view = cache.view();
+        let followed = engine.as_mut().is_some_and(|engine| {
+            // The history is complete up to the view; commits beyond it are followed next time.
+            while let Ok(commits) = cache.after(engine.at) {
+                let within = commits.partition_point(|commit| commit.revision <= view.revision);
+                if within == 0 {
+                    return true;
+                }
+                engine.follow(&commits[..within], &view);
+            }
+            false
+        });
+        if !followed {
+            *engine = None;
+        }
+        (engine.get_or_insert_with(|| Self::draw(&view)), view)
     }
 
     /// Follows commits that end at this view.

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::admission::Writer;
 use crate::clock::Clock;
+use crate::engine::Questions;
 use crate::images::Images;
 use crate::journals::Journals;
 use crate::pki::ClusterKey;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub journals: Arc<Journals>,
     /// The bytes of images.
     pub images: Arc<Images>,
+    /// The engine's picture, for those who ask what it would do.
+    pub questions: Questions,
     /// How the loops do.
     pub board: Board,
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
+use tamdao_model::flavor::Flavor;
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase, NumaCell};
 use tamdao_model::placement_group::{NODE, PlacedBy, PlacementGroup, PlacementRuleKind};
@@ -219,6 +220,17 @@ pub fn guard(policy: &SchedulingPolicy) -> Guard {
     let keys = policy.spec.guarded_failure_domains.iter();
     let (nodes, keys): (Vec<_>, Vec<_>) = keys.cloned().partition(|key| key == NODE);
     Guard { nodes: !nodes.is_empty(), keys: keys.into_iter().collect() }
+}
+
+/// The smallest VM of a flavor: one disk, one interface, no display. Where its disk lies is not the flavor's to say, so
+/// it asks for no room in a pool.
+pub fn flavor(flavor: &Flavor) -> VmShape {
+    let memory = u64::from(flavor.spec.memory_mib);
+    let memory_mib = memory + overhead_mib(flavor.spec.vcpus, memory, false, 2);
+    let id = VmId(flavor.id().0);
+    let mut shape = VmShape::bare(id, flavor.meta.name.as_str(), flavor.spec.vcpus, memory_mib);
+    shape.emulation_extra_mib = emulation_overhead_mib();
+    shape
 }
 
 fn firmware(vm: &Vm) -> BTreeSet<String> {

@@ -1,5 +1,6 @@
 //! `tamdao controller|events|context|debug …`, as clap types: the control plane itself and how to reach it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -123,4 +124,12 @@ pub enum DebugVerb {
     Loops,
     /// Say what this cluster is and which controller answers
     Cluster,
+    /// Write the cluster as the placement engine sees it, for `tamdao simulate` and for bug reports
+    Dump {
+        /// File to write, which must not exist [default: stdout]
+        file: Option<PathBuf>,
+        /// Overwrite the file
+        #[arg(long, requires = "file")]
+        force: bool,
+    },
 }

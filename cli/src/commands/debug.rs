@@ -1,18 +1,26 @@
 //! `tamdao debug`: a look inside the controller that answers.
 
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
 use anyhow::Result;
-use tamdao_proto::v1::{GetClusterRequest, ListLoopsRequest};
+use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
+use tamdao_proto::v1::{DumpClusterRequest, GetClusterRequest, ListLoopsRequest};
+use tonic::Response;
 
 use crate::app::{App, now_s};
 use crate::args::DebugVerb;
 use crate::output::{Cell, Table, Tone};
-use crate::problem::ExitStatus;
+use crate::problem::{ExitStatus, Problem};
+use crate::quantity::bytes;
 use crate::view::since;
 
 pub async fn run(app: &App, verb: DebugVerb) -> Result<ExitStatus> {
     match verb {
         DebugVerb::Loops => loops(app).await,
         DebugVerb::Cluster => cluster(app).await,
+        DebugVerb::Dump { file, force } => dump(app, file.as_deref(), force).await,
     }
 }
 
@@ -62,4 +70,39 @@ async fn cluster(app: &App) -> Result<ExitStatus> {
         ("Store", Cell::from(&cluster.store)),
     ])?;
     Ok(ExitStatus::Done)
+}
+
+async fn dump(app: &App, file: Option<&Path>, force: bool) -> Result<ExitStatus> {
+    let text = live(app).await?;
+    let Some(path) = file else {
+        app.output.raw(text.as_bytes())?;
+        return Ok(ExitStatus::Done);
+    };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).create_new(!force);
+    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| {
+        let problem = Problem::failed(format!("{} cannot be written: {error}", path.display()));
+        match error.kind() {
+            ErrorKind::AlreadyExists => problem.hint("take another name, or add --force"),
+            _ => problem,
+        }
+    })?;
+    app.output.note(&format!("{}: written, {}", path.display(), bytes(text.len() as u64)));
+    Ok(ExitStatus::Done)
+}
+
+/// The live cluster in the cluster text format.
+pub async fn live(app: &App) -> Result<String> {
+    let text = app.client()?.call_long(|wire| async move {
+        let mut service = ClusterServiceClient::new(wire);
+        let mut parts = service.dump_cluster(DumpClusterRequest {}).await?.into_inner();
+        let mut text = String::new();
+        // A stream that breaks is asked for anew, elsewhere: half a cluster is none.
+        while let Some(part) = parts.message().await? {
+            text.push_str(&part.text);
+        }
+        Ok(Response::new(text))
+    });
+    Ok(text.await?)
 }

@@ -31,6 +31,8 @@ pub struct World {
     pub events: Vec<Event>,
     pub explain: ExplainVmResponse,
     pub log: Vec<&'static [u8]>,
+    /// The parts of the cluster's text.
+    pub dump: Vec<String>,
     /// The next requests, of this method if one is named, get these instead of an answer.
     pub refusals: VecDeque<(&'static str, Status)>,
     pub watches: VecDeque<Script>,
@@ -299,6 +301,16 @@ impl cluster_service_server::ClusterService for Fake {
         self.asked("create_join_token", &request)?;
         let secret = "id.secret.digest".to_owned();
         Ok(Response::new(CreateJoinTokenResponse { join_token: Some(JoinToken::default()), secret }))
+    }
+
+    type DumpClusterStream = BoxStream<'static, Result<DumpClusterResponse, Status>>;
+    async fn dump_cluster(
+        &self,
+        request: Request<DumpClusterRequest>,
+    ) -> Result<Response<Self::DumpClusterStream>, Status> {
+        self.asked("dump_cluster", &request)?;
+        let parts = self.world().dump.clone().into_iter().map(|text| Ok(DumpClusterResponse { text }));
+        Ok(Response::new(stream::iter(parts).boxed()))
     }
 
     missing!(get_cluster GetClusterRequest Cluster, list_join_tokens ListJoinTokensRequest ListJoinTokensResponse,

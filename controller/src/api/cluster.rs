@@ -10,7 +10,7 @@ use tamdao_proto::v1::cluster_service_server::ClusterService;
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use super::Api;
+use super::{Api, Events};
 use crate::pki;
 use crate::refusal::Refusal;
 
@@ -105,5 +105,15 @@ impl ClusterService for Api {
             last_duration_ms: row.last_duration_ms,
         });
         Ok(Response::new(v1::ListLoopsResponse { loops: loops.collect() }))
+    }
+
+    type DumpClusterStream = Events<v1::DumpClusterResponse>;
+
+    async fn dump_cluster(
+        &self,
+        _: Request<v1::DumpClusterRequest>,
+    ) -> Result<Response<Self::DumpClusterStream>, Status> {
+        let parts = self.dump().await?.into_iter().map(|text| Ok(v1::DumpClusterResponse { text }));
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
 }

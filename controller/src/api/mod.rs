@@ -8,6 +8,7 @@
 mod agency;
 mod cluster;
 mod controller;
+mod dump;
 mod event;
 mod flavor;
 mod image;

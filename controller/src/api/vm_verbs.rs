@@ -11,7 +11,7 @@ use tamdao_store::view::View;
 use super::{Api, Asked, agency_of, check_revision, find};
 use crate::decide::vm_power::{self, Size, Verb};
 use crate::decide::waiting;
-use crate::engine::{self, Engine};
+use crate::engine;
 use crate::refusal::Refusal;
 
 /// Reads how to stop.
@@ -78,7 +78,7 @@ impl Api {
         }
         if vm.status.node.is_none() && !vm.spec.deleting {
             let shape = engine::shape(&view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;
-            let picture = Engine::draw(&view).picture;
+            let (_, picture) = self.shared.questions.newest(&self.shared.cache);
             let explanation = explain::explain(&picture, &shape);
             if !explanation.fits() {
                 let (_, message) = waiting::tell(&vm, &explanation.histogram);

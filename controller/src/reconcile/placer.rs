@@ -59,7 +59,7 @@ impl Loop for Placer {
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
-        catch_up(&mut self.engine, shared);
+        Engine::catch_up(&mut self.engine, &shared.cache);
         let Some(engine) = &self.engine else { return Ok(0) };
         if engine.waiting.is_empty() {
             return Ok(0);
@@ -114,28 +114,8 @@ impl Loop for Placer {
         }
         judge(&engine.picture, &shapes, &outcome)?;
         commit(shared, outcome).await?;
-        Ok(catch_up(&mut self.engine, shared).waiting.len() as u64)
+        Ok(Engine::catch_up(&mut self.engine, &shared.cache).0.waiting.len() as u64)
     }
-}
-
-/// The engine in step with the newest view.
-pub(super) fn catch_up<'a>(engine: &'a mut Option<Engine>, shared: &Shared) -> &'a mut Engine {
-    let view = shared.cache.view();
-    let followed = engine.as_mut().is_some_and(|engine| {
-        // The history is complete up to the view; commits beyond it are followed next time.
-        while let Ok(commits) = shared.cache.after(engine.at) {
-            let within = commits.partition_point(|commit| commit.revision <= view.revision);
-            if within == 0 {
-                return true;
-            }
-            engine.follow(&commits[..within], &view);
-        }
-        false
-    });
-    if !followed {
-        *engine = None;
-    }
-    engine.get_or_insert_with(|| Engine::draw(&view))
 }
 
 /// Lets the independent judge look at the plan before it is committed.

@@ -14,7 +14,6 @@ use tamdao_store::kv::Revision;
 use tamdao_store::view::View;
 
 use super::Loop;
-use super::placer::catch_up;
 use crate::decide::place::{Fit, tell_fit};
 use crate::decide::waiting;
 use crate::engine::Engine;
@@ -58,7 +57,7 @@ impl Loop for Surveyor {
             self.engine = None;
             return Ok(0);
         }
-        let news = news(&view, &catch_up(&mut self.engine, shared).picture);
+        let news = news(&view, &Engine::catch_up(&mut self.engine, &shared.cache).0.picture);
         for chunk in news.chunks(PER_DECISION) {
             let chunk = chunk.to_vec();
             let told = shared.writer.submit(move |draft, moment| {

@@ -39,6 +39,8 @@ pub struct Cluster {
     pub vms: Vec<(Arc<VmShape>, Vec<Home>)>,
     /// VMs that ask for a place.
     pub wants: Vec<Arc<VmShape>>,
+    /// Sizes by name: what a what-if adds and a capacity is asked for. Their ids mean nothing.
+    pub flavors: Vec<Arc<VmShape>>,
 }
 
 impl Cluster {
@@ -66,7 +68,13 @@ impl Cluster {
             nodes: view.nodes().cloned().collect(),
             vms,
             wants: wants.to_vec(),
+            flavors: Vec::new(),
         }
+    }
+
+    /// The file, with a comment of one line below its header.
+    pub fn write(&self, comment: &str) -> String {
+        self.to_string().replacen('\n', &format!("\n# {comment}\n"), 1)
     }
 
     /// Reads a file.
@@ -146,6 +154,11 @@ impl fmt::Display for Cluster {
         for (n, group) in self.groups.iter().enumerate() {
             let mut line = Line::named("group", &group.name, group.id.0, ordinal(n + 1));
             group.rules.iter().for_each(|rule| write_rule(&mut line, rule));
+            writeln!(f, "{line}")?;
+        }
+        for (n, flavor) in self.flavors.iter().enumerate() {
+            let mut line = Line::named("flavor", &flavor.name, flavor.id.0, ordinal(n + 1));
+            write_vm(&mut line, flavor, &names);
             writeln!(f, "{line}")?;
         }
         for (n, node) in self.nodes.iter().enumerate() {

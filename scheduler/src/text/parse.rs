@@ -35,7 +35,7 @@ pub enum Problem {
     PlanHeader,
     #[error("\"{0}\" begins no line of a plan; expected round, or move after a round")]
     PlanKind(String),
-    #[error("\"{0}\" begins no line; expected weights, pool, group, node, vm or want")]
+    #[error("\"{0}\" begins no line; expected weights, pool, group, flavor, node, vm or want")]
     Kind(String),
     #[error("a name must follow")]
     NameMissing,
@@ -68,7 +68,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
             has_header = true;
             continue;
         }
-        let kinds = ["weights", "pool", "group", "node", "vm", "want"];
+        let kinds = ["weights", "pool", "group", "flavor", "node", "vm", "want"];
         let Some(kind) = kinds.into_iter().find(|kind| first.show() == *kind) else {
             return Err(first.error(Problem::Kind(first.show())));
         };
@@ -78,7 +78,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
         return Err(ParseError { line: 1, column: 1, problem: Problem::Header });
     }
     let mut reader = Reader::default();
-    for kind in ["pool", "group", "node"] {
+    for kind in ["pool", "group", "flavor", "node"] {
         for (n, words) in lines.get(kind).into_iter().flatten().enumerate() {
             reader.name(kind, n, words)?;
         }
@@ -90,6 +90,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
         ("node", Reader::node),
         ("vm", Reader::vm),
         ("want", Reader::want),
+        ("flavor", Reader::flavor),
     ] {
         for (n, words) in lines.get(kind).into_iter().flatten().enumerate() {
             read(&mut reader, n, words)?;
@@ -229,6 +230,15 @@ impl Reader {
             return Err(unexpected(word, "want"));
         }
         self.cluster.wants.push(vm);
+        Ok(())
+    }
+
+    fn flavor(&mut self, n: usize, words: &[Word]) -> Result<(), ParseError> {
+        let (vm, on) = self.vm_shape(n + 1, words)?;
+        if let Some((word, _)) = on.first() {
+            return Err(unexpected(word, "flavor"));
+        }
+        self.cluster.flavors.push(vm);
         Ok(())
     }
 

@@ -5,3 +5,4 @@ mod fuzz;
 mod input;
 mod leader;
 mod placement;
+mod simulate;

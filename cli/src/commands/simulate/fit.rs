@@ -1,0 +1,189 @@
+//! `tamdao simulate fit`: how many more of a size fit, by placing them one after the other, and what stops the next; with
+//! `--guarded` also how many while every loss of one value of the keys is still survived, the new VMs among the protected.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde::Serialize;
+use tamdao_scheduler::capacity::fit;
+use tamdao_scheduler::place::{Rejection, place_each};
+use tamdao_scheduler::{DiskNeed, View, VmShape};
+use uuid::Uuid;
+
+use super::fork::{self, Fork};
+use super::what_if::unknown;
+use super::{no_text, survive, verdict};
+use crate::app::App;
+use crate::args::FitArgs;
+use crate::output::{Cell, Table, Tone};
+use crate::problem::{ExitStatus, Problem};
+use crate::quantity::mib;
+
+#[derive(Serialize)]
+struct Row {
+    flavor: String,
+    vcpus: u32,
+    memory_mib: u64,
+    fit: u32,
+    /// Why the next one does not fit; absent where the counting was stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guarded: Option<Guarded>,
+}
+
+/// How many fit with the guarantee of failover.
+#[derive(Serialize)]
+struct Guarded {
+    keys: Vec<String>,
+    fit: u32,
+    /// The loss that one more would not survive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broken_by: Option<String>,
+}
+
+pub async fn run(app: &App, args: &FitArgs) -> Result<ExitStatus> {
+    if app.output.is_text() {
+        return Err(no_text("fit").into());
+    }
+    let fork = fork::load(app, &args.fork).await?;
+    let mut rows = Vec::new();
+    for shape in shapes(&fork, args)? {
+        rows.push(row(&fork, &shape, args)?);
+    }
+    if app.output.is_machine() {
+        app.output.value(&rows)?;
+    } else {
+        show(app, &rows, args)?;
+    }
+    Ok(verdict(rows.iter().all(|row| row.fit > 0 && row.guarded.as_ref().is_none_or(|one| one.fit > 0))))
+}
+
+/// What is counted, each as a VM that the cluster does not have.
+fn shapes(fork: &Fork, args: &FitArgs) -> Result<Vec<VmShape>, Problem> {
+    let usage = |error: super::what_if::WhatIfError| Problem::usage(error.to_string());
+    let mut shapes: Vec<VmShape> = match &args.like {
+        Some(name) => vec![copy(fork, name).map_err(usage)?],
+        None if args.flavors.is_empty() => fork.flavors.iter().map(|flavor| (**flavor).clone()).collect(),
+        None => {
+            let named = args.flavors.iter().map(|name| fork.flavor(name).map(|flavor| (*flavor).clone()));
+            named.collect::<Result<_, _>>().map_err(usage)?
+        }
+    };
+    if shapes.is_empty() {
+        let problem = Problem::usage("the cluster names no flavor");
+        return Err(problem
+            .hint("add a line such as: flavor m vcpus=2 memory=4246")
+            .hint("or take --like VM"));
+    }
+    for (pool, size) in &args.disks {
+        let found = fork.view.pools().find(|known| *known.name == **pool);
+        let found = found.ok_or_else(|| usage(unknown("pool", pool, fork.view.pools().map(|p| &*p.name))))?;
+        let disk = DiskNeed { pool: found.id, size_mib: u64::from(*size), on: None };
+        shapes.iter_mut().for_each(|shape| shape.disks.push(disk));
+    }
+    for shape in &mut shapes {
+        shape.id = Uuid::from_u128(1).into();
+        shape.protected = shape.protected || !args.guarded.is_empty();
+    }
+    Ok(shapes)
+}
+
+/// The shape of a VM without what ties it to where it is.
+fn copy(fork: &Fork, name: &str) -> Result<VmShape, super::what_if::WhatIfError> {
+    let placed = fork.view.nodes().flat_map(|node| fork.view.vms_on(node.id));
+    let mut all = placed.chain(&fork.wants);
+    let Some(vm) = all.find(|vm| &*vm.name == name || vm.id.to_string() == name) else {
+        let known = fork.view.nodes().flat_map(|node| fork.view.vms_on(node.id)).map(|vm| &*vm.name);
+        return Err(unknown("VM", name, known));
+    };
+    let mut shape = (**vm).clone();
+    shape.disks.iter_mut().for_each(|disk| disk.on = None);
+    Ok(shape)
+}
+
+fn row(fork: &Fork, shape: &VmShape, args: &FitArgs) -> Result<Row, Problem> {
+    let plain = fit(&fork.view, shape, args.at_most);
+    let guarded = match args.guarded.is_empty() {
+        true => None,
+        false => Some(guarded(fork, shape, &args.guarded, plain.count)?),
+    };
+    Ok(Row {
+        flavor: shape.name.to_string(),
+        vcpus: shape.reservation.vcpus,
+        memory_mib: shape.reservation.memory_mib,
+        fit: plain.count,
+        stopped_by: plain.stopped_by.as_ref().map(runs_out),
+        guarded,
+    })
+}
+
+/// The largest count, at most `at_most`, with which all losses are survived, by halving: more VMs never make a loss
+/// easier to survive.
+fn guarded(fork: &Fork, shape: &VmShape, keys: &[String], at_most: u32) -> Result<Guarded, Problem> {
+    let breaks = |count: u32| -> Result<Option<String>, Problem> {
+        let survivals = survive::all(fork, &filled(&fork.view, shape, count), keys)?;
+        Ok(survivals.iter().find(|one| !one.is_guaranteed()).map(|one| survive::name(fork, &one.loss)))
+    };
+    let (mut fits, mut too_many) = (0, at_most.saturating_add(1));
+    let mut broken_by = breaks(0)?;
+    if broken_by.is_none() {
+        while fits + 1 < too_many {
+            let middle = fits + (too_many - fits) / 2;
+            match breaks(middle)? {
+                None => fits = middle,
+                Some(loss) => (too_many, broken_by) = (middle, Some(loss)),
+            }
+        }
+    }
+    Ok(Guarded { keys: keys.to_vec(), fit: fits, broken_by })
+}
+
+fn filled(view: &View, shape: &VmShape, count: u32) -> View {
+    let mut view = view.clone();
+    let unused = (1..).map(Uuid::from_u128).filter(|id| view.homes((*id).into()).next().is_none());
+    let copies: Vec<Arc<VmShape>> =
+        unused.take(count as usize).map(|id| Arc::new(VmShape { id: id.into(), ..shape.clone() })).collect();
+    place_each(&mut view, &copies);
+    view
+}
+
+/// The reasons, the one that rules out most nodes first: what runs out.
+fn runs_out(rejection: &Rejection) -> String {
+    if let Some(reason) = &rejection.cluster {
+        return reason.to_string();
+    }
+    let mut reasons: Vec<_> = rejection.by_reason.iter().collect();
+    reasons.sort_by_key(|(kind, tally)| (std::cmp::Reverse(tally.nodes), **kind));
+    let words = reasons.iter().map(|(kind, tally)| format!("{} on {}", kind.words(), tally.nodes));
+    format!("{} of {} nodes", words.collect::<Vec<_>>().join(", "), rejection.nodes)
+}
+
+fn show(app: &App, rows: &[Row], args: &FitArgs) -> Result<()> {
+    let counted =
+        |count: u32| Cell::toned(count.to_string(), if count == 0 { Tone::Bad } else { Tone::Good });
+    let guarded = !args.guarded.is_empty();
+    let mut headers = vec!["FLAVOR", "VCPUS", "MEMORY", "FIT", "THEN"];
+    if guarded {
+        headers.extend(["GUARDED", "THEN"]);
+    }
+    let rows = rows.iter().map(|row| {
+        let then = row.stopped_by.clone().unwrap_or_else(|| "not counted further".to_owned());
+        let mut cells = vec![Cell::from(&row.flavor), Cell::from(row.vcpus), Cell::from(mib(row.memory_mib))];
+        cells.extend([counted(row.fit), Cell::from(then)]);
+        if let Some(guarded) = &row.guarded {
+            let then = match &guarded.broken_by {
+                Some(loss) if guarded.fit == 0 => format!("the loss of {loss} is not survived"),
+                Some(loss) => format!("the loss of {loss} would not be survived"),
+                None => "no more fit at all".to_owned(),
+            };
+            cells.extend([counted(guarded.fit), Cell::from(then)]);
+        }
+        cells
+    });
+    app.output.table(&Table { headers, rows: rows.collect() }, "")?;
+    if guarded {
+        app.output.note(&format!("guarded: while any one {} may be lost", args.guarded.join(" or ")));
+    }
+    Ok(())
+}

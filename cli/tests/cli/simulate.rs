@@ -1,0 +1,385 @@
+//! What-ifs on small cluster files: the engine's answers as people and as programs see them. The arithmetic is the
+//! engine's and is tested there; here it is the words, the pictures and the exit codes.
+
+use insta::assert_snapshot;
+
+use crate::fake::*;
+use crate::run::Tamdao;
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/");
+
+/// Four nodes in two racks, one cordoned; two of three that wait find a place.
+fn four_nodes() -> Tamdao {
+    let tamdao = Tamdao::new(&[]);
+    tamdao.file("c", &std::fs::read(format!("{EXAMPLES}four-nodes.cluster")).unwrap());
+    tamdao
+}
+
+#[tokio::test]
+async fn place_says_where_and_why_and_why_not() {
+    let tamdao = four_nodes();
+    assert_snapshot!(tamdao.story("simulate place --cluster c").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    VM      VCPUS  MEMORY    NODE  SCORE   WHY
+    web3    2      4.1 GiB   n3    589076  tight 53, even 49, in-use 100, held 14, support 100, apart 100, together 100
+    web4    2      4.1 GiB   none  -       no place on any of 4 nodes: 1 cordoned (n4); 3 too many members of its group (nearest n1: already 1 of group web on it, 1 allowed)
+    report  4      16.1 GiB  n1    592230  tight 80, even 43, in-use 100, held 25, support 100, apart 100, together 100
+
+    Why web4 has no place
+      NODE        SAYS
+      n4          cordoned
+      n1          already 1 of group web on it, 1 allowed
+      n2          already 1 of group web on it, 1 allowed
+      n3          already 1 of group web on it, 1 allowed
+      would help  uncordon n4
+      would help  relax the rule by node of group web, or move a member
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                                MEMORY                             VMS
+      n1         [###########++.......]  56 > 68 %  [###########+++++....]  58 > 83 %  2 > 3
+      n3         [#####+..............]  25 > 31 %  [##########+.........]  51 > 58 %  1 > 2
+      all nodes  [#####+..............]  28 > 32 %  [########+...........]  41 > 49 %  5 > 7
+    ----- stderr -----
+    2 nodes stay as they are
+    "#);
+}
+
+#[tokio::test]
+async fn what_is_added_is_one_row_for_each_node() {
+    let tamdao = four_nodes();
+    let line = "simulate place --cluster c --what-if 'node n4 uncordon' --what-if 'rack r1 down' --what-if 'add 9 s'";
+    assert_snapshot!(tamdao.story(line).await, @r#"
+    exit code: 1
+    ----- stdout -----
+    VM      VCPUS  MEMORY    NODE  SCORE   WHY
+    db      16     32.2 GiB  n4    543850  tight 50, even 49, in-use 0, held 0, support 100, apart 100, together 100
+    web1    2      4.1 GiB   n4    591261  tight 57, even 49, in-use 100, held 14, support 100, apart 100, together 100
+    web2    2      4.1 GiB   n3    588261  tight 51, even 49, in-use 100, held 14, support 100, apart 100, together 100
+    9 x s   1      2.1 GiB   n4    595085  tight 60, even 49, in-use 100, held 25, support 100, apart 100, together 100
+    web3    2      4.1 GiB   none  -       no place on any of 2 nodes: 2 too many members of its group (nearest n3: already 1 of group web on it, 1 allowed)
+    web4    2      4.1 GiB   none  -       no place on any of 2 nodes: 2 too many members of its group (nearest n3: already 1 of group web on it, 1 allowed)
+    report  4      16.1 GiB  n3    587990  tight 72, even 43, in-use 100, held 25, support 100, apart 100, together 100
+
+    Why web3 has no place
+      NODE        SAYS
+      n3          already 1 of group web on it, 1 allowed
+      n4          already 1 of group web on it, 1 allowed
+      would help  relax the rule by node of group web, or move a member
+
+    Why web4 has no place
+      NODE        SAYS
+      n3          already 1 of group web on it, 1 allowed
+      n4          already 1 of group web on it, 1 allowed
+      would help  relax the rule by node of group web, or move a member
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                                MEMORY                             VMS
+      n1 (down)  [-----------.........]  56 > 0 %   [-----------.........]  58 > 0 %   2 > 0
+      n2 (down)  [------..............]  31 > 0 %   [-----------.........]  58 > 0 %   2 > 0
+      n3         [#####+++............]  25 > 43 %  [##########++++++....]  51 > 83 %  1 > 3
+      n4         [++++++++++++++++....]   0 > 84 %  [+++++++++++++++++...]   0 > 88 %  0 > 11
+      all nodes  [###########+........]  56 > 64 %  [################+...]  83 > 86 %  5 > 14
+    ----- stderr -----
+    what if node n4 uncordon: 1 node uncordoned
+    what if rack r1 down: 2 nodes lost; of its protected VMs 3 restarted elsewhere and 0 without a place, 1 not protected
+    what if add 9 s: 9 of 9 have a place
+    "#);
+}
+
+#[tokio::test]
+async fn programs_get_all_of_it() {
+    let tamdao = four_nodes();
+    let output = tamdao.output("simulate place --cluster c -o json").await;
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["placed"][0]["vm"], "web3");
+    assert_eq!(report["placed"][0]["node"], "n3");
+    assert_eq!(report["placed"][0]["points"]["apart"], 10_000);
+    assert_eq!(report["refused"][0]["vm"], "web4");
+    assert_eq!(report["refused"][0]["reasons"]["TooCrowded"], 3);
+    assert_eq!(report["nodes"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn the_fork_is_a_cluster_again() {
+    let tamdao = four_nodes();
+    let text = tamdao.output("simulate place --cluster c --what-if 'node n2 down' -o text").await.stdout;
+    tamdao.file("d", &text);
+    assert!(!String::from_utf8_lossy(&text).contains("node n2"));
+    // What found a place holds it now, and what found none asks again.
+    let again = tamdao.output("simulate place --cluster d -o text").await.stdout;
+    assert_eq!(String::from_utf8_lossy(&again), String::from_utf8_lossy(&text));
+}
+
+#[tokio::test]
+async fn fit_counts_and_says_what_runs_out() {
+    let tamdao = four_nodes();
+    assert_snapshot!(tamdao.story("simulate fit --cluster c").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY    FIT  THEN
+    s       1      2.1 GiB   38   not enough memory on 3, cordoned on 1 of 4 nodes
+    m       2      4.1 GiB   19   not enough memory on 3, cordoned on 1 of 4 nodes
+    l       4      16.1 GiB  3    not enough memory on 3, cordoned on 1 of 4 nodes
+    "#);
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --flavor m --disk fast=200G --guarded node").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY   FIT  THEN                                            GUARDED  THEN
+    m       2      4.1 GiB  5    not enough disk on 3, cordoned on 1 of 4 nodes  0        the loss of node n1 is not survived
+    ----- stderr -----
+    guarded: while any one node may be lost
+    "#);
+    let line = "simulate fit --cluster c --flavor l --guarded node,rack --what-if 'node n4 uncordon'";
+    assert_snapshot!(tamdao.story(line).await, @r#"
+    exit code: 0
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY    FIT  THEN                               GUARDED  THEN
+    l       4      16.1 GiB  6    not enough memory on 4 of 4 nodes  2        the loss of rack r1 would not be survived
+    ----- stderr -----
+    what if node n4 uncordon: 1 node uncordoned
+    guarded: while any one node or rack may be lost
+    "#);
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --like db --at-most 1").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY    FIT  THEN
+    db      16     32.2 GiB  0    not enough memory on 2, cordoned on 1, not enough vCPUs on 1 of 4 nodes
+    "#);
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --flavor xxl").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: no flavor is named "xxl"; known: s, m, l
+    "#);
+}
+
+#[tokio::test]
+async fn survive_names_what_is_left_out() {
+    let tamdao = four_nodes();
+    assert_snapshot!(tamdao.story("simulate survive --cluster c --guarded node,rack").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    LOST     SURVIVED  NODES  PROTECTED  LEFT-OUT  UNPROTECTED  MEMORY-OF-THE-REST
+    node n1  no        1      2          1         0            [#######.............]  36 > 38 %
+    node n2  yes       1      1          0         1            [#######.............]  36 > 38 %
+    node n3  yes       1      0          0         1            [#######.............]  38 %
+    node n4  yes       1      0          0         0            [###########.........]  55 %
+    rack r1  no        2      3          2         1            [#####...............]  25 > 29 %
+    rack r2  yes       2      0          0         1            [###########.........]  58 %
+
+    Left out
+      LOST     VM    WHY
+      node n1  db    no place on any of 3 nodes: 1 cordoned (n4); 2 not enough memory (nearest n3: needs 33000 MiB of memory, has 31100 MiB free)
+      rack r1  db    no place on any of 2 nodes: 1 cordoned (n4); 1 not enough memory (nearest n3: needs 33000 MiB of memory, has 31100 MiB free)
+      rack r1  web2  no place on any of 2 nodes: 1 cordoned (n4); 1 too many members of its group (nearest n3: already 1 of group web on it, 1 allowed)
+
+    Restarts
+      LOST     ORDER  VM    NODE
+      node n1  1      web1  n3
+      node n2  1      web2  n3
+      rack r1  1      web1  n3
+    ----- stderr -----
+    memory: # stays, + comes, - goes, . is free
+    "#);
+    assert_snapshot!(tamdao.story("simulate survive --cluster c --guarded rack --what-if 'node n4 uncordon'").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    LOST     SURVIVED  NODES  PROTECTED  LEFT-OUT  UNPROTECTED  MEMORY-OF-THE-REST
+    rack r1  yes       2      3          0         1            [#####++++++.........]  25 > 58 %
+    rack r2  yes       2      0          0         1            [###########.........]  58 %
+
+    Restarts
+      LOST     ORDER  VM    NODE
+      rack r1  1      db    n4
+      rack r1  2      web1  n4
+      rack r1  3      web2  n3
+    ----- stderr -----
+    what if node n4 uncordon: 1 node uncordoned
+    memory: # stays, + comes, - goes, . is free
+    "#);
+    let report =
+        tamdao.json("simulate survive --cluster c --guarded node --what-if 'node n4 uncordon' -o json").await;
+    assert_eq!(report[0]["loss"], "node n1");
+    assert_eq!(report[0]["guaranteed"], true);
+    assert_eq!(report[0]["plan"][0]["vm"], "db");
+}
+
+/// Two racks on two feeds, and three machines of 2013 with one feed each.
+fn two_racks() -> Tamdao {
+    let tamdao = Tamdao::new(&[]);
+    tamdao.file("c", &std::fs::read(format!("{EXAMPLES}two-racks.cluster")).unwrap());
+    tamdao
+}
+
+#[tokio::test]
+async fn old_hardware_is_emptied_round_by_round() {
+    let tamdao = two_racks();
+    assert_snapshot!(tamdao.story("simulate drain old2 feed=B --cluster c --keep scratch-old2").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    ROUND  VM             FROM  TO    HOW   COPIES    WHY
+    1      legacy-old2-1  old2  r1n1  live  16.1 GiB  empties old2
+    1      legacy-old2-2  old2  r1n1  live  16.1 GiB  empties old2
+    2      legacy-old3-1  old3  r1n1  live  16.1 GiB  empties old3
+    2      legacy-old3-2  old3  r1n1  live  16.1 GiB  empties old3
+    3      scratch-old3   old3  r1n1  live  43.2 GiB  empties old3
+
+    What stays
+      VM            NODE  WHY
+      scratch-old2  old2  it must stay where it is
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                                MEMORY                             VMS
+      old2       [#--.................]  15 > 3 %   [#----...............]  29 > 3 %   3 > 1
+      old3       [---.................]  15 > 0 %   [-----...............]  29 > 0 %   3 > 0
+      r1n1       [#####+++............]  29 > 43 %  [###########+++++....]  56 > 83 %  8 > 13
+      all nodes  [####................]  20 %       [#######.............]  37 %       54
+    ----- stderr -----
+    6 nodes stay as they are
+    5 moves in 3 rounds, 108 GiB to copy
+    "#);
+    let plan = tamdao.output("simulate drain old3 --cluster c -o text").await;
+    assert_eq!(plan.status.code(), Some(0));
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(plan.starts_with("tamdao-plan 1\nround\nmove "), "{plan}");
+    let report = tamdao.json("simulate drain old3 --cluster c --per-node 1 -o json").await;
+    assert_eq!(report["done"], true);
+    assert_eq!(report["plan"]["moves"], 3);
+    assert_eq!(report["plan"]["rounds"].as_array().unwrap().len(), 3);
+    assert_snapshot!(tamdao.story("simulate drain old9 --cluster c").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: no node is named "old9"; known: r1n1, r1n2, r1n3, r2n1, r2n2, r2n3, old1, old2, old3
+    "#);
+}
+
+#[tokio::test]
+async fn maintain_has_a_line_for_all_that_can_be_switched_off() {
+    let tamdao = two_racks();
+    assert_snapshot!(tamdao.story("simulate maintain --cluster c").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    EMPTIED    POSSIBLE  NODES  MOVES  ROUNDS  COPIES    MISSING
+    node r1n1  yes       1      8      4       141 GiB   -
+    node r1n2  yes       1      7      4       76.7 GiB  -
+    node r1n3  yes       1      7      4       76.7 GiB  -
+    node r2n1  yes       1      8      4       141 GiB   -
+    node r2n2  yes       1      7      4       76.7 GiB  -
+    node r2n3  yes       1      7      4       76.7 GiB  -
+    node old1  yes       1      4      2       91.4 GiB  -
+    node old2  yes       1      3      2       75.3 GiB  -
+    node old3  yes       1      3      2       75.3 GiB  -
+    feed A     yes       2      7      4       167 GiB   -
+    feed B     yes       1      3      2       75.3 GiB  -
+    rack r1    no        5      29     5       461 GiB   node r2n1 would not be survived: app-6: no place on any of 8 nodes: 5 cordoned (r1n1); 3 not enough memory (nearest r2n3: needs 16464 MiB of memory, has 9232 MiB free)
+    rack r2    no        4      25     5       370 GiB   node r1n1 would not be survived: web-r2n1-1: no place on any of 8 nodes: 3 network's bridge missing (nearest old1: bridge br-dmz missing); 3 cordoned (r2n1); 2 not enough memory (nearest r1n2: needs 4228 MiB of memory, has 1224 MiB free)
+    "#);
+}
+
+#[tokio::test]
+async fn weights_are_a_table() {
+    let tamdao = four_nodes();
+    assert_snapshot!(tamdao.story("simulate weights --cluster c").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    PART      WEIGHT  DEFAULT  MEASURES
+    tight     5       5        how little stays free on the node of CPU, memory and local disk, most of what is scarce
+    even      20      20       how much more alike the VM makes what stays free of CPU and of memory, so that neither is stranded
+    in-use    4       4        whether the node has VMs already, so that empty nodes stay empty
+    held      2       2        how many VMs hold the node, so that one with few is left to empty by itself
+    support   2       2        how late the node's hardware support ends among the cluster's, so that old hardware stays free
+    apart     20      20       how few members of its groups that spread are in the same node or domain
+    together  20      20       whether preferred companions are in the same node or domain
+    "#);
+}
+
+#[tokio::test]
+async fn a_wrong_word_is_named_with_the_right_ones() {
+    let tamdao = four_nodes();
+    let mut all = String::new();
+    for what_if in [
+        "node n9 down",
+        "node n1 up",
+        "rock r1 down",
+        "rack r9 cordon",
+        "add many m",
+        "add 0 m",
+        "add 3 xxl",
+        "n1 down",
+    ] {
+        let story = tamdao.story(&format!("simulate place --cluster c --what-if '{what_if}'")).await;
+        all.push_str(&story);
+    }
+    assert_snapshot!(all, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'node n9 down': no node is named "n9"; known: n1, n2, n3, n4
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'node n1 up': "up" is no change; known: down, cordon, uncordon
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'rock r1 down': "rock" is no subject; known: node, rack
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'rack r9 cordon': no rack is named "r9"; known: r1, r2
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'add many m': "many" is no count; expected a whole number from 1 to 1000000
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'add 0 m': "0" is no count; expected a whole number from 1 to 1000000
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'add 3 xxl': no flavor is named "xxl"; known: s, m, l
+    exit code: 2
+    ----- stderr -----
+    error: --what-if 'n1 down': expected SUBJECT NAME CHANGE, such as "node n7 down", or "add COUNT FLAVOR"
+    "#);
+    tamdao.file("wrong", b"tamdao-cluster 1\nnode n1 vcpus=many\n");
+    assert_snapshot!(tamdao.story("simulate fit --cluster wrong").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: wrong: line 2, column 9: "many" is not a whole number that fits
+
+    hint: the format is described in docs/operations/cluster-text-format.md
+    "#);
+    assert_snapshot!(tamdao.story("simulate fit --cluster nowhere").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: nowhere cannot be read: No such file or directory (os error 2)
+    "#);
+    assert_snapshot!(tamdao.story("simulate survive --cluster c --guarded rock").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: --guarded: "rock" is no subject; known: node, rack
+    "#);
+}
+
+#[tokio::test]
+async fn the_live_cluster_is_dumped_and_forked() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    let text = std::fs::read_to_string(format!("{EXAMPLES}four-nodes.cluster")).unwrap();
+    fake.world().dump = text.split_inclusive('\n').map(str::to_owned).collect();
+    let dumped = tamdao.output("debug dump").await;
+    assert!(dumped.status.success());
+    assert_eq!(String::from_utf8_lossy(&dumped.stdout), text);
+    assert_snapshot!(tamdao.story("debug dump f").await, @r#"
+    exit code: 0
+    ----- stderr -----
+    f: written, 1.3 KiB
+    "#);
+    assert_eq!(std::fs::read_to_string(tamdao.folder.path().join("f")).unwrap(), text);
+    assert_snapshot!(tamdao.story("debug dump f").await, @r#"
+    exit code: 1
+    ----- stderr -----
+    error: f cannot be written: File exists (os error 17)
+
+    hint: take another name, or add --force
+    "#);
+    assert!(tamdao.output("debug dump f --force").await.status.success());
+    let live = tamdao.story("simulate place").await;
+    assert_eq!(live, tamdao.story("simulate place --cluster f").await);
+}

@@ -60,7 +60,7 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub pools: BTreeMap<PoolId, PoolSeen>,
     /// Digest of the join token and the key by which it enrolled: the same request once more uses up nothing.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub enrolled_by: String,
     /// libvirt domains that are not ours.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]

@@ -56,16 +56,16 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub node_labels: BTreeMap<String, String>,
     /// Its node must not have them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub forbidden_node_labels: BTreeMap<String, String>,
     /// A higher one is placed and restarted first.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub priority: u32,
     /// VMs of different classes never share a node; none is a class too.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub isolation_class: Option<Name>,
     /// In the order that users wrote, without repetition.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub placement_groups: Vec<PlacementGroupId>,
     #[serde(default)]
     pub on_node_loss: OnNodeLoss,

@@ -1,7 +1,7 @@
 //! How long plans take and how good they are, on random fleets of nodes with 64 CPUs and 256 GiB, one thread. Every
 //! plan is judged. "planted": K full nodes are cut into random VMs, which are then scattered over 1.5 K nodes; the
-//! best possible answer has K nodes in use.
-//! Usage: plan_speed [drain|consolidate|planted|balance|maintain|rolling]…
+//! best possible answer has K nodes in use. A cluster file is defragmented for 16 CPUs.
+//! Usage: plan_speed [drain|consolidate|planted|balance|maintain|rolling|FILE]…
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -9,15 +9,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::judge::judge;
 use tamdao_scheduler::place::find;
 use tamdao_scheduler::plan::balance::{Policy, balance};
 use tamdao_scheduler::plan::consolidate::{Aim, consolidate};
+use tamdao_scheduler::plan::defragment::{Fragments, defragment};
 use tamdao_scheduler::plan::drain::drain;
 use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::rolling::rolling;
 use tamdao_scheduler::plan::{Budget, Guard, Plan, Terms};
+use tamdao_scheduler::text::Cluster;
 use tamdao_scheduler::{NodeShape, View, VmShape};
 use uuid::Uuid;
 
@@ -209,6 +212,18 @@ fn main() {
             let what =
                 format!("{percent} % full, {:?} to {:?}, {:?}", answer.before, answer.after, answer.outcome);
             report("balance", &view, begin, &answer.plan, &terms, &budget, &what);
+        }
+    }
+    for file in wanted.iter().filter(|file| file.ends_with(".txt")) {
+        let view = Cluster::parse(&std::fs::read_to_string(file).unwrap()).unwrap().view().unwrap();
+        for at_most in [10, 25, 50, 100, view.vm_count() / 50, view.vm_count() / 20] {
+            let (begin, mut budget) = (Instant::now(), Budget::default());
+            let size = Reservation { vcpus: 16, memory_mib: 0 };
+            let answer = defragment(&view, size, at_most, &terms, &mut budget);
+            let rate = |fragments: Fragments| fragments.rate() as f64 / 100.0;
+            let what =
+                format!("at most {at_most}: {:.1} % to {:.1} %", rate(answer.before), rate(answer.after));
+            report("defragment", &view, begin, &answer.plan, &terms, &budget, &what);
         }
     }
     if is_wanted("planted") {

@@ -37,8 +37,9 @@ fn every_example_reads_back_equal() {
 fn every_example_keeps_the_rules() {
     for (name, cluster) in examples() {
         let vms = cluster.vms.iter().flat_map(|(vm, nodes)| nodes.iter().map(move |node| (vm, *node)));
-        let steps: Vec<_> =
-            vms.map(|(vm, node)| tamdao_scheduler::check::Step::Assign { vm: vm.clone(), node }).collect();
+        let steps: Vec<_> = vms
+            .map(|(vm, (node, cells))| tamdao_scheduler::check::Step::Assign { vm: vm.clone(), node, cells })
+            .collect();
         let mut bare = cluster.clone();
         bare.vms.clear();
         let breaches = check(&bare.view().unwrap(), &steps);

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::View;
 use tamdao_scheduler::judge::{Fault, judge};
 use tamdao_scheduler::plan::balance::{Policy, balance};
 use tamdao_scheduler::plan::consolidate::{Aim, First, consolidate};
+use tamdao_scheduler::plan::defragment::defragment;
 use tamdao_scheduler::plan::drain::{Blocker, drain};
 use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::reach::reach;
@@ -107,6 +109,20 @@ fn the_guarantee_is_asked_of_the_end() {
     }
     let terms = Terms { guard: Some(Guard::by_node()), ..Terms::default() };
     insta::assert_snapshot!(drained(&protected, &["n1"], &terms));
+}
+
+#[test]
+fn stranded_cpus_are_joined() {
+    let view = read("cells");
+    let size = Reservation { vcpus: 16, memory_mib: 0 };
+    let mut text = String::new();
+    for at_most in [1, 2, 10] {
+        let answer = defragment(&view, size, at_most, &Terms::default(), &mut Budget::default());
+        let rates = (answer.before.rate(), answer.after.rate());
+        writeln!(text, "at most {at_most}: {rates:?}, {} places", answer.after.places).unwrap();
+        text.push_str(&report(&view, &answer.plan, &[], &Limits::default()));
+    }
+    insta::assert_snapshot!(text);
 }
 
 #[test]

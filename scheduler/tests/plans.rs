@@ -9,12 +9,14 @@ mod cluster;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::View;
 use tamdao_scheduler::judge::judge;
 use tamdao_scheduler::place::{find, place_each};
 use tamdao_scheduler::plan::balance::{Outcome, Policy, balance};
 use tamdao_scheduler::plan::consolidate::{Aim, First, consolidate};
+use tamdao_scheduler::plan::defragment::{Fragments, defragment};
 use tamdao_scheduler::plan::drain::{Cause, drain};
 use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::reach::reach;
@@ -82,7 +84,7 @@ fn carried_out(view: &View, plan: &Plan, nodes: &BTreeSet<NodeId>) -> View {
     let mut end = view.clone();
     for a_move in plan.moves() {
         let vm = end.release(a_move.from, a_move.vm).unwrap();
-        end.assign(a_move.to, vm).unwrap();
+        end.assign_to(a_move.to, a_move.cells, vm).unwrap();
     }
     for node in nodes {
         let mut node = view.node(*node).unwrap().clone();
@@ -201,6 +203,21 @@ proptest! {
         if answer.outcome == Outcome::Best {
             prop_assert!(again.plan.is_empty(), "{}", show(&view));
         }
+    }
+
+    #[test]
+    fn joining_only_gains_places(plan in cluster::any_plan(8, 24), vcpus in 0u32..17, memory_mib in prop::sample::select(vec![0u64, 512, 8_192]), at_most in 0usize..12, terms in any_terms()) {
+        let view = settle(&plan);
+        let size = Reservation { vcpus, memory_mib };
+        let answer = defragment(&view, size, at_most, &terms, &mut Budget::default());
+        assert_good(&view, &answer.plan, &terms.limits)?;
+        prop_assert!(answer.plan.move_count() <= at_most);
+        let end = carried_out(&view, &answer.plan, &BTreeSet::new());
+        prop_assert_eq!((answer.before, answer.after), (Fragments::of(&view, size), Fragments::of(&end, size)));
+        let gain: u64 = answer.plan.moves().map(|m| m.gain).sum();
+        prop_assert_eq!(answer.before.free_vcpus, answer.after.free_vcpus);
+        prop_assert!(answer.before.stranded_vcpus >= answer.after.stranded_vcpus + gain);
+        prop_assert!(answer.plan.is_empty() || gain > 0);
     }
 
     #[test]

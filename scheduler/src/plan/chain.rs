@@ -75,7 +75,13 @@ fn is_of_others(kind: ReasonKind) -> bool {
     use ReasonKind::*;
     matches!(
         kind,
-        TooManyVms | IsolationShared | TooCrowded | NotEnoughDisk | NotEnoughVcpus | NotEnoughMemory
+        TooManyVms
+            | IsolationShared
+            | TooCrowded
+            | NotEnoughDisk
+            | NotEnoughVcpus
+            | NotEnoughMemory
+            | NotEnoughCells
     )
 }
 

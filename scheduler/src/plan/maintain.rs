@@ -118,9 +118,9 @@ fn enough_like(
             fork.set_node(spare);
         }
         let node = *spares.iter().find(|node| takes(&fork, node))?;
+        let cells = fork.cells_for(node, vm);
         // Its old place is given up, as it would be.
         fork.homes(vm.id).collect::<Vec<_>>().into_iter().for_each(|home| drop(fork.release(home, vm.id)));
-        let cells = fork.cells_for(node, vm);
         hold(&mut fork, vm, node, cells);
         let held = vm.reservation_on(like.emulation);
         let is_local = |pool: PoolId| end.pool(pool).is_some_and(|pool| pool.shared.is_none());

@@ -3,15 +3,17 @@
 //! both ends, and with all ends of a round held no rule is broken, so a plan may be stopped at any moment.
 //!
 //! One planner per file: [`drain`] empties nodes, [`consolidate`] as many as possible, [`balance`] evens load,
-//! [`maintain`] and [`rolling`] ask whether and how all can be maintained, [`reach`] brings VMs to wished nodes. What
-//! cannot be done is data with counted reasons. [`crate::judge`] judges any plan and shares no code with what is
-//! here. Deliberately absent: what carries a move out, how long it takes, and the clock: a [`Budget`] counts steps.
+//! [`defragment`] joins free room, [`maintain`] and [`rolling`] ask whether and how all can be maintained, [`reach`]
+//! brings VMs to wished nodes. What cannot be done is data with counted reasons. [`crate::judge`] judges any plan
+//! and shares no code with what is here. Deliberately absent: what carries a move out, how long it takes, and the
+//! clock: a [`Budget`] counts steps.
 
 pub mod balance;
 pub(crate) mod bundle;
 pub(crate) mod chain;
 pub mod consolidate;
 pub(crate) mod course;
+pub mod defragment;
 pub mod drain;
 pub(crate) mod empty;
 pub mod guard;

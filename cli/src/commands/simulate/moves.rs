@@ -114,7 +114,7 @@ pub fn carry(view: &mut View, plan: &Plan, limits: &Limits) -> Result<(), Proble
     for one in plan.moves() {
         if let Some(vm) = view.release(one.from, one.vm) {
             // The judge has seen that the node is there and does not have the VM.
-            let _ = view.assign(one.to, vm);
+            let _ = view.assign_to(one.to, one.cells, vm);
         }
     }
     Ok(())

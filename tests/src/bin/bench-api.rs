@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 /// How long creates are sent in each round.
 const ROUND: Duration = Duration::from_secs(5);
+/// VMs made in a round at most, so that all rounds together make fewer than are listed.
+const ROUND_MOST: usize = 3_200;
 /// How long a VM may take from its accept to Running; the aim is 60 s.
 const PATIENCE: Duration = Duration::from_secs(90);
 const NODES: usize = 64;
@@ -146,7 +148,7 @@ impl Bench {
             let made = self.made;
             work.spawn(async move {
                 let (mut client_of, mut took) = (VmServiceClient::new(wire), Vec::new());
-                while Instant::now() < until {
+                while Instant::now() < until && took.len() < ROUND_MOST / clients {
                     let name = format!("v{made}-{client}-{}", took.len());
                     let agency = format!("a{}", (client + took.len()) % agencies);
                     let sent = Instant::now();

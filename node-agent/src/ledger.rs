@@ -2,8 +2,8 @@
 //! and per VM and volume what has been done. It serves to recognise and to keep, never to start.
 //!
 //! Invariant: a change is on disk, fsynced, before anyone acts on it; memory never runs ahead of the file, but for
-//! the revision heard last, which goes to disk with whatever is written next. The file is rewritten aside and
-//! renamed, so a crash leaves the old or the new one, never half of one.
+//! the revision heard last, which goes to disk with whatever is written next and before every step. The file is
+//! rewritten aside and renamed, so a crash leaves the old or the new one, never half of one.
 //! Deliberately absent: the assignment. After a boot an agent knows what it did, and not what it should do.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -11,6 +11,7 @@ use tamdao_proto::v1;
 use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_tests::cloud::Cloud;
+use tamdao_tests::figures::{at, ms, say};
 use tamdao_tests::fleet::{Fleet, Size};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -412,19 +413,4 @@ fn processor_time(stat: &str) -> Result<(String, Duration)> {
     let ticks: u64 = rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse().unwrap_or(0)).sum();
     // The kernel counts in hundredths of a second for all programs.
     Ok((name.to_owned(), Duration::from_millis(ticks * 10)))
-}
-
-/// The value below which this share of a sorted list lies.
-fn at(sorted: &[Duration], share: f64) -> Duration {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1_000.0
-}
-
-#[expect(clippy::print_stderr, reason = "a bench tells what it measures")]
-fn say(line: &str) {
-    eprintln!("{line}");
 }

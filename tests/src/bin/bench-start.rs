@@ -18,6 +18,7 @@ use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_tests::Cloud;
 use tamdao_tests::api;
 use tamdao_tests::cloud::{AGENCY, POOL};
+use tamdao_tests::figures::{at, ms, say};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -221,19 +222,4 @@ fn request(name: &str) -> v1::CreateVmRequest {
 
 fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
     text.split_once(before)?.1.split_once(after).map(|(within, _)| within)
-}
-
-/// The value below which this share of a sorted list lies.
-fn at(sorted: &[Duration], share: f64) -> Duration {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1_000.0
-}
-
-#[expect(clippy::print_stderr, reason = "a bench tells what it measures")]
-fn say(line: &str) {
-    eprintln!("{line}");
 }

@@ -274,7 +274,7 @@ async fn pause(deadline: Instant) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn no_leader() -> Refusal {
+pub(crate) fn no_leader() -> Refusal {
     let message = "no leader is known to this controller, so nothing can be changed now";
     Refusal::new(Code::Unavailable, "NoLeader", message).hint(
         "try again; a majority of the controllers must run and reach each other: look at /readyz of each",
@@ -282,7 +282,7 @@ fn no_leader() -> Refusal {
 }
 
 /// The answer of a controller that was removed and runs on: another one of the client's list is the right one to ask.
-fn removed() -> Refusal {
+pub(crate) fn removed() -> Refusal {
     Refusal::new(Code::Unavailable, "ControllerRemoved", REMOVED)
         .hint("ask another controller, and take this one out of the list of endpoints")
 }

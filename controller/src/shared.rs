@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::admission::Writer;
 use crate::clock::Clock;
 use crate::engine::Questions;
+use crate::forward::Leader;
 use crate::images::Images;
 use crate::journals::Journals;
 use crate::pki::ClusterKey;
@@ -56,6 +57,11 @@ impl Shared {
     /// Whether this controller leads now, as far as it knows.
     pub fn leads(&self) -> bool {
         self.office.borrow().as_ref().is_some_and(|office| !office.is_lost())
+    }
+
+    /// Where the leader is, as far as this controller knows.
+    pub fn leader(&self) -> Leader {
+        Leader::known(&*self.kv, &self.office, &self.me.address)
     }
 
     /// The leader's address, host:port, as far as this controller knows.

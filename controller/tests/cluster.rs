@@ -75,6 +75,9 @@ async fn a_removed_controller_sends_its_clients_elsewhere() {
     let gone = cloud.follower();
     let (name, at) = (format!("c{}", gone + 1), cloud.address(gone).to_owned());
     let admin = cloud.admin();
+    let mut grpc = FlavorServiceClient::new(admin.channel(&at));
+    let watch = admin.ask(v1::WatchFlavorsRequest::default());
+    let mut watch = grpc.watch_flavors(watch).await.unwrap().into_inner();
     let path = format!("/v1/controllers/{name}:remove");
     let removed = admin.post(cloud.address(leader), &path, "{}").await;
     assert_eq!(removed.status, 200, "{:?}", removed.body);
@@ -93,6 +96,14 @@ async fn a_removed_controller_sends_its_clients_elsewhere() {
         .await;
         assert!(answer.json()["message"].as_str().unwrap().contains("removed"), "{:?}", answer.body);
     }
+    // Who was watching there is told too.
+    let end = loop {
+        match watch.message().await {
+            Ok(more) => assert!(more.is_some(), "it ended without a reason"),
+            Err(end) => break end,
+        }
+    };
+    assert!(end.code() == Code::Unavailable && end.message().contains("removed"), "{end:?}");
     let ready = admin.get(&at, "/readyz").await;
     assert!(ready.status == 503 && ready.body.ends_with(b"removed from the group\n"), "{:?}", ready.body);
     assert_eq!(admin.get(&at, "/healthz").await.status, 200);

@@ -189,6 +189,30 @@ async fn a_watch_speaks_server_sent_events() {
 }
 
 #[tokio::test]
+async fn a_watch_that_nothing_concerns_gets_bookmarks_while_others_write() {
+    let cloud = Cloud::found().await;
+    let (at, admin) = (cloud.address(0), cloud.admin());
+    let request = admin.request(at, Method::GET, "/v1/agencies:watch").header("accept", "text/event-stream");
+    let answer = admin.open(request.body(Body::empty()).unwrap()).await;
+    let mut bytes = Body::new(answer.into_body()).into_data_stream();
+    let mut text = String::new();
+    let writes = async {
+        for at_flavor in 0.. {
+            let flavor = FLAVOR.replace("small", &format!("small-{at_flavor}"));
+            assert_eq!(admin.post(at, "/v1/flavors", &flavor).await.status, 200);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let reads = async {
+        // The first bookmark ends the list, the second is of the flavors' commits.
+        while text.matches("BOOKMARK").count() < 2 {
+            text.push_str(std::str::from_utf8(&bytes.next().await.unwrap().unwrap()).unwrap());
+        }
+    };
+    tokio::select! { () = writes => {}, () = reads => {} }
+}
+
+#[tokio::test]
 async fn reflection_and_health_are_open_to_all() {
     let cloud = Cloud::found().await;
     let channel = cloud.anonymous().channel(cloud.address(0));

@@ -103,8 +103,6 @@ fn tame(plan: &mut Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn every_kept_plan_is_accepted_by_the_judge_after_every_change(
         mut plan in any_plan(7, 24),

@@ -111,7 +111,7 @@ fn after(view: &View, plan: &Plan) -> BTreeMap<VmId, BTreeSet<NodeId>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 2))]
 
     #[test]
     fn a_drain_empties_or_says_why_not(plan in cluster::any_plan(8, 24), mask in any::<u32>(), terms in any_terms()) {

@@ -109,7 +109,7 @@ fn assert_not_over(view: &View) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 3 / 2))]
 
     #[test]
     fn place_agrees_with_the_reference_and_never_oversubscribes(plan in any_plan(12, 30)) {
@@ -198,7 +198,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.div_ceil(10)))]
 
     #[test]
     fn place_agrees_with_the_reference_across_many_blocks(plan in any_plan(400, 60)) {

@@ -31,17 +31,34 @@ pub fn run(long: bool) -> Result<()> {
     })?;
     steps.run("tests", || {
         install("nextest", NEXTEST)?;
-        command("cargo", &["nextest", "run", "--workspace", "--features", "tamdao-node-agent/test-hooks"])
+        nextest(&[], &[])
     })?;
     if long {
-        steps.run("dependencies", || {
-            install("deny", DENY)?;
-            // Advisories need a database from the network, which a build must not depend on.
-            command("cargo", &["deny", "check", "bans", "licenses", "sources"])
-        })?;
+        longer(&mut steps)?;
     }
     steps.summary();
     Ok(())
+}
+
+/// What takes longer than a change should wait for: the same tests with more cases, and again and again.
+fn longer(steps: &mut Steps) -> Result<()> {
+    steps.run("dependencies", || {
+        install("deny", DENY)?;
+        // Advisories need a database from the network, which a build must not depend on.
+        command("cargo", &["deny", "check", "bans", "licenses", "sources"])
+    })?;
+    steps.run("cases", || nextest(&["--profile", "cases"], &[("PROPTEST_CASES", "10000")]))?;
+    steps.run("fuzz", || nextest(&["--profile", "fuzz"], &[("TAMDAO_TEST_EXAMPLES", "300")]))?;
+    // A fault that needs luck to be seen gets its chances.
+    steps.run("repeats", || nextest(&["--profile", "repeats", "--stress-count", "20"], &[]))
+}
+
+/// Runs tests of the workspace, as the binaries were built.
+fn nextest(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["nextest", "run", "--workspace", "--features", "tamdao-node-agent/test-hooks"]);
+    command.args(arguments).envs(environment.iter().copied());
+    finish(command)
 }
 
 /// The steps so far and how long each took.
@@ -69,10 +86,16 @@ impl Steps {
 
 /// Runs a program at the top of the repository.
 pub fn command(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program).args(arguments).current_dir(root()).status();
-    let status = status.with_context(|| format!("{program} cannot be started"))?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    finish(command)
+}
+
+fn finish(mut command: Command) -> Result<()> {
+    let status = command.current_dir(root()).status();
+    let status = status.with_context(|| format!("{command:?} cannot be started"))?;
     if !status.success() {
-        bail!("{program} {} ended with {status}", arguments.join(" "));
+        bail!("{command:?} ended with {status}");
     }
     Ok(())
 }

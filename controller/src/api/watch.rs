@@ -11,6 +11,7 @@ use tamdao_proto::v1::WatchEvent;
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Held, Row, View};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use uuid::Uuid;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use super::page::{cursor, read_cursor};
 use super::standard::Standard;
 use super::{Api, scope_of};
+use crate::forward::{self, Leader};
 use crate::refusal::Refusal;
 
 /// A stream of a watch.
@@ -27,6 +29,10 @@ pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 const AHEAD: usize = 64;
 /// An idle watch gets a bookmark this often, so that its cursor stays within the kept history.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+/// An idle watch looks this often whether silence still means that nothing happens.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A watch ends after so long without a leader: longer than any election, and another controller may know one.
+const LEADERLESS: Duration = Duration::from_secs(10);
 
 /// Which resources a watch is for.
 struct Filter {
@@ -107,6 +113,8 @@ impl Api {
         drop(view);
         let mut changes = self.shared.cache.changes();
         let mut told = at;
+        let mut bookmarked = Instant::now();
+        let mut led = Instant::now();
         loop {
             let newest = changes.borrow_and_update().clone();
             let commits = self.shared.cache.after(at)?;
@@ -138,12 +146,20 @@ impl Api {
                     }
                 }
                 () = sender.closed() => return Ok(()),
-                () = tokio::time::sleep(BOOKMARK_EVERY), if at > told => {
-                    told = at;
-                    let bookmark = message(WatchEvent::Bookmark, None, cursor(cluster, at));
-                    if sender.send(Ok(bookmark)).await.is_err() {
-                        return Ok(());
+                () = tokio::time::sleep(LOOK_EVERY) => {
+                    match self.shared.leader() {
+                        Leader::Removed => return Err(forward::removed()),
+                        Leader::Nobody if led.elapsed() >= LEADERLESS => return Err(forward::no_leader()),
+                        Leader::Nobody => {}
+                        Leader::Here | Leader::At(_) => led = Instant::now(),
                     }
+                }
+            }
+            if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
+                (told, bookmarked) = (at, Instant::now());
+                let bookmark = message(WatchEvent::Bookmark, None, cursor(cluster, at));
+                if sender.send(Ok(bookmark)).await.is_err() {
+                    return Ok(());
                 }
             }
         }

@@ -8,11 +8,13 @@ use tamdao_proto::v1::event_service_server::EventService;
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Record, View};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::page::{Token, cursor, page_size, read_cursor};
+use super::watch::{BOOKMARK_EVERY, Silence};
 use super::{Api, Events, agency_of};
 use crate::refusal::Refusal;
 
@@ -112,7 +114,8 @@ impl Api {
     ) -> Result<(), Refusal> {
         let cluster = self.cluster_id();
         let mut changes = self.shared.cache.changes();
-        let mut at = from;
+        let (mut at, mut told) = (from, from);
+        let (mut bookmarked, mut silence) = (Instant::now(), Silence::begin());
         let bookmark = |at| v1::WatchEventsResponse {
             watch_event: v1::WatchEvent::Bookmark as i32,
             event: None,
@@ -131,6 +134,13 @@ impl Api {
                         changed.map_err(|_| Refusal::unavailable("the controller is stopping"))?;
                     }
                     () = sender.closed() => return Ok(()),
+                    still = silence.last(&self.shared) => still?,
+                }
+                if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
+                    (told, bookmarked) = (at, Instant::now());
+                    if sender.send(Ok(bookmark(at))).await.is_err() {
+                        return Ok(());
+                    }
                 }
                 continue;
             }
@@ -143,7 +153,7 @@ impl Api {
                 let last = events.len().wrapping_sub(1);
                 for (place, event) in events.into_iter().enumerate() {
                     // A commit is told as a whole: resuming amid it must tell all of it again.
-                    let told = if place == last { commit.revision } else { at };
+                    told = if place == last { commit.revision } else { at };
                     let message = v1::WatchEventsResponse {
                         watch_event: v1::WatchEvent::Put as i32,
                         event: Some(shown::show(event, commit.revision.0, &*view)),

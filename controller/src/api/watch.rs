@@ -21,6 +21,7 @@ use super::standard::Standard;
 use super::{Api, scope_of};
 use crate::forward::{self, Leader};
 use crate::refusal::Refusal;
+use crate::shared::Shared;
 
 /// A stream of a watch.
 pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
@@ -28,7 +29,7 @@ pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 /// Messages that wait for a slow reader before the cursor waits with them.
 const AHEAD: usize = 64;
 /// An idle watch gets a bookmark this often, so that its cursor stays within the kept history.
-const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+pub(super) const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// An idle watch looks this often whether silence still means that nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A watch ends after so long without a leader: longer than any election, and another controller may know one.
@@ -114,7 +115,7 @@ impl Api {
         let mut changes = self.shared.cache.changes();
         let mut told = at;
         let mut bookmarked = Instant::now();
-        let mut led = Instant::now();
+        let mut silence = Silence::begin();
         loop {
             let newest = changes.borrow_and_update().clone();
             let commits = self.shared.cache.after(at)?;
@@ -146,14 +147,7 @@ impl Api {
                     }
                 }
                 () = sender.closed() => return Ok(()),
-                () = tokio::time::sleep(LOOK_EVERY) => {
-                    match self.shared.leader() {
-                        Leader::Removed => return Err(forward::removed()),
-                        Leader::Nobody if led.elapsed() >= LEADERLESS => return Err(forward::no_leader()),
-                        Leader::Nobody => {}
-                        Leader::Here | Leader::At(_) => led = Instant::now(),
-                    }
-                }
+                still = silence.last(&self.shared) => still?,
             }
             if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
                 (told, bookmarked) = (at, Instant::now());
@@ -163,6 +157,33 @@ impl Api {
                 }
             }
         }
+    }
+}
+
+/// Whether the silence of an idle watch means that nothing happens.
+pub(super) struct Silence {
+    /// When a leader was last known.
+    led: Instant,
+}
+
+impl Silence {
+    pub fn begin() -> Self {
+        Self { led: Instant::now() }
+    }
+
+    /// Lets some silence pass.
+    ///
+    /// # Errors
+    /// When it would deceive: this controller no longer hears what is committed.
+    pub async fn last(&mut self, shared: &Shared) -> Result<(), Refusal> {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match shared.leader() {
+            Leader::Removed => return Err(forward::removed()),
+            Leader::Nobody if self.led.elapsed() >= LEADERLESS => return Err(forward::no_leader()),
+            Leader::Nobody => {}
+            Leader::Here | Leader::At(_) => self.led = Instant::now(),
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::place::find;
-use tamdao_scheduler::{By, Group, GroupId, NodeShape, Rule, RuleKind, View, VmShape};
+use tamdao_scheduler::{By, Cell, Group, GroupId, NodeShape, Rule, RuleKind, View, VmShape};
 use uuid::Uuid;
 
 /// (vCPUs, GiB), alike likely: 6.1 vCPUs and 20.2 GiB on average.
@@ -15,6 +15,8 @@ pub const FLAVORS: [(u32, u64); 9] =
 pub const VMS_PER_NODE: usize = 20;
 const RACK: usize = 40;
 const GROUP: usize = 10;
+/// VMs without a place until a fleet counts as full.
+const MISSES: usize = 20;
 
 /// What the VMs ask for beyond CPU and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum Kind {
     Plain,
     /// Every VM is in a group of 10 with anti-affinity by node and a preferred spread by rack.
     Spread,
+    /// Nodes have two NUMA cells; VMs of up to 8 vCPUs lie in one, larger ones in both.
+    Cells,
 }
 
 /// Xorshift (Marsaglia 2003).
@@ -56,6 +60,9 @@ impl Fleet {
             node.vcpus = u32::try_from(whole(of(&|flavor| flavor.0.into())))?;
             node.memory_mib = whole(of(&|flavor| flavor.1 * 1_024));
             node.domains.insert("rack".into(), [format!("r{}", n / RACK)].into());
+            if kind == Kind::Cells {
+                node.cells = vec![Cell { vcpus: node.vcpus / 2, memory_mib: node.memory_mib / 2 }; 2];
+            }
             view.set_node(node);
         }
         for g in 0..nodes * VMS_PER_NODE / GROUP + 1 {
@@ -63,6 +70,7 @@ impl Fleet {
             let rules = vec![apart(By::Node, true), apart(By::Domain("rack".into()), false)];
             view.set_group(Group { id: group_id(g), name: format!("g{g}").into(), rules });
         }
+        let mut misses = 0;
         let mut fleet = Self { view, placed: Vec::new(), random: Random(0x7a6d_dab0), kind, next: 0 };
         while fleet.placed.len() < nodes * VMS_PER_NODE {
             let vm = fleet.vm();
@@ -70,9 +78,18 @@ impl Fleet {
                 let pinned = VmShape { pin: Some(node_id(*n)), ..(*vm).clone() };
                 find(&fleet.view, &pinned).is_some()
             };
-            let Some(n) = (0..200).map(|_| fleet.random.below(nodes)).find(fits) else { break };
-            fleet.view.assign(node_id(n), vm.clone())?;
-            fleet.placed.push((node_id(n), vm.id));
+            let at_random = (0..200).map(|_| fleet.random.below(nodes)).find(fits).map(node_id);
+            // Where chance finds none, the scheduler does; a VM that has no place is not there.
+            let place = at_random.or_else(|| find(&fleet.view, &vm).map(|placement| placement.node));
+            let Some(node) = place else {
+                misses += 1;
+                if misses > MISSES {
+                    break;
+                }
+                continue;
+            };
+            fleet.view.assign(node, vm.clone())?;
+            fleet.placed.push((node, vm.id));
         }
         Ok(fleet)
     }
@@ -86,21 +103,35 @@ impl Fleet {
             let groups = self.view.node_count() * VMS_PER_NODE / GROUP;
             vm.groups.insert(group_id(self.random.below(groups)));
         }
+        if self.kind == Kind::Cells {
+            vm.cells = if vcpus > 8 { 2 } else { 1 };
+        }
         (vm.protected, vm.priority) = (true, (self.next % 3) as u32);
         Arc::new(vm)
     }
 
     /// A random VM leaves.
     pub fn leave(&mut self) -> Result<()> {
-        let at = self.random.below(self.placed.len());
-        let (node, vm) = self.placed.swap_remove(at);
+        let (node, vm) = self.leaves();
         self.view.release(node, vm).map(|_| ()).context("a VM that leaves is not where it was placed")
+    }
+
+    /// The random VM that is to leave.
+    pub(crate) fn leaves(&mut self) -> (NodeId, VmId) {
+        let at = self.random.below(self.placed.len());
+        self.placed.swap_remove(at)
     }
 }
 
 /// Of a node by its number. Spread over the whole space, as ids are that were drawn at random.
 pub fn node_id(n: usize) -> NodeId {
     NodeId(Uuid::from_u128((n as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
+}
+
+/// Numbers for what is drawn elsewhere.
+pub(crate) fn random(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut random = Random(seed);
+    move |end| random.below(end)
 }
 
 fn group_id(g: usize) -> GroupId {

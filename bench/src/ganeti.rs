@@ -1,8 +1,10 @@
-//! Ganeti's allocator beside ours, where it is installed (Debian: ganeti-htools): the same cluster in its text format
-//! and the same request. `hail` is a process for each request that reads the whole cluster, so what it takes holds
-//! the reading too; its processor time is told, not the wall's, since this machine has other work. Deliberately
-//! absent: its disks' mirroring, which has no like here; instances are on plain disks.
+//! Ganeti's allocator and balancer beside ours, where they are installed (Debian: ganeti-htools): the same cluster in
+//! its text format and the same question. `hail` and `hbal` are processes that read the whole cluster, so what they
+//! take holds the reading too; their processor time is told, not the wall's, since this machine has other work.
+//! Deliberately absent: its disks' mirroring, which has no like here; instances that `hail` places are on plain disks,
+//! those that `hbal` moves on shared ones.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,21 +12,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use tamdao_model::NodeId;
 use tamdao_scheduler::View;
 
 /// Where Debian puts it.
 const HAIL: &str = "/usr/lib/ganeti/3.0/usr/lib/ganeti/iallocators/hail";
+/// Of the same package.
+const HBAL: &str = "/usr/bin/hbal";
 /// What each instance and node has of disk, MiB; more than enough.
 const DISK: u64 = 1_024;
 const NODE_DISK: u64 = 10_240_000;
-const LIMITS: &str = "128,1,1024,1,1,1|128,1,1024,1,1,1;1048576,64,10485760,16,8,12|diskless,plain|1.0|32.0";
+const LIMITS: &str =
+    "128,1,1024,1,1,1|128,1,1024,1,1,1;1048576,64,10485760,16,8,12|diskless,plain,ext|1.0|32.0";
 
 pub fn is_installed() -> bool {
-    Path::new(HAIL).exists()
+    Path::new(HAIL).exists() && Path::new(HBAL).exists()
 }
 
-/// The cluster in the text format of htools 3.0.
-pub fn cluster(view: &View) -> String {
+/// The cluster in the text format of htools 3.0, with instances on disks of this template.
+pub fn cluster(view: &View, template: &str) -> String {
     let mut nodes = String::new();
     let mut instances = String::new();
     for node in view.nodes() {
@@ -37,7 +43,7 @@ pub fn cluster(view: &View) -> String {
             let (cpus, memory) = (vm.reservation.vcpus, vm.reservation.memory_mib);
             let _ = writeln!(
                 instances,
-                "i{}|{memory}|{DISK}|{cpus}|running|Y|{name}||plain||1",
+                "i{}|{memory}|{DISK}|{cpus}|running|Y|{name}||{template}||1",
                 vm.id.0.simple()
             );
         }
@@ -71,6 +77,28 @@ pub fn allocate(folder: &Path, cluster: &str, capacity_checks: bool) -> Result<D
     Ok(children()? - before)
 }
 
+/// The processor time of one run of `hbal`, and where it puts each instance, in at most so many moves.
+pub fn balance(folder: &Path, view: &View, at_most: usize) -> Result<(Duration, HashMap<u128, NodeId>)> {
+    let (data, state) = (folder.join("hbal.data"), folder.join("hbal"));
+    std::fs::write(&data, cluster(view, "ext"))?;
+    let before = children()?;
+    let mut hbal = Command::new(HBAL);
+    hbal.arg("-t").arg(&data).arg("-S").arg(&state).args(["-q", "-l", &at_most.to_string()]);
+    let answer = hbal.output().with_context(|| format!("{HBAL} cannot be started"))?;
+    let took = children()? - before;
+    ensure!(answer.status.success(), "hbal: {}", String::from_utf8_lossy(&answer.stderr));
+    let nodes: HashMap<&str, NodeId> = view.nodes().map(|node| (&*node.name, node.id)).collect();
+    let end = std::fs::read_to_string(state.with_extension("balanced"))?;
+    let mut places = HashMap::new();
+    for line in end.lines().filter(|line| line.starts_with('i')) {
+        let words: Vec<&str> = line.split('|').collect();
+        let vm = u128::from_str_radix(words[0].trim_start_matches('i'), 16)?;
+        let node = words.get(6).and_then(|name| nodes.get(name)).context("hbal names an unknown node")?;
+        places.insert(vm, *node);
+    }
+    Ok((took, places))
+}
+
 /// Processor time of all children that have ended.
 fn children() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
@@ -89,7 +117,7 @@ mod tests {
     #[test]
     fn a_cluster_is_told_whole() {
         let fleet = Fleet::new(Kind::Plain, 3, 60).unwrap();
-        let text = cluster(&fleet.view);
+        let text = cluster(&fleet.view, "plain");
         assert_eq!(text.lines().filter(|line| line.starts_with("i0")).count(), fleet.placed.len());
         let free: Vec<&str> = text.lines().filter(|line| line.starts_with('n')).collect();
         assert_eq!(free.len(), 3, "{text}");

@@ -3,8 +3,11 @@
 //! decisions; those that are measured are the scheduler's own.
 
 pub mod emptying;
+pub mod evening;
 pub mod fleet;
+pub mod fragments;
 pub mod ganeti;
+pub mod guarded;
 pub mod plan_file;
 pub mod policy;
 pub mod report;
@@ -13,3 +16,4 @@ pub mod speed;
 pub mod storm;
 pub mod stream;
 pub mod tightness;
+pub mod turns;

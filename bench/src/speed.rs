@@ -11,7 +11,7 @@ use tamdao_scheduler::place::place;
 use crate::fleet::{Fleet, Kind};
 
 /// Decisions of one case, and how many before are not counted.
-const DECISIONS: usize = 20_000;
+pub(crate) const DECISIONS: usize = 20_000;
 const WARM_UP: usize = 500;
 
 /// What one fleet showed.
@@ -53,14 +53,21 @@ pub fn measure(kind: Kind, nodes: usize, percent: u64) -> Result<Speed> {
             refused += usize::from(answer.is_err());
         }
     }
-    took.sort_unstable();
-    let at = |per_mille: usize| took[(took.len() * per_mille / 1_000).min(took.len() - 1)];
-    Ok(Speed {
-        p50: at(500),
-        p99: at(990),
-        p999: at(999),
-        per_second: DECISIONS as f64 / whole.as_secs_f64(),
-        refused,
-        decisions: DECISIONS,
-    })
+    Ok(Speed::of(took, whole, refused))
+}
+
+impl Speed {
+    /// Of the time of each decision, and of all with what they left behind.
+    pub(crate) fn of(mut took: Vec<Duration>, whole: Duration, refused: usize) -> Self {
+        took.sort_unstable();
+        let at = |per_mille: usize| took[(took.len() * per_mille / 1_000).min(took.len() - 1)];
+        Self {
+            p50: at(500),
+            p99: at(990),
+            p999: at(999),
+            per_second: took.len() as f64 / whole.as_secs_f64(),
+            refused,
+            decisions: took.len(),
+        }
+    }
 }

@@ -44,7 +44,7 @@ pub fn measure(view: &View, loss: &Loss, plan: &mut impl Write) -> Result<Storm>
     for placement in &survival.plan {
         let vm = survival.lost.iter().flat_map(|node| lost(*node)).find(|vm| vm.id == placement.vm);
         let vm = vm.context("a VM is restarted that was not lost")?;
-        file.come(2, vm, placement.node)?;
+        file.come(2, vm, (placement.node, placement.cells))?;
         priorities.push(vm.priority);
     }
     let restarted: BTreeSet<_> = survival.plan.iter().map(|placement| placement.vm).collect();

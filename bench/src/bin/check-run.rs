@@ -2,8 +2,10 @@
 //! where it does not fit, and that what the run claims of itself is so. It shares no code with the bench or the
 //! scheduler; its input is the file alone. Usage: check-run FILE…
 //!
-//! Lines: `nodes COUNT CPU MEMORY`; `+ TIME VM CPU MEMORY NODE` (`-` for no place); `- TIME VM`; `> TIME VM NODE`, a
-//! move during which both ends are held; `x NODE`, which is empty and stays so; `claim WHAT VALUE`. CPU in thousandths, memory in MiB, time in seconds.
+//! Lines: `nodes COUNT CPU MEMORY [CELLS]`, where each node has so many equal NUMA cells; `+ TIME VM CPU MEMORY NODE
+//! [CELLS]` (`-` for no place), on these cells of the node, such as 0+1, in equal parts; `- TIME VM`; `> TIME VM NODE
+//! [CELLS]`, a move, which holds both ends until the next second; `x NODE`, which is empty and stays so until `o NODE`;
+//! `claim WHAT VALUE`. CPU in thousandths, memory in MiB, time in seconds.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -12,19 +14,36 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Vm {
     cpu: u64,
     memory: u64,
-    node: Option<usize>,
+    place: Option<Place>,
+}
+
+#[derive(Clone)]
+struct Place {
+    node: usize,
+    cells: Vec<usize>,
+}
+
+/// What one node holds.
+#[derive(Clone, Default)]
+struct Node {
+    cpu: u64,
+    memory: u64,
+    vms: u64,
+    cells: Vec<(u64, u64)>,
 }
 
 #[derive(Default)]
 struct Judge {
     capacity: (u64, u64),
-    used: Vec<(u64, u64, u64)>,
+    used: Vec<Node>,
     closed: HashSet<usize>,
     vms: HashMap<u128, Vm>,
+    /// What those hold that move at this second, where they come from.
+    leaving: Vec<(Place, u64, u64)>,
     in_use: u64,
     time: u64,
     claims: usize,
@@ -48,16 +67,18 @@ impl Judge {
         match words[0] {
             "nodes" => {
                 ensure!(self.used.is_empty(), "the fleet is given twice");
-                self.used = vec![(0, 0, 0); usize::try_from(number(1)?)?];
+                let cells = if words.len() > 4 { usize::try_from(number(4)?)? } else { 0 };
+                let node = Node { cells: vec![(0, 0); cells], ..Node::default() };
+                self.used = vec![node; usize::try_from(number(1)?)?];
                 self.capacity = (number(2)?, number(3)?);
             }
             "+" => {
                 self.pass_to(number(1)?)?;
-                let node = if words.get(5) == Some(&"-") { None } else { Some(usize::try_from(number(5)?)?) };
-                let new = Vm { cpu: number(3)?, memory: number(4)?, node };
-                ensure!(self.vms.insert(vm(2)?, new).is_none(), "the VM came before");
-                if let Some(node) = node {
-                    self.hold(node, new)?;
+                let place = if words.get(5) == Some(&"-") { None } else { Some(place(&words[5..])?) };
+                let new = Vm { cpu: number(3)?, memory: number(4)?, place };
+                ensure!(self.vms.insert(vm(2)?, new.clone()).is_none(), "the VM came before");
+                if let Some(place) = &new.place {
+                    self.hold(place, new.cpu, new.memory)?;
                     self.accepted += 1;
                     self.accepted_cpu += new.cpu;
                 }
@@ -66,27 +87,30 @@ impl Judge {
             "-" => {
                 self.pass_to(number(1)?)?;
                 let gone = self.vms.remove(&vm(2)?).context("the VM is not there")?;
-                if let Some(node) = gone.node {
-                    self.give_up(node, gone)?;
+                if let Some(place) = gone.place {
+                    self.give_up(&place, gone.cpu, gone.memory)?;
                 }
             }
             ">" => {
                 self.pass_to(number(1)?)?;
-                let to = usize::try_from(number(3)?)?;
-                let moved = *self.vms.get(&vm(2)?).context("the VM is not there")?;
-                let from = moved.node.context("the VM has no place to move from")?;
-                ensure!(from != to, "the VM moves to where it is");
-                self.hold(to, moved)?;
-                self.give_up(from, moved)?;
-                self.vms.insert(vm(2)?, Vm { node: Some(to), ..moved });
+                let to = place(&words[3..])?;
+                let moved = self.vms.get(&vm(2)?).context("the VM is not there")?.clone();
+                let from = moved.place.context("the VM has no place to move from")?;
+                ensure!(from.node != to.node, "the VM moves to where it is");
+                ensure!(from.cells.len() == to.cells.len(), "the VM lies on another number of cells");
+                self.hold(&to, moved.cpu, moved.memory)?;
+                self.leaving.push((from, moved.cpu, moved.memory));
+                self.vms.insert(vm(2)?, Vm { place: Some(to), ..moved });
                 self.moves += 1;
             }
             "x" => {
+                self.settle()?;
                 let node = usize::try_from(number(1)?)?;
                 let used = self.used.get(node).context("the node is not of the fleet")?;
-                ensure!(used.2 == 0, "the node holds {} VMs", used.2);
+                ensure!(used.vms == 0, "the node holds {} VMs", used.vms);
                 self.closed.insert(node);
             }
+            "o" => ensure!(self.closed.remove(&usize::try_from(number(1)?)?), "the node is not closed"),
             "claim" => {
                 let is = match words.get(1).copied() {
                     Some("peak") => self.peak,
@@ -106,28 +130,57 @@ impl Judge {
 
     fn pass_to(&mut self, time: u64) -> Result<()> {
         let passed = time.checked_sub(self.time).context("time runs backwards")?;
+        if passed > 0 {
+            self.settle()?;
+        }
         self.node_seconds += self.in_use * passed;
         self.time = time;
         Ok(())
     }
 
-    fn hold(&mut self, node: usize, vm: Vm) -> Result<()> {
-        ensure!(!self.closed.contains(&node), "node {node} has to stay empty");
-        let used = self.used.get_mut(node).context("the node is not of the fleet")?;
-        self.in_use += u64::from(used.2 == 0);
-        *used = (used.0 + vm.cpu, used.1 + vm.memory, used.2 + 1);
-        let (cpu, memory, _) = *used;
-        ensure!(cpu <= self.capacity.0, "node {node} holds {cpu} CPU of {}", self.capacity.0);
-        ensure!(memory <= self.capacity.1, "node {node} holds {memory} memory of {}", self.capacity.1);
+    /// The moves of this second are done.
+    fn settle(&mut self) -> Result<()> {
+        let leaving = std::mem::take(&mut self.leaving);
+        leaving.iter().try_for_each(|(from, cpu, memory)| self.give_up(from, *cpu, *memory))
+    }
+
+    fn hold(&mut self, place: &Place, cpu: u64, memory: u64) -> Result<()> {
+        let at = place.node;
+        ensure!(!self.closed.contains(&at), "node {at} has to stay empty");
+        let node = self.used.get_mut(at).context("the node is not of the fleet")?;
+        self.in_use += u64::from(node.vms == 0);
+        (node.cpu, node.memory, node.vms) = (node.cpu + cpu, node.memory + memory, node.vms + 1);
+        let whole = self.capacity;
+        ensure!(node.cpu <= whole.0, "node {at} holds {} CPU of {}", node.cpu, whole.0);
+        ensure!(node.memory <= whole.1, "node {at} holds {} memory of {}", node.memory, whole.1);
+        let (n, parts) = (node.cells.len() as u64, place.cells.len() as u64);
+        for of in &place.cells {
+            let cell = node.cells.get_mut(*of).context("the node has no such cell")?;
+            *cell = (cell.0 + cpu.div_ceil(parts), cell.1 + memory.div_ceil(parts));
+            ensure!(cell.0 * n <= whole.0 && cell.1 * n <= whole.1, "cell {of} of node {at} holds {cell:?}");
+        }
         Ok(())
     }
 
-    fn give_up(&mut self, node: usize, vm: Vm) -> Result<()> {
-        let used = self.used.get_mut(node).context("the node is not of the fleet")?;
-        *used = (used.0 - vm.cpu, used.1 - vm.memory, used.2 - 1);
-        self.in_use -= u64::from(used.2 == 0);
+    fn give_up(&mut self, place: &Place, cpu: u64, memory: u64) -> Result<()> {
+        let node = self.used.get_mut(place.node).context("the node is not of the fleet")?;
+        (node.cpu, node.memory, node.vms) = (node.cpu - cpu, node.memory - memory, node.vms - 1);
+        let parts = place.cells.len() as u64;
+        for of in &place.cells {
+            let cell = node.cells.get_mut(*of).context("the node has no such cell")?;
+            *cell = (cell.0 - cpu.div_ceil(parts), cell.1 - memory.div_ceil(parts));
+        }
+        self.in_use -= u64::from(node.vms == 0);
         Ok(())
     }
+}
+
+/// Of the words NODE and CELLS.
+fn place(words: &[&str]) -> Result<Place> {
+    let node = words.first().context("the node is not there")?.parse()?;
+    let cells = words.get(1).map_or(Ok(Vec::new()), |word| word.split('+').map(str::parse).collect())?;
+    ensure!(cells.iter().collect::<HashSet<_>>().len() == cells.len(), "a cell is there twice");
+    Ok(Place { node, cells })
 }
 
 fn judge(path: &str) -> Result<()> {
@@ -177,14 +230,27 @@ mod tests {
             "claim accepted-cpu 5",
             "claim moves 1",
             "x 1",
+            "o 1",
+            "+ 30 4 1 1 1",
         ];
         judged(&lines).unwrap();
+        let cells = ["nodes 2 4 8 2", "+ 0 1 2 4 0 0", "+ 0 2 3 4 1 0+1", "> 1 1 1"];
+        assert!(judged(&cells).is_err(), "a VM that lies in a cell has to get one");
+        judged(&["nodes 2 4 8 2", "+ 0 1 2 4 0 0", "+ 0 2 2 4 0 1", "> 1 1 1 1", "> 2 2 1 0"]).unwrap();
     }
 
     #[test]
     fn a_false_one_does_not() {
         let fleet = "nodes 2 4 8";
-        let wrong: [&[&str]; 9] = [
+        let cells = "nodes 2 4 8 2";
+        let wrong: [&[&str]; 15] = [
+            &[cells, "+ 0 1 2 2 0 0", "+ 0 2 1 1 0 0"],
+            &[cells, "+ 0 1 1 5 0 0"],
+            &[cells, "+ 0 1 1 1 0 2"],
+            &[cells, "+ 0 1 2 2 0 1+1"],
+            &[fleet, "o 1"],
+            // The place that one leaves in a round is held until the round is done.
+            &[fleet, "+ 0 1 3 4 0", "+ 0 2 1 1 0", "+ 0 3 1 1 1", "> 1 1 1", "> 1 3 0"],
             &[fleet, "+ 0 1 1 1 0", "x 0"],
             &[fleet, "x 0", "+ 0 1 1 1 0"],
             &[fleet, "+ 0 1 3 4 0", "+ 0 2 2 1 0"],

@@ -62,6 +62,14 @@ pub fn find(view: &View, vm: &VmShape) -> Option<Placement> {
     search(&Ask::new(view, vm))
 }
 
+/// The place for a VM on one node, if it keeps every rule.
+pub(crate) fn place_on(view: &View, vm: &VmShape, node: NodeId) -> Option<Placement> {
+    let ask = Ask::new(view, vm);
+    let mut judge = Judge { ask: &ask, traits: TraitsAnswers::new(&ask), best: None };
+    judge.consider(&view.row(view.slot(node)?)?.entry);
+    judge.placement().filter(|_| ask.cluster_reason().is_none())
+}
+
 /// A VM of a batch that has no place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchRejection {
@@ -140,16 +148,7 @@ fn search(ask: &Ask) -> Option<Placement> {
     } else {
         judge.search_blocks();
     }
-    let best = judge.best?;
-    let row = ask.view.row(best.entry.slot)?;
-    Some(Placement {
-        vm: ask.vm.id,
-        node: best.entry.id,
-        cells: row.choose_cells(ask.vm),
-        reservation: ask.vm.reservation_on(row.shape.emulation),
-        score: best.score,
-        points: best.points,
-    })
+    judge.placement()
 }
 
 struct Judge<'a> {
@@ -159,6 +158,19 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    fn placement(self) -> Option<Placement> {
+        let best = self.best?;
+        let row = self.ask.view.row(best.entry.slot)?;
+        Some(Placement {
+            vm: self.ask.vm.id,
+            node: best.entry.id,
+            cells: row.choose_cells(self.ask.vm),
+            reservation: self.ask.vm.reservation_on(row.shape.emulation),
+            score: best.score,
+            points: best.points,
+        })
+    }
+
     fn search_blocks(&mut self) {
         let blocks = self.ask.view.index().blocks();
         let weights = self.ask.view.weights();

@@ -106,7 +106,7 @@ proptest! {
     #[test]
     fn every_kept_plan_is_accepted_by_the_judge_after_every_change(
         mut plan in any_plan(7, 24),
-        changes in prop::collection::vec((0u8..8, 0usize..24, 0usize..7), 0..40),
+        changes in prop::collection::vec((0u8..14, 0usize..24, 0usize..7), 0..40),
     ) {
         tame(&mut plan);
         let mut guarantee = Guarantee::new(plan.view(), &guarded());
@@ -140,6 +140,38 @@ proptest! {
                 }
                 (5, _) => drop(guarantee.remove_node(node.id)),
                 (6, _) => guarantee.set_node(node.clone()),
+                (7, Some(home)) => drop(guarantee.readmit(vm, home)),
+                (8, Some(_)) => {
+                    let before = guarantee.broken().count();
+                    let mut larger = (**vm).clone();
+                    larger.reservation.memory_mib *= 2;
+                    guarantee.propose_shape(&Arc::new(larger)).ok();
+                    assert!(guarantee.broken().count() <= before);
+                }
+                (9, _) => {
+                    let mut group = plan.groups[vm.groups.len() % plan.groups.len()].clone();
+                    group.rules.truncate(1);
+                    group.rules.iter_mut().for_each(|rule| rule.required = true);
+                    guarantee.set_group(group);
+                }
+                (10, _) => plan.groups.iter().for_each(|group| guarantee.set_group(group.clone())),
+                (11, _) => {
+                    let mut pool = plan.pools[1].clone();
+                    let room = pool.shared.as_mut().unwrap();
+                    room.capacity_mib = if room.capacity_mib == 0 { 100_000 } else { 0 };
+                    guarantee.set_pool(pool);
+                }
+                (12, _) => {
+                    let before = guarantee.broken().count();
+                    guarantee.mend();
+                    assert!(guarantee.broken().count() <= before);
+                }
+                (13, _) => {
+                    let mut changed = node.clone();
+                    changed.emulation = !changed.emulation;
+                    changed.labels.clear();
+                    guarantee.set_node(changed);
+                }
                 _ => {}
             }
             assert_proven(&guarantee);

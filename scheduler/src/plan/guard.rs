@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::shape::By;
 use crate::survive::{Loss, Survival, survive};
 use crate::view::View;
 
@@ -33,6 +34,12 @@ impl Guard {
             .iter()
             .flat_map(|key| values(key).into_iter().map(|value| Loss::Domain { key: key.clone(), value }));
         nodes.chain(domains).collect()
+    }
+
+    /// The same as keys of failure domains.
+    pub fn guarded(&self) -> Vec<By> {
+        let nodes = self.nodes.then_some(By::Node);
+        nodes.into_iter().chain(self.keys.iter().cloned().map(By::Domain)).collect()
     }
 
     /// Whether nothing is guarded.

@@ -22,9 +22,9 @@ use crate::cells::Cells;
 use crate::check::Step;
 use crate::filter::Ask;
 use crate::index::{Amounts, MEMORY, VCPUS};
-use crate::place::{Placement, Ranked, Rejection, rejection};
-use crate::shape::{By, GroupId, NodeShape, VmShape};
-use crate::view::{View, ViewError};
+use crate::place::{Placement, Ranked, Rejection, place, place_on, rejection};
+use crate::shape::{By, VmShape};
+use crate::view::View;
 
 /// VMs that one node may hold.
 pub(super) const VMS_MAX: u32 = limits::VMS_PER_NODE as u32;
@@ -34,7 +34,7 @@ const SEARCHES: usize = 64;
 const REPLANS: usize = 2;
 
 /// See the module's text. A clone is a fork and costs constant time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Guarantee {
     pub(super) view: View,
     pub(super) guarded: Arc<[By]>,
@@ -200,6 +200,53 @@ impl Guarantee {
         }
     }
 
+    /// Admits each VM that has a place. Higher priority goes first, then the order of the batch; the answers are in the
+    /// order of the batch.
+    pub fn admit_each(&mut self, batch: &[Arc<VmShape>]) -> Vec<Result<Placement, Refusal>> {
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        order.sort_by_key(|i| (Reverse(batch[*i].priority), *i));
+        let mut answers: Vec<_> = batch.iter().map(|_| None).collect();
+        for index in order {
+            answers[index] = Some(self.admit(&batch[index]));
+        }
+        answers.into_iter().flatten().collect()
+    }
+
+    /// A place for a VM that has lost its own on `from`: one that keeps the guarantee, else its planned restart after
+    /// the loss of that node, else the best by the rules alone, because a VM that is down does not wait for the next
+    /// failure. The VM holds it afterwards, and none on `from`.
+    pub fn readmit(&mut self, vm: &Arc<VmShape>, from: NodeId) -> Result<Placement, Rejection> {
+        let planned = self.plan(&Loss::Node(from)).into_iter().find_map(|step| match step {
+            Step::Assign { vm: planned, node, .. } if planned.id == vm.id => Some(node),
+            _ => None,
+        });
+        self.release(from, vm.id);
+        if let Ok(placement) = self.admit(vm) {
+            return Ok(placement);
+        }
+        let at = |node| place_on(&self.view, vm, node);
+        let placement = match planned.and_then(at) {
+            Some(placement) => placement,
+            None => place(&self.view, vm)?,
+        };
+        self.assign_to(placement.node, placement.cells, vm.clone())
+            .expect("a place is on a known node that does not hold the VM");
+        Ok(placement)
+    }
+
+    /// A placed VM is to become this shape, such as of another size, wherever it stands, on the same cells.
+    pub fn propose_shape(&mut self, vm: &Arc<VmShape>) -> Result<(), Box<Broken>> {
+        let homes: Vec<NodeId> = self.view.homes(vm.id).collect();
+        self.propose(|fork| {
+            for node in homes {
+                let cells = fork.view.cells_of(node, vm.id);
+                if fork.release(node, vm.id).is_some() {
+                    fork.assign_to(node, cells, vm.clone()).expect("it stood there");
+                }
+            }
+        })
+    }
+
     /// Carries out what the closure does, unless a VM that has a place after every loss would have none after one.
     pub fn propose<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> Result<T, Box<Broken>> {
         let before: BTreeSet<(Loss, VmId)> = self.broken().map(|(loss, vm)| (loss.clone(), vm)).collect();
@@ -233,88 +280,8 @@ impl Guarantee {
         })
     }
 
-    // Facts.
-
-    /// As [`View::assign_to`]; restarts that stood in the way are planned anew.
-    pub fn assign_to(&mut self, node: NodeId, cells: Cells, vm: Arc<VmShape>) -> Result<(), ViewError> {
-        let slot = self.view.slot(node).ok_or(ViewError::NodeUnknown(node))?;
-        let before = self.losses_of(self.view.home_slots(vm.id));
-        let fits = self.withstands(&Ask::new(&self.view, &vm), slot) == Some(cells);
-        let near = self.losses_near(&vm.groups);
-        self.view.assign_to(node, cells, vm.clone())?;
-        let after = self.losses_of(self.view.home_slots(vm.id));
-        before.difference(&after).for_each(|number| self.forget(*number, vm.id));
-        if !fits {
-            let touched: BTreeSet<u32> = self.backing(slot).from.union(&near).copied().collect();
-            touched.iter().for_each(|number| self.refit(*number, Some(slot), &vm.groups));
-        }
-        if vm.protected {
-            after.iter().for_each(|number| self.cover(*number, &vm));
-        }
-        Ok(())
-    }
-
-    /// As [`View::release`].
-    pub fn release(&mut self, node: NodeId, vm: VmId) -> Option<Arc<VmShape>> {
-        let before = self.losses_of(self.view.home_slots(vm));
-        let shape = self.view.release(node, vm)?;
-        let after = self.losses_of(self.view.home_slots(vm));
-        before.difference(&after).for_each(|number| self.forget(*number, vm));
-        if shape.protected {
-            after.difference(&before).for_each(|number| self.cover(*number, &shape));
-        }
-        Some(shape)
-    }
-
-    /// As [`View::set_node`]; restarts on the node, and those of losses that it joins or leaves, are planned anew.
-    pub fn set_node(&mut self, shape: NodeShape) {
-        let id = shape.id;
-        let old = self.view.slot(id);
-        // With its failure domains the node's VMs may come into the way of other members of their groups.
-        let groups: BTreeSet<GroupId> =
-            self.view.vms_on(id).iter().flat_map(|vm| vm.groups.iter().copied()).collect();
-        let mut touched: BTreeSet<u32> = BTreeSet::new();
-        if let Some(slot) = old {
-            touched.extend(&self.backing(slot).from);
-            touched.extend(&self.backing(slot).losses);
-            touched.extend(self.losses_near(&groups));
-            self.delist(slot);
-        }
-        self.view.set_node(shape);
-        if let Some(slot) = self.view.slot(id) {
-            self.enlist(slot);
-            touched.extend(&self.backing(slot).losses);
-            touched.iter().for_each(|number| self.refit(*number, Some(slot), &groups));
-        }
-    }
-
-    /// As [`View::remove_node`].
-    pub fn remove_node(&mut self, id: NodeId) -> Option<Vec<Arc<VmShape>>> {
-        let slot = self.view.slot(id)?;
-        let vms = self.view.vms_on(id).to_vec();
-        vms.iter().for_each(|vm| drop(self.release(id, vm.id)));
-        let touched = self.backing(slot).from.clone();
-        self.delist(slot);
-        // What was planned to restart here is dropped while the slot is still the node's.
-        for number in &touched {
-            let here: Vec<VmId> =
-                self.lost(*number).plan.iter().filter(|(_, at)| **at == slot).map(|(vm, _)| *vm).collect();
-            here.iter().for_each(|vm| self.forget(*number, *vm));
-        }
-        self.view.remove_node(id);
-        touched.iter().for_each(|number| self.refit(*number, None, &BTreeSet::new()));
-        Some(vms)
-    }
-
-    /// Any other change of the view, such as of a pool or a group; every loss is planned anew.
-    pub fn change(&mut self, change: impl FnOnce(&mut View)) {
-        let mut view = self.view.clone();
-        change(&mut view);
-        *self = Self::new(view, &self.guarded.clone());
-    }
-
     /// Whether every loss that does not take this node keeps its plan with the VM on it, and on which cells.
-    fn withstands(&self, ask: &Ask, slot: u32) -> Option<Cells> {
+    pub(super) fn withstands(&self, ask: &Ask, slot: u32) -> Option<Cells> {
         let row = self.view.row(slot)?;
         let backing = self.backing(slot);
         let need = ask.need(&row.entry, row.shape.emulation);
@@ -356,6 +323,10 @@ impl Guarantee {
     }
 
     fn keep(&self, vm: &VmShape) -> Result<Kept, Refusal> {
+        if self.losses.is_empty() {
+            let kept = |placement| Kept { placement, targets: Vec::new() };
+            return place(&self.view, vm).map(kept).map_err(Refusal::NoPlace);
+        }
         let ask = Ask::new(&self.view, vm);
         let mut first: Option<(NodeId, u32)> = None;
         let mut hopeless: BTreeSet<u32> = BTreeSet::new();

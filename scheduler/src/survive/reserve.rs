@@ -44,6 +44,12 @@ impl Room {
         self.vms == other.vms || (0..DIMENSIONS).any(|d| self.amounts[d] == other.amounts[d])
     }
 
+    /// Whether a node has this much free.
+    pub(super) fn has_room_on(&self, entry: &Entry, at_most: u32) -> bool {
+        (0..DIMENSIONS).all(|d| entry.free[d] >= self.amounts[d])
+            && entry.vms.saturating_add(self.vms) <= at_most
+    }
+
     /// Whether a VM that needs `need` has room beside this on a node. What it does not need it cannot lack.
     pub(super) fn leaves(&self, need: &Amounts, entry: &Entry, at_most: u32) -> bool {
         let fits = |d: usize| need[d] == 0 || entry.free[d] >= self.amounts[d].saturating_add(need[d]);

@@ -236,6 +236,33 @@ impl Guarantee {
         }
     }
 
+    /// Whether what a loss would restart on a node can be restarted there, all at once.
+    pub(super) fn keeps_on(&self, number: u32, slot: u32) -> bool {
+        let lost = self.lost(number);
+        let Some(held) = lost.held.get(&slot) else { return true };
+        let Some(row) = self.view.row(slot).filter(|_| !lost.nodes.contains(&slot)) else { return false };
+        let Some(traits) = self.view.traits().get(row.entry.traits) else { return false };
+        if !held.room.has_room_on(&row.entry, VMS_MAX) {
+            return false;
+        }
+        held.vms.iter().all(|(vm, cells)| {
+            let ask = Ask::after_loss(&self.view, vm, &|vm, slot| self.place_after(lost, vm, slot));
+            if !ask.traits_fit(traits) {
+                return false;
+            }
+            let others = || held.vms.iter().filter(|(other, _)| other.id != vm.id).cloned().collect::<Vec<_>>();
+            !ask.needs_row || {
+                let row = row.with(&others());
+                ask.row_fits(&row) && row.cells_have_room(*cells, vm)
+            }
+        })
+    }
+
+    /// Plans every loss from scratch.
+    pub(super) fn plan_all_anew(&mut self) {
+        *self = Self::new(std::mem::take(&mut self.view), &self.guarded.clone());
+    }
+
     pub(super) fn plan_anew(&mut self, number: u32) {
         let lost = self.lost(number);
         let all: Vec<VmId> = lost.plan.keys().chain(lost.left_out.keys()).copied().collect();

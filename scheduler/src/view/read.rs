@@ -7,7 +7,7 @@ use tamdao_model::{NodeId, PoolId, VmId};
 
 use super::row::Row;
 use super::{GroupRow, View};
-use crate::cells::{CellAsk, Cells};
+use crate::cells::Cells;
 use crate::index::{DISK, Index, MEMORY, VCPUS};
 use crate::shape::{Group, GroupId, NodeShape, PoolShape, VmShape};
 use crate::traits::TraitsTable;
@@ -103,11 +103,7 @@ impl View {
     /// Whether these very cells of a node have room for a VM.
     pub(crate) fn cells_have_room(&self, node: NodeId, cells: Cells, vm: &VmShape) -> bool {
         let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
-        row.is_some_and(|row| {
-            let free: Vec<_> = row.cells_free().collect();
-            let fits = |ask: CellAsk| cells.iter().all(|at| free.get(at).is_some_and(|free| ask.fits(free)));
-            cells.len() == vm.cells && vm.cell_ask(row.shape.emulation).is_none_or(fits)
-        })
+        row.is_some_and(|row| row.cells_have_room(cells, vm))
     }
 
     /// All pools in the order of their ids.

@@ -110,6 +110,13 @@ impl Row {
         ask.and_then(|ask| ask.choose(self.cells_free(), &whole)).unwrap_or_default()
     }
 
+    /// Whether these very cells have room for a VM.
+    pub(crate) fn cells_have_room(&self, cells: Cells, vm: &VmShape) -> bool {
+        let free: Vec<Share> = self.cells_free().collect();
+        let fits = |ask: CellAsk| cells.iter().all(|at| free.get(at).is_some_and(|free| ask.fits(free)));
+        cells.len() == vm.cells && vm.cell_ask(self.shape.emulation).is_none_or(fits)
+    }
+
     /// Adds a VM to what is used, or takes it away.
     fn count(&mut self, vm: &VmShape, apply: fn(u64, u64) -> u64) {
         let reservation = vm.reservation_on(self.shape.emulation);

@@ -23,7 +23,7 @@ use crate::api::Api;
 use crate::auth::Gate;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Backend, Config};
-use crate::engine::Questions;
+use crate::engine::Follower;
 use crate::enroll::Enroll;
 use crate::forward::{Forward, Leader};
 use crate::identity::{self, Identity, IdentityError, Renewer};
@@ -125,7 +125,7 @@ impl Controller {
             sessions: Arc::new(Sessions::new(config.session_timeout)),
             journals: journals.clone(),
             images: images.clone(),
-            questions: Questions::default(),
+            engine: Follower::default(),
             board: Board::default(),
         });
         let readiness = Readiness::new(cache.clone(), shared.kv.clone(), shared.writer.clone(), leader);

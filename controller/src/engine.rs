@@ -1,13 +1,15 @@
 //! The engine's picture of the cluster, kept in step with the records by their changes.
 //!
-//! Its invariant: the picture at a revision equals one drawn anew from the view of that revision. Deliberately
-//! absent: decisions; the engine makes them on a fork of the picture, and only commits come back here.
+//! Its invariant: the picture at a revision equals one drawn anew from the view of that revision. There is one on each
+//! controller, [`Follower`]; whoever decides or asks gets a fork of it, and only commits come back here. Deliberately
+//! absent: decisions.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use tamdao_model::assignment::{Assignment, Reservation};
+use imbl::{OrdMap, OrdSet};
+use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::node::Node;
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
@@ -16,7 +18,8 @@ use tamdao_model::volume::Volume;
 use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
 use tamdao_scheduler::from_model::{self, ShapeError};
 use tamdao_scheduler::plan::Guard;
-use tamdao_scheduler::{self as scheduler, VmShape};
+use tamdao_scheduler::survive::guarantee::Guarantee;
+use tamdao_scheduler::{self as scheduler, NodeShape, PoolShape, VmShape};
 use tamdao_store::cache::{Cache, Commit};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
@@ -27,38 +30,60 @@ mod tests;
 /// The place in the queue of a VM that waits for a node.
 pub type Waiting = (Reverse<u32>, TimeMs, VmId);
 
-/// The cluster as the engine sees it, and who waits for a place.
-#[derive(Default)]
+/// The cluster as the engine sees it, and who waits for a place. A clone is a fork and costs next to nothing.
+#[derive(Default, Clone)]
 pub struct Engine {
     pub at: Revision,
-    pub picture: scheduler::View,
+    /// The picture, with the plans that keep room for what is guarded; without plans until somebody decides by them.
+    pub guarantee: Guarantee,
     /// Losses after which every protected VM is to have a place.
     pub guard: Guard,
     /// VMs without a node: the highest priority first, then the oldest.
-    pub waiting: BTreeSet<Waiting>,
+    pub waiting: OrdSet<Waiting>,
     /// Grows with every change that may make room or lift a rule: what was refused at one number need not be asked
     /// again at the same.
     pub helped: u64,
     /// Virtual size promised in shared pools, MiB.
-    shared: HashMap<PoolId, u64>,
+    shared: OrdMap<PoolId, u64>,
+    plans: bool,
 }
 
-/// The picture for those who ask questions, such as explain and dump: one for all of them, which follows the cache
-/// when somebody asks.
+/// A controller's one engine, which follows the cache when somebody asks. It is asked only where waiting is allowed,
+/// because a large cluster takes a while to draw.
 #[derive(Default)]
-pub struct Questions(Mutex<Option<Engine>>);
+pub struct Follower(Mutex<Option<Engine>>);
 
-impl Questions {
-    /// The newest view and a fork of its picture.
-    pub fn newest(&self, cache: &Cache) -> (Arc<View>, scheduler::View) {
+impl Follower {
+    /// The newest view and a fork of the engine at the same revision, for questions.
+    pub fn newest(&self, cache: &Cache) -> (Arc<View>, Engine) {
         let mut engine = self.0.lock().expect("no holder of the lock panics");
         let (engine, view) = Engine::catch_up(&mut engine, cache);
-        (view, engine.picture.clone())
+        (view, engine.clone())
+    }
+
+    /// The same with the plans of the guarantee, for decisions.
+    pub fn guarded(&self, cache: &Cache) -> (Arc<View>, Engine) {
+        let mut engine = self.0.lock().expect("no holder of the lock panics");
+        let (engine, view) = Engine::catch_up(&mut engine, cache);
+        engine.plan();
+        (view, engine.clone())
     }
 }
 
 impl Engine {
-    /// Draws the picture anew.
+    pub fn picture(&self) -> &scheduler::View {
+        self.guarantee.view()
+    }
+
+    /// Plans for every guarded loss from now on.
+    pub fn plan(&mut self) {
+        if !self.plans {
+            self.plans = true;
+            self.guarantee = Guarantee::new(self.picture().clone(), &self.guard.guarded());
+        }
+    }
+
+    /// Draws the picture anew, without plans.
     pub fn draw(view: &View) -> Self {
         let mut engine = Self { at: view.revision, ..Self::default() };
         for volume in view.volumes.iter() {
@@ -68,7 +93,7 @@ impl Engine {
             engine.set_pool(view, pool);
         }
         for group in view.placement_groups.iter() {
-            engine.picture.set_group(from_model::group(group));
+            engine.guarantee.set_group(from_model::group(group));
         }
         if let Some(policy) = view.scheduling_policy() {
             engine.set_policy(policy);
@@ -95,13 +120,24 @@ impl Engine {
             false
         });
         if !followed {
-            *engine = None;
+            *engine = Some(Self::drawn_anew(engine.as_ref(), &view));
         }
-        (engine.get_or_insert_with(|| Self::draw(&view)), view)
+        (engine.get_or_insert_default(), view)
+    }
+
+    /// The engine where the one before it, if any, could not follow. Who was refused by that one is asked again.
+    fn drawn_anew(before: Option<&Self>, view: &View) -> Self {
+        let (helped, plans) = before.map_or((0, false), |before| (before.helped + 1, before.plans));
+        let mut engine = Self { helped, ..Self::draw(view) };
+        if plans {
+            engine.plan();
+        }
+        engine
     }
 
     /// Follows commits that end at this view.
     pub fn follow(&mut self, commits: &[Commit], view: &View) {
+        let helped = self.helped;
         let mut stale = Stale::default();
         for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
             self.take(delta, &mut stale);
@@ -109,11 +145,14 @@ impl Engine {
         for id in stale.pools {
             match view.pools.get(id) {
                 Some(pool) => self.set_pool(view, pool),
-                None => self.picture.remove_pool(id),
+                None => self.guarantee.remove_pool(id),
             }
         }
         for id in stale.nodes {
             self.set_node(view, id, &stale.vms);
+        }
+        if self.helped != helped {
+            self.guarantee.mend();
         }
         self.at = commits.last().map_or(self.at, |commit| commit.revision.max(self.at));
     }
@@ -121,7 +160,6 @@ impl Engine {
     fn take(&mut self, delta: &Delta, stale: &mut Stale) {
         match delta.after.as_ref().or(delta.before.as_ref()) {
             Some(Record::Node(node)) => {
-                self.helped += 1;
                 stale.nodes.insert(node.id());
                 // A shared pool's size is what its nodes see of it.
                 stale.pools.extend(node.status.pools.keys());
@@ -131,9 +169,8 @@ impl Engine {
                 self.helped += u64::from(makes_room(delta));
             }
             Some(Record::Pool(pool)) => {
-                self.helped += 1;
                 stale.pools.insert(pool.id());
-                stale.nodes.extend(self.picture.nodes().map(|node| node.id));
+                stale.nodes.extend(self.picture().nodes().map(|node| node.id));
             }
             Some(Record::Volume(volume)) => {
                 let size = |record: &Option<Record>| match record {
@@ -142,6 +179,9 @@ impl Engine {
                 };
                 let held = self.shared.entry(volume.spec.pool).or_default();
                 let (before, after) = (size(&delta.before), size(&delta.after));
+                // Whose file lies on a node goes nowhere else.
+                let (lay, lies) = (lies_on(&delta.before), lies_on(&delta.after));
+                self.helped += u64::from(lay.is_some() && lay != lies);
                 if before != after {
                     self.helped += u64::from(after < before);
                     *held = (*held + after).saturating_sub(before);
@@ -159,59 +199,73 @@ impl Engine {
                 if generation(&delta.before) != generation(&delta.after) && vm.status.node.is_some() {
                     // What it may be near to has changed, for itself and for others.
                     self.helped += 1;
-                    stale.nodes.extend(self.picture.homes(vm.id()));
+                    stale.nodes.extend(self.guarantee.view().homes(vm.id()));
                     stale.vms.insert(vm.id());
                 }
             }
             Some(Record::PlacementGroup(group)) => {
-                self.helped += 1;
-                match &delta.after {
-                    Some(_) => self.picture.set_group(from_model::group(group)),
-                    None => self.picture.remove_group(scheduler::GroupId(group.id().0)),
+                let id = scheduler::GroupId(group.id().0);
+                let shape = delta.after.is_some().then(|| from_model::group(group));
+                if self.picture().group(id) != shape.as_ref() {
+                    self.helped += 1;
+                    match shape {
+                        Some(shape) => self.guarantee.set_group(shape),
+                        None => self.guarantee.remove_group(id),
+                    }
                 }
             }
-            Some(Record::SchedulingPolicy(policy)) => {
-                self.helped += 1;
-                self.set_policy(policy);
-            }
+            Some(Record::SchedulingPolicy(policy)) => self.set_policy(policy),
+            // A VM that waits may have an interface in it.
+            Some(Record::Network(_)) => self.helped += 1,
             _ => {}
         }
     }
 
     fn set_policy(&mut self, policy: &SchedulingPolicy) {
-        self.picture.set_weights(from_model::weights(policy));
-        self.guard = from_model::guard(policy);
+        self.guarantee.set_weights(from_model::weights(policy));
+        let guard = from_model::guard(policy);
+        if guard != self.guard {
+            self.helped += 1;
+            self.guard = guard;
+            if std::mem::take(&mut self.plans) {
+                self.plan();
+            }
+        }
     }
 
     fn set_pool(&mut self, view: &View, pool: &Pool) {
         let on_nodes = view.nodes.iter().filter_map(|node| node.status.pools.get(&pool.id()));
         let seen = on_nodes.filter(|seen| seen.ready).map(|seen| (seen.capacity_mib, seen.used_mib));
         let held = self.shared.get(&pool.id()).copied().unwrap_or_default();
-        self.picture.set_pool(from_model::pool(pool, seen, held));
+        let shape = from_model::pool(pool, seen, held);
+        self.helped += u64::from(self.picture().pool(pool.id()).is_none_or(|old| widens(old, &shape)));
+        self.guarantee.set_pool(shape);
     }
 
     /// Brings one node and what it holds in step; of `changed` VMs everything, of others what they hold.
     fn set_node(&mut self, view: &View, id: NodeId, changed: &BTreeSet<VmId>) {
         let Some(node) = view.nodes.get(id) else {
-            self.picture.remove_node(id);
+            self.guarantee.remove_node(id);
             return;
         };
         let assignment = view.assignment(id);
-        self.picture.set_node(node_shape(view, node, &assignment));
+        let shape = node_shape(view, node, &assignment);
+        self.helped += u64::from(self.picture().node(id).is_none_or(|old| lifts(old, &shape)));
+        self.guarantee.set_node(shape);
         let held: BTreeMap<VmId, Reservation> =
-            self.picture.vms_on(id).iter().map(|vm| (vm.id, vm.reservation)).collect();
+            self.picture().vms_on(id).iter().map(|vm| (vm.id, vm.reservation)).collect();
         for vm in held.keys().filter(|vm| !assignment.vms.contains_key(vm)) {
-            self.picture.release(id, *vm);
+            self.guarantee.release(id, *vm);
         }
         for (vm, entry) in &assignment.vms {
             match held.get(vm) {
                 Some(reservation) if *reservation == entry.reservation && !changed.contains(vm) => continue,
-                Some(_) => drop(self.picture.release(id, *vm)),
+                Some(_) => drop(self.guarantee.release(id, *vm)),
                 None => {}
             }
-            let asked = view.vms.get(*vm).and_then(|vm| shape(view, vm).ok());
-            let shape = from_model::placed(id, *vm, entry, asked);
-            self.picture.assign(id, shape).expect("the node is known and the VM was released");
+            let shape = placed_as(view, id, *vm, entry);
+            let cells = self.guarantee.view().cells_for(id, &shape);
+            self.guarantee.assign_to(id, cells, shape).expect("the node is known and the VM was released");
         }
     }
 }
@@ -251,7 +305,44 @@ fn makes_room(delta: &Delta) -> bool {
     less_vm || before.volumes.keys().any(|volume| !after.volumes.contains_key(volume))
 }
 
-fn node_shape(view: &View, node: &Node, assignment: &Assignment) -> scheduler::NodeShape {
+/// The node that a volume's file lies on.
+fn lies_on(record: &Option<Record>) -> Option<NodeId> {
+    match record {
+        Some(Record::Volume(volume)) => volume.status.node,
+        _ => None,
+    }
+}
+
+/// Whether a node may now take what it refused. What its volumes hold is its assignment's to say.
+fn lifts(before: &NodeShape, after: &NodeShape) -> bool {
+    let wider = after.vcpus > before.vcpus || after.memory_mib > before.memory_mib;
+    let pool = |(id, after): (&PoolId, &scheduler::NodePool)| match before.pools.get(id) {
+        Some(before) => (after.ready && !before.ready) || after.capacity_mib > before.capacity_mib,
+        None => true,
+    };
+    wider
+        || (after.ready && !before.ready)
+        || (before.cordoned && !after.cordoned)
+        || (after.tpm && !before.tpm)
+        || after.pools.iter().any(pool)
+        || !after.bridges.is_subset(&before.bridges)
+        || !after.firmware.is_subset(&before.firmware)
+        || !after.cpu_features.is_subset(&before.cpu_features)
+        || (&after.labels, &after.domains, &after.cells, after.emulation)
+            != (&before.labels, &before.domains, &before.cells, before.emulation)
+}
+
+/// Whether a pool may now take what it refused.
+fn widens(before: &PoolShape, after: &PoolShape) -> bool {
+    match (before.shared, after.shared) {
+        (Some(before), Some(after)) => {
+            after.capacity_mib > before.capacity_mib || after.held_mib < before.held_mib
+        }
+        (before, after) => before.is_some() != after.is_some(),
+    }
+}
+
+fn node_shape(view: &View, node: &Node, assignment: &Assignment) -> NodeShape {
     let pools = view.pools.iter().filter(|pool| pool.is_on(node.id())).map(|pool| &*pool.value);
     from_model::node(node, assignment, pools)
 }
@@ -265,6 +356,16 @@ pub fn shape(view: &View, vm: &Vm) -> Result<VmShape, ShapeError> {
     let pool = |id| view.pools.get(id).map(|row| &*row.value);
     let network = |id| view.networks.get(id).map(|row| &*row.value);
     from_model::vm(vm, volume, pool, network)
+}
+
+/// A VM as it stands on a node, if it does.
+pub fn placed(view: &View, node: NodeId, vm: VmId) -> Option<Arc<VmShape>> {
+    Some(placed_as(view, node, vm, view.assignments.get(node)?.vms.get(&vm)?))
+}
+
+fn placed_as(view: &View, node: NodeId, vm: VmId, entry: &VmEntry) -> Arc<VmShape> {
+    let asked = view.vms.get(vm).and_then(|vm| shape(view, vm).ok());
+    from_model::placed(node, vm, entry, asked)
 }
 
 /// What a VM holds on its node; the default of an unknown node is the one without emulation.

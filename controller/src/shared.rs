@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::admission::Writer;
 use crate::clock::Clock;
-use crate::engine::Questions;
+use crate::engine::Follower;
 use crate::forward::Leader;
 use crate::images::Images;
 use crate::journals::Journals;
@@ -47,8 +47,8 @@ pub struct Shared {
     pub journals: Arc<Journals>,
     /// The bytes of images.
     pub images: Arc<Images>,
-    /// The engine's picture, for those who ask what it would do.
-    pub questions: Questions,
+    /// The placement engine, for those who decide by it and those who ask what it would do.
+    pub engine: Follower,
     /// How the loops do.
     pub board: Board,
 }

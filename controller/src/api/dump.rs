@@ -12,7 +12,7 @@ use tamdao_store::cache::Cache;
 use tamdao_store::view::View;
 
 use super::Api;
-use crate::engine::{self, Questions};
+use crate::engine::{self, Follower};
 use crate::refusal::Refusal;
 
 /// A part is sent once it has this length, bytes.
@@ -24,17 +24,17 @@ impl Api {
         self.fresh().await?;
         let shared = self.shared.clone();
         // A large cloud's text takes a while, in which others want to be served.
-        let written = tokio::task::spawn_blocking(move || parts(&text(&shared.questions, &shared.cache)));
+        let written = tokio::task::spawn_blocking(move || parts(&text(&shared.engine, &shared.cache)));
         written.await.map_err(|error| Refusal::internal(format!("the dump ended early: {error}")))
     }
 }
 
-fn text(questions: &Questions, cache: &Cache) -> String {
-    let (view, picture) = questions.newest(cache);
+fn text(engine: &Follower, cache: &Cache) -> String {
+    let (view, engine) = engine.newest(cache);
     let mut flavors: Vec<_> =
         view.flavors.iter().map(|flavor| Arc::new(from_model::flavor(flavor))).collect();
     flavors.sort_by(|a, b| a.name.cmp(&b.name));
-    let cluster = Cluster { flavors, ..Cluster::of(&picture, &wants(&view)) };
+    let cluster = Cluster { flavors, ..Cluster::of(engine.picture(), &wants(&view)) };
     let id = view.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default();
     cluster.write(&format!("cluster {id} at revision {}", view.revision))
 }

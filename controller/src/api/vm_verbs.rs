@@ -6,9 +6,12 @@ use tamdao_model::vm::{StopMode, Vm, VmPhase};
 use tamdao_proto::v1;
 use tamdao_scheduler::explain::{self, Outcome};
 use tamdao_scheduler::from_model::{self, Stays};
+use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
+use tonic::Code;
 
 use super::{Api, Asked, agency_of, check_revision, find};
+use crate::admission::Moment;
 use crate::decide::vm_power::{self, Size, Verb};
 use crate::decide::waiting;
 use crate::engine;
@@ -41,7 +44,8 @@ impl Api {
     }
 
     pub(super) async fn resize(&self, asked: Asked, request: v1::ResizeVmRequest) -> Result<v1::Vm, Refusal> {
-        self.change(asked.clone(), move |draft, moment| {
+        let caller = asked.caller.clone();
+        let decide = move |draft: &mut Draft, moment: &mut Moment| {
             let scope = Scope::Agency(agency_of(draft.view(), &request.agency)?);
             let row = find::<Vm>(draft.view(), scope, &request.name)?.clone();
             check_revision(&row, request.revision)?;
@@ -54,9 +58,32 @@ impl Api {
             (wanted.spec.vcpus, wanted.spec.memory_mib) = (size.vcpus, size.memory_mib);
             let reservation = engine::reservation(draft.view(), &wanted)
                 .map_err(|error| Refusal::internal(error.to_string()))?;
-            vm_power::resize(draft, moment, &row.value, &size, reservation, &asked.caller)
+            vm_power::resize(draft, moment, &row.value, &size, reservation, &caller)
+        };
+        // What is refused here is refused below, and told there.
+        if let Ok((vm, after)) = self.shared.writer.preview(decide.clone()) {
+            self.keeps_guarantee(&vm, &after)?;
+        }
+        self.change(asked, decide).await
+    }
+
+    /// Whether room is left for every guarded failure once a placed VM is what it will be. Asked of the picture before
+    /// the change is handed in: what is placed between the two is not seen.
+    fn keeps_guarantee(&self, vm: &Vm, after: &View) -> Result<(), Refusal> {
+        let Some(node) = vm.status.node else { return Ok(()) };
+        let (_, mut engine) = self.shared.engine.guarded(&self.shared.cache);
+        let now = engine.picture().vms_on(node).iter().find(|held| held.id == vm.id()).cloned();
+        let Some((now, next)) = now.zip(engine::placed(after, node, vm.id())) else { return Ok(()) };
+        let (held, wanted) = (now.reservation, next.reservation);
+        if wanted.vcpus <= held.vcpus && wanted.memory_mib <= held.memory_mib {
+            return Ok(());
+        }
+        engine.guarantee.propose_shape(&next).map_err(|broken| {
+            let message = format!("the room is kept for failures: with the larger size, {broken}");
+            Refusal::new(Code::ResourceExhausted, "RoomKeptForFailures", message)
+                .fact("failure_domain", &broken.name)
+                .hint("a smaller size may fit; or move other VMs away first")
         })
-        .await
     }
 
     pub(super) async fn explain(
@@ -78,8 +105,8 @@ impl Api {
         }
         if vm.status.node.is_none() && !vm.spec.deleting {
             let shape = engine::shape(&view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;
-            let (_, picture) = self.shared.questions.newest(&self.shared.cache);
-            let explanation = explain::explain(&picture, &shape);
+            let (_, engine) = self.shared.engine.newest(&self.shared.cache);
+            let explanation = explain::explain(engine.picture(), &shape);
             if !explanation.fits() {
                 let (_, message) = waiting::tell(&vm, &explanation.histogram);
                 response.summary = format!("{} waits for a node: {message}", vm.meta.name);

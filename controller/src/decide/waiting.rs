@@ -4,9 +4,8 @@
 
 use tamdao_model::vm::Vm;
 use tamdao_scheduler::reason::ReasonKind;
-use tamdao_scheduler::survive::Loss;
+use tamdao_scheduler::survive::guarantee::Broken;
 use tamdao_scheduler::{By, Reason, Rejection};
-use tamdao_store::view::View;
 
 use crate::reconcile::placer::hold::KEPT;
 
@@ -22,20 +21,9 @@ pub fn tell(vm: &Vm, rejection: &Rejection) -> (&'static str, String) {
     (word(rejection), message)
 }
 
-/// The same for a VM whose place would break the failover guarantee: after this loss so many VMs had no place.
-pub fn unguarded(view: &View, loss: &Loss, left_out: usize) -> (&'static str, String) {
-    let what = match loss {
-        Loss::Node(id) => match view.nodes.get(*id) {
-            Some(node) => format!("node {}", node.meta.name),
-            None => format!("node {id}"),
-        },
-        Loss::Domain { key, value } => format!("{key} {value}"),
-    };
-    let vms = if left_out == 1 { "1 VM" } else { &format!("{left_out} VMs") };
-    let message = format!(
-        "its room is kept for failures: with it, the loss of {what} would leave {vms} without a place"
-    );
-    ("RoomKeptForFailures", message)
+/// The same for a VM whose place would break the failover guarantee.
+pub fn unguarded(broken: &Broken) -> (&'static str, String) {
+    ("RoomKeptForFailures", format!("its room is kept for failures: with it, {broken}"))
 }
 
 /// What a placed VM was promised and does not have where it is.

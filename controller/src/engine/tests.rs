@@ -55,6 +55,7 @@ impl Followed {
         changed::<Vm>(&self.view, &after, &mut deltas);
         changed::<PlacementGroup>(&self.view, &after, &mut deltas);
         changed::<SchedulingPolicy>(&self.view, &after, &mut deltas);
+        changed::<Node>(&self.view, &after, &mut deltas);
         changed::<Pool>(&self.view, &after, &mut deltas);
         changed::<Volume>(&self.view, &after, &mut deltas);
         changed::<Assignment>(&self.view, &after, &mut deltas);
@@ -62,8 +63,9 @@ impl Followed {
         self.engine.follow(&[Commit { revision: after.revision, deltas: deltas.into() }], &after);
         self.view = after;
         let drawn = Engine::draw(&self.view);
-        assert_eq!(Cluster::of(&self.engine.picture, &[]), Cluster::of(&drawn.picture, &[]));
+        assert_eq!(Cluster::of(self.engine.picture(), &[]), Cluster::of(drawn.picture(), &[]));
         assert_eq!(self.engine.waiting, drawn.waiting);
+        assert_eq!(self.engine.guard, drawn.guard);
         self.engine.helped > helped
     }
 
@@ -104,20 +106,20 @@ fn what_users_change_of_a_placed_vm_reaches_the_picture() {
         place::place(draft, moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
     });
     let group_of = |followed: &Followed| {
-        followed.engine.picture.members(scheduler::GroupId(GROUP.0)).map(|(vm, _)| vm).collect::<Vec<_>>()
+        followed.engine.picture().members(scheduler::GroupId(GROUP.0)).map(|(vm, _)| vm).collect::<Vec<_>>()
     };
     assert_eq!(group_of(&followed), []);
     assert!(followed.change_vm("vm-1", |vm| vm.spec.placement_groups = vec![GROUP]), "others may now fit");
     assert_eq!(group_of(&followed), [vm.id()]);
     followed.change_vm("vm-1", |vm| vm.spec.isolation_class = Some(Name::new("health").unwrap()));
-    assert_eq!(followed.engine.picture.vms_on(node_id(0))[0].isolation.as_deref(), Some("health"));
+    assert_eq!(followed.engine.picture().vms_on(node_id(0))[0].isolation.as_deref(), Some("health"));
     assert!(followed.commit(|draft, _| draft.put(group(2))), "a rule that allows more may help");
     followed.commit(|draft, _| {
         let mut policy = SchedulingPolicy::of(ClusterId(Uuid::from_u128(9)), TimeMs(1));
         policy.spec.weights.insert("tight".into(), 77);
         draft.create(policy);
     });
-    assert_eq!(followed.engine.picture.weights().0[0], 77);
+    assert_eq!(followed.engine.picture().weights().0[0], 77);
 }
 
 #[test]
@@ -158,4 +160,72 @@ fn a_vm_with_a_local_disk_is_not_protected() {
     let mut other = vm;
     other.spec.pin = Some(node_id(0));
     assert!(!protected(&followed, &other));
+}
+
+/// Changes a node's record.
+fn node(followed: &mut Followed, change: impl FnOnce(&mut Node)) -> bool {
+    followed.commit(|draft, _| {
+        let mut node = (*draft.view().nodes.get(node_id(0)).unwrap().value).clone();
+        change(&mut node);
+        draft.put(node);
+    })
+}
+
+#[test]
+fn who_was_refused_is_asked_again_exactly_when_something_may_help() {
+    let mut followed = Followed::new();
+    assert!(!node(&mut followed, |node| node.spec.cordoned = true), "a cordon helps nobody");
+    assert!(node(&mut followed, |node| node.spec.cordoned = false), "an uncordoned node may help");
+    assert!(!node(&mut followed, |node| node.status.inventory.memory_mib /= 2), "less memory");
+    assert!(node(&mut followed, |node| node.status.inventory.memory_mib *= 2), "more memory");
+    assert!(!node(&mut followed, |node| node.status.inventory.hostname = "x".into()), "a mere report");
+    assert!(
+        node(&mut followed, |node| drop(node.meta.labels.insert("disk".into(), "ssd".into()))),
+        "a label"
+    );
+    let another = followed.commit(|draft, _| {
+        let mut node = (*draft.view().nodes.get(node_id(0)).unwrap().value).clone();
+        node.meta.id = Uuid::from_u128(0xF0);
+        node.meta.name = Name::new("another").unwrap();
+        draft.put(node);
+    });
+    assert!(another, "a new node");
+
+    let waits = followed.create(1);
+    let vm = followed.create(2);
+    let reservation = shape(&followed.view, &vm).unwrap().reservation_on(false);
+    let placed = followed.commit(|draft, moment| {
+        place::place(draft, moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
+    });
+    assert!(!placed, "who is placed takes room");
+    assert!(!followed.change_vm("vm-1", |vm| vm.meta.display_name = "still waits".into()));
+    let gone = followed.commit(|draft, _| {
+        let mut assignment = draft.view().assignment(node_id(0));
+        assignment.vms.remove(&vm.id());
+        draft.put(assignment);
+    });
+    assert!(gone, "a VM that has gone leaves its room");
+    assert!(followed.engine.waiting.iter().any(|(_, _, id)| *id == waits.id()));
+
+    let policy = |followed: &mut Followed, change: &dyn Fn(&mut SchedulingPolicy)| {
+        followed.commit(|draft, _| {
+            let old = draft.view().scheduling_policy().map(|row| (*row.value).clone());
+            let mut policy =
+                old.unwrap_or_else(|| SchedulingPolicy::of(ClusterId(Uuid::from_u128(9)), TimeMs(1)));
+            change(&mut policy);
+            draft.put(policy);
+        })
+    };
+    let weigh: &dyn Fn(&mut SchedulingPolicy) = &|policy| policy.spec.weights.extend([("tight".into(), 9)]);
+    policy(&mut followed, weigh);
+    assert!(!policy(&mut followed, &|policy| policy.spec.weights.clear()), "weights rule nothing out");
+    assert!(policy(&mut followed, &|policy| policy.spec.guarded_failure_domains = ["node".into()].into()));
+    assert!(policy(&mut followed, &|policy| policy.spec.guarded_failure_domains.clear()), "less is guarded");
+}
+
+#[test]
+fn an_engine_drawn_anew_asks_all_again() {
+    let followed = Followed::new();
+    let before = Engine { helped: 7, ..followed.engine };
+    assert_eq!(Engine::drawn_anew(Some(&before), &followed.view).helped, 8);
 }

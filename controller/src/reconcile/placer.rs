@@ -1,7 +1,6 @@
-//! The placer: gives VMs without a node a node. The engine decides for many at once on a fork of its picture;
-//! `decide::place` holds the room under the nodes' guards.
+//! The placer: gives VMs without a node a node. The engine admits many at once to a fork of its picture, each where the
+//! failover guarantee is kept; `decide::place` holds the room under the nodes' guards.
 
-mod guarded;
 pub mod hold;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,14 +11,14 @@ use async_trait::async_trait;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::check::{Step, check};
+use tamdao_scheduler::survive::guarantee::Refusal as Unfit;
 use tamdao_scheduler::{self as scheduler, Cells, VmShape};
 
 use super::Loop;
 use crate::decide::{place, waiting};
-use crate::engine::{self, Engine};
+use crate::engine;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
-use guarded::Answer;
 use hold::Hold;
 
 /// VMs decided in one pass. A pass writes the whole assignment of each node that it gives something to, so few large
@@ -33,7 +32,6 @@ const TOLD: usize = 16;
 /// See the module.
 #[derive(Default)]
 pub struct Placer {
-    engine: Option<Engine>,
     /// Who was refused, under which state of their own and of the cluster: asking again before either has changed
     /// would only keep those behind them waiting.
     refused: HashMap<VmId, (u64, u64)>,
@@ -59,12 +57,11 @@ impl Loop for Placer {
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
-        Engine::catch_up(&mut self.engine, &shared.cache);
-        let Some(engine) = &self.engine else { return Ok(0) };
+        // What is decided is decided from one revision, view and picture alike.
+        let (view, engine) = shared.engine.guarded(&shared.cache);
         if engine.waiting.is_empty() {
             return Ok(0);
         }
-        let view = shared.cache.view();
         let mut shapes: Vec<Arc<VmShape>> = Vec::new();
         let mut outcome = Outcome::default();
         let helped = engine.helped;
@@ -85,36 +82,36 @@ impl Loop for Placer {
                 break;
             }
         }
-        let mut picture = engine.picture.clone();
+        let mut fork = engine.guarantee.clone();
         let turn = |id: VmId| view.vms.get(id).and_then(|vm| engine::waiting(vm));
         self.hold = self.hold.filter(|hold| turn(hold.vm).is_some());
         if let Some(hold) = &self.hold {
             let ahead = shapes.partition_point(|shape| turn(shape.id) <= turn(hold.vm));
-            hold.keep(&mut picture, &mut shapes[ahead..]);
+            hold.keep(&mut fork, &mut shapes[ahead..]);
         }
-        for (shape, answer) in shapes.iter().zip(guarded::place(&picture, &engine.guard, &shapes)) {
+        let picture = fork.view().clone();
+        for (shape, answer) in shapes.iter().zip(fork.admit_each(&shapes)) {
             let Some(vm) = view.vms.get(shape.id) else { continue };
             let (reason, message) = match answer {
-                Answer::Placed(placement) => {
+                Ok(placement) => {
                     outcome.places.push((shape.id, placement.node, placement.reservation));
                     continue;
                 }
-                Answer::Later => continue,
-                Answer::Rejected(rejection) => {
+                Err(Unfit::NoPlace(rejection)) => {
                     if self.hold.is_none_or(|hold| hold.vm == shape.id) {
                         let now = shared.clock.now();
                         self.hold = Hold::of(&picture, shape, vm.meta.create_time, now, &rejection);
                     }
                     waiting::tell(vm, &rejection)
                 }
-                Answer::Unguarded { loss, left_out } => waiting::unguarded(&view, &loss, left_out),
+                Err(Unfit::Unguarded { broken, .. }) => waiting::unguarded(&broken),
             };
             refused.insert(shape.id, (vm.meta.generation, helped));
             outcome.waiting.push((shape.id, reason.into(), message));
         }
-        judge(&engine.picture, &shapes, &outcome)?;
+        judge(engine.picture(), &shapes, &outcome)?;
         commit(shared, outcome).await?;
-        Ok(Engine::catch_up(&mut self.engine, &shared.cache).0.waiting.len() as u64)
+        Ok(shared.engine.newest(&shared.cache).1.waiting.len() as u64)
     }
 }
 

@@ -16,7 +16,6 @@ use tamdao_store::view::View;
 use super::Loop;
 use crate::decide::place::{Fit, tell_fit};
 use crate::decide::waiting;
-use crate::engine::Engine;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -26,7 +25,6 @@ const PER_DECISION: usize = 32;
 /// See the module.
 #[derive(Default)]
 pub struct Surveyor {
-    engine: Option<Engine>,
     /// The view that was looked at last.
     looked: Revision,
 }
@@ -52,12 +50,12 @@ impl Loop for Surveyor {
             return Ok(0);
         }
         self.looked = view.revision;
-        // A cloud that asks for nothing pays for no second picture.
+        // A cloud that asks for nothing pays for no picture.
         if !view.vms.iter().any(|vm| concerns(vm)) {
-            self.engine = None;
             return Ok(0);
         }
-        let news = news(&view, &Engine::catch_up(&mut self.engine, &shared.cache).0.picture);
+        let (view, engine) = shared.engine.newest(&shared.cache);
+        let news = news(&view, engine.picture());
         for chunk in news.chunks(PER_DECISION) {
             let chunk = chunk.to_vec();
             let told = shared.writer.submit(move |draft, moment| {

@@ -82,7 +82,7 @@ pub enum Lack {
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after the loss of {} a VM would have no place: ", self.name)?;
+        write!(f, "the loss of {} would leave a VM without a place: ", self.name)?;
         match self.lack {
             Lack::Vcpus { need, free } => write!(f, "{need} vCPUs are needed, {free} are free"),
             Lack::Memory { need_mib, free_mib } => {

@@ -250,7 +250,8 @@ impl Guarantee {
             if !ask.traits_fit(traits) {
                 return false;
             }
-            let others = || held.vms.iter().filter(|(other, _)| other.id != vm.id).cloned().collect::<Vec<_>>();
+            let others =
+                || held.vms.iter().filter(|(other, _)| other.id != vm.id).cloned().collect::<Vec<_>>();
             !ask.needs_row || {
                 let row = row.with(&others());
                 ask.row_fits(&row) && row.cells_have_room(*cells, vm)

@@ -95,7 +95,7 @@ impl View {
     }
 
     /// The cells that a VM would get on a node: none if it asks for none, or if too few have room.
-    pub(crate) fn cells_for(&self, node: NodeId, vm: &VmShape) -> Cells {
+    pub fn cells_for(&self, node: NodeId, vm: &VmShape) -> Cells {
         let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
         row.map_or(Cells::NONE, |row| row.choose_cells(vm))
     }

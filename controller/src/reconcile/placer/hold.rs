@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tamdao_model::{NodeId, TimeMs, VmId};
 use tamdao_scheduler::reason::ReasonKind;
+use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_scheduler::{Rejection, View, VmShape};
 
 /// How long a VM waits before a node is kept for it, ms.
@@ -43,8 +44,8 @@ impl Hold {
     }
 
     /// Keeps the node in a fork from those who stand behind.
-    pub fn keep(&self, fork: &mut View, behind: &mut [Arc<VmShape>]) {
-        let Some(mut node) = fork.node(self.node).cloned() else { return };
+    pub fn keep(&self, fork: &mut Guarantee, behind: &mut [Arc<VmShape>]) {
+        let Some(mut node) = fork.view().node(self.node).cloned() else { return };
         node.labels.insert(KEPT.to_owned(), String::new());
         fork.set_node(node);
         for vm in behind {
@@ -95,10 +96,11 @@ mod tests {
     fn who_stands_before_may_still_go_there_and_who_stands_behind_may_not() {
         let cluster = Cluster::parse(FULL).unwrap();
         let hold = hold(&cluster, LONG).unwrap();
-        let (mut fork, mut batch) = (cluster.view().unwrap(), cluster.wants.clone());
+        let mut fork = Guarantee::new(cluster.view().unwrap(), &[]);
+        let mut batch = cluster.wants.clone();
         hold.keep(&mut fork, &mut batch[2..]);
         let places: Vec<_> =
-            place_each(&mut fork, &batch).into_iter().map(|answer| answer.map(|p| p.node)).collect();
+            fork.admit_each(&batch).into_iter().map(|answer| answer.map(|p| p.node)).collect();
         assert!(places[0].is_ok() && places[1].is_err());
         assert_eq!(places[2].as_ref().ok(), None, "n1 has no room for small, and n2 is kept: {places:?}");
         let mut open = cluster.view().unwrap();

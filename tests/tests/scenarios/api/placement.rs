@@ -148,7 +148,7 @@ async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
     })
     .await?;
     ensure!(
-        message.contains("the loss of node fleet-") && message.contains("1 VM without a place"),
+        message.contains("the loss of node fleet-") && message.contains("leave a VM without a place"),
         "{message}"
     );
     let explained = cloud.cli.run(&["vm", "explain", "v3"]).await?;

@@ -153,6 +153,21 @@ async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
     );
     let explained = cloud.cli.run(&["vm", "explain", "v3"]).await?;
     ensure!(explained.contains("is restarted on another node"), "{explained}");
+
+    // The other node keeps 12 GiB for these two, so what stands there may grow by a little only.
+    let full = placed(&cloud, "v1").await?;
+    let nodes: Value = cloud.cli.json(&["node", "list"]).await?;
+    let all = nodes["nodes"].as_array().cloned().unwrap_or_default();
+    let mut names = all.iter().filter_map(|node| node["metadata"]["name"].as_str());
+    let other = names.find(|name| *name != full).context("there are two nodes")?;
+    let small = ["--memory", "1G", "--vcpus", "1", "--disk", "size=1G", "--pin-node", other, "--no-wait"];
+    cloud.cli.run(&[&["vm", "create", "v4"], &small[..]].concat()).await?;
+    placed(&cloud, "v4").await?;
+    let refused = cloud.cli.attempt(&["vm", "resize", "v4", "--memory", "6G", "--no-wait"]).await?;
+    let told = said(&refused);
+    ensure!(told.contains(&format!("the loss of node {full} would leave a VM without a place")), "{told}");
+    cloud.cli.run(&["vm", "resize", "v4", "--memory", "2G", "--no-wait"]).await?;
+
     cloud.cli.run(&["scheduling-policy", "update", "--guard", "node-"]).await?;
     placed(&cloud, "v3").await?;
     cloud.done()

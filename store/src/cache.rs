@@ -16,7 +16,7 @@ use crate::view::{Delta, Unreadable, View};
 
 /// Changes kept for watchers, bytes of the records as they were written. What is kept are records in memory, which
 /// take about as much again; those that are still the newest would be held anyway.
-const KEPT_BYTES: usize = 12 << 20;
+const KEPT_BYTES: usize = 6 << 20;
 
 /// All that one commit changed.
 #[derive(Debug, Clone)]

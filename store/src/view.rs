@@ -312,7 +312,8 @@ fn fold_row<T: Held>(view: &mut View, change: &Change) -> Result<Option<Delta>, 
 pub(crate) fn decode<T: Held>(entry: &Entry) -> Result<T, Unreadable> {
     let envelope: Envelope<T> = serde_json::from_slice(&entry.value)
         .map_err(|source| Unreadable { key: entry.key.clone(), source })?;
-    Ok(envelope.record)
+    // A clone takes what it needs. What was read has room for growth in each list, and is held for long.
+    Ok(envelope.record.clone())
 }
 
 impl View {

@@ -12,6 +12,11 @@ use crate::{root, tidy};
 const NEXTEST: &str = "cargo-nextest@0.9.143";
 const DENY: &str = "cargo-deny@0.18.9";
 
+/// The feature with which binaries and tests are built: it lets a test kill an agent in the middle of a step.
+const HOOKS: &str = "tamdao-node-agent/test-hooks";
+/// For properties, in place of 256.
+const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "5000")];
+
 /// Runs every step; the first that fails ends the run.
 pub fn run(long: bool) -> Result<()> {
     let mut steps = Steps::default();
@@ -25,13 +30,11 @@ pub fn run(long: bool) -> Result<()> {
             &["clippy", "--workspace", "--all-targets", "--all-features", "--", "--deny", "warnings"],
         )
     })?;
-    // The tests start these as processes, so they are built before; the hooks let a test kill an agent mid-step.
-    steps.run("binaries", || {
-        command("cargo", &["build", "--workspace", "--bins", "--features", "tamdao-node-agent/test-hooks"])
-    })?;
+    // The tests start these as processes, so they are built before.
+    steps.run("binaries", || command("cargo", &["build", "--workspace", "--bins", "--features", HOOKS]))?;
     steps.run("tests", || {
         install("nextest", NEXTEST)?;
-        nextest(&[], &[])
+        nextest(&["--workspace", "--features", HOOKS], &[])
     })?;
     if long {
         longer(&mut steps)?;
@@ -47,17 +50,29 @@ fn longer(steps: &mut Steps) -> Result<()> {
         // Advisories need a database from the network, which a build must not depend on.
         command("cargo", &["deny", "check", "bans", "licenses", "sources"])
     })?;
-    steps.run("cases", || nextest(&["--profile", "cases"], &[("PROPTEST_CASES", "10000")]))?;
-    steps.run("fuzz", || nextest(&["--profile", "fuzz"], &[("TAMDAO_TEST_EXAMPLES", "300")]))?;
+    // The reference that places must agree with tries everything, which takes an optimiser to be tried often.
+    steps.run("cases", || {
+        let mut pure = vec!["--cargo-profile", "cases"];
+        pure.extend(["tamdao-model", "tamdao-scheduler", "tamdao-keeper"].iter().flat_map(|one| ["-p", one]));
+        nextest(&pure, MANY_CASES)?;
+        nextest(&["--workspace", "--profile", "cases", "--features", HOOKS], MANY_CASES)
+    })?;
+    steps.run("fuzz", || {
+        nextest(
+            &["--workspace", "--profile", "fuzz", "--features", HOOKS],
+            &[("TAMDAO_TEST_EXAMPLES", "300")],
+        )
+    })?;
     // A fault that needs luck to be seen gets its chances.
-    steps.run("repeats", || nextest(&["--profile", "repeats", "--stress-count", "20"], &[]))
+    steps.run("repeats", || {
+        nextest(&["--workspace", "--profile", "repeats", "--stress-count", "20", "--features", HOOKS], &[])
+    })
 }
 
-/// Runs tests of the workspace, as the binaries were built.
+/// Runs tests.
 fn nextest(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let mut command = Command::new("cargo");
-    command.args(["nextest", "run", "--workspace", "--features", "tamdao-node-agent/test-hooks"]);
-    command.args(arguments).envs(environment.iter().copied());
+    command.args(["nextest", "run"]).args(arguments).envs(environment.iter().copied());
     finish(command)
 }
 

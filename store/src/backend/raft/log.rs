@@ -21,7 +21,7 @@ use super::disk::{Disk, Done};
 use super::types::{Ballot, LogEntry, LogId, Types};
 
 /// How many bytes of entries stay in memory.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 4 << 20;
 /// How many bytes of entries one replication message carries, beyond its first entry.
 const MESSAGE_BYTES: usize = 2 << 20;
 const VOTE: &str = "vote";

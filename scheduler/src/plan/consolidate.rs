@@ -1,23 +1,25 @@
 //! Emptying as many nodes as possible, or as many as asked for, with few MiB copied. Nodes are taken in an order;
-//! the longest part of it that can be emptied at once is found by halving, so that no VM moves twice, and then
+//! the longest part of it that can be emptied at once is looked for from above, so that no VM moves twice, and then
 //! further nodes are tried one by one with room made for their VMs. Empty nodes stay empty.
 //!
-//! This is a heuristic: a longer part may exist where the halving did not look. Deliberately absent: turning nodes
+//! This is a heuristic: a longer part may exist where it did not look. Deliberately absent: turning nodes
 //! off, and the guarantee as a rule of the search; it is asked of the end, and nodes are given back until it holds.
 
 use std::collections::BTreeSet;
 
 use tamdao_model::NodeId;
 
-use super::course::{Course, closed};
+use super::course::Course;
 use super::drain::newly_unborne;
-use super::empty::{DEPTH, TOLERATED_PERCENT, empty_whole, most};
+use super::empty::{DEPTH, empty_whole, longest, most};
 use super::reach::straightened;
 use super::rounds::rounds;
 use super::{Budget, Plan, Terms};
 use crate::survive::Survival;
 use crate::view::View;
 
+/// How near to the longest part the search goes, as a part of it.
+const WITHIN: usize = 50;
 /// Nodes that are tried one by one after the last that could be emptied.
 const MISSES: usize = 24;
 
@@ -107,15 +109,12 @@ struct Search<'a, 'b, 'c> {
 impl<'a> Search<'a, '_, '_> {
     /// The course that empties most nodes, up to `at_most`, and those nodes.
     fn best(&mut self, at_most: usize) -> (Course<'a>, BTreeSet<NodeId>) {
-        let mut best = (self.closed(&BTreeSet::new()), BTreeSet::new());
-        let (mut low, mut high) = (0, at_most.min(most(self.view, &self.order, &self.empty)));
-        while low < high && !self.budget.is_spent() {
-            let middle = (low + high).div_ceil(2);
-            match self.try_first(middle) {
-                Some(found) => (low, best) = (middle, found),
-                None => high = middle - 1,
-            }
-        }
+        let at_once = at_most.min(most(self.view, &self.order, &self.empty));
+        let closed = |nodes: &BTreeSet<NodeId>| self.begin.shut(&nodes.union(&self.empty).copied().collect());
+        let accept = |nodes, course| Some((course, nodes));
+        let found = longest(&self.order, at_once, (usize::MAX, WITHIN), closed, accept, self.budget);
+        let nothing = || (0, (self.closed(&BTreeSet::new()), BTreeSet::new()));
+        let (low, mut best) = found.unwrap_or_else(nothing);
         // Shallow chains first, for all; what deep ones cost is spent on what is left.
         for depth in 1..DEPTH {
             best = self.one_by_one(best, depth, low, at_most);
@@ -124,16 +123,7 @@ impl<'a> Search<'a, '_, '_> {
     }
 
     fn closed(&self, nodes: &BTreeSet<NodeId>) -> Course<'a> {
-        let all: BTreeSet<NodeId> = nodes.union(&self.empty).copied().collect();
-        Course { view: closed(self.view, &all), ..self.begin.clone() }
-    }
-
-    fn try_first(&mut self, count: usize) -> Option<(Course<'a>, BTreeSet<NodeId>)> {
-        let nodes: BTreeSet<NodeId> = self.order.iter().take(count).copied().collect();
-        let vms: usize = nodes.iter().map(|node| self.view.vms_on(*node).len()).sum();
-        let begin = self.closed(&nodes);
-        let tolerance = vms * TOLERATED_PERCENT / 100;
-        empty_whole(&begin, &nodes, (1, tolerance), self.budget).map(|course| (course, nodes))
+        self.begin.shut(&nodes.union(&self.empty).copied().collect())
     }
 
     /// Adds further nodes of the order, from `begin` on.

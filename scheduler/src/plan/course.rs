@@ -40,6 +40,11 @@ impl<'a> Course<'a> {
         Self { terms, view: view.clone(), moves: Vec::new() }
     }
 
+    /// The course with these nodes closed.
+    pub(crate) fn shut(&self, nodes: &BTreeSet<NodeId>) -> Self {
+        Self { view: closed(&self.view, nodes), ..self.clone() }
+    }
+
     /// How the VM may move.
     pub(crate) fn way(&self, vm: VmId) -> Result<Way, Held> {
         let nodes: Vec<NodeId> = self.view.homes(vm).collect();

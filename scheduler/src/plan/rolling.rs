@@ -1,19 +1,25 @@
 //! Rolling maintenance: as few groups of nodes as possible that can be down together, one group after the other,
 //! until every node had its turn. Each group comes with the plan that empties it, made for the cluster that the
 //! groups before it leave; emptied nodes take VMs again when their group is done. Greedy: each group is the longest
-//! part of the order that halving finds. Where it costs no larger group, VMs go only to nodes that had their turn,
-//! so that they move once. Deliberately absent: bringing VMs back to where they were.
+//! part of the order that is found. Where it costs no group twice as large, VMs go only to nodes that had their turn, so that
+//! they move once. Deliberately absent: bringing VMs back to where they were.
 
 use std::collections::BTreeSet;
 
 use tamdao_model::NodeId;
 
-use super::course::{Course, closed};
+use super::course::Course;
 use super::drain::{Blocker, drain, newly_unborne};
-use super::empty::{DEPTH, TOLERATED_PERCENT, empty_whole, most};
+use super::empty::{DEPTH, empty_whole, longest, most};
 use super::rounds::rounds;
 use super::{Budget, Plan, Terms};
 use crate::view::View;
+
+/// VMs of a group for which room is made; there are many groups, and chains cost more than a smaller group.
+const TOLERATED: usize = 8;
+
+/// A group is searched for to within this part of it.
+const WITHIN: usize = 16;
 
 /// The groups in their order, and what cannot be emptied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,50 +68,50 @@ fn turn<'a>(
     let begin = Course::new(now, terms);
     let mut order: Vec<NodeId> = rest.iter().copied().collect();
     order.sort_by_key(|node| (begin.copied_from(*node), *node));
-    let once = longest(&begin, &order, rest, budget);
-    let any = longest(&begin, &order, &BTreeSet::new(), budget);
-    let size =
-        |found: &Option<(BTreeSet<NodeId>, Course)>| found.as_ref().map_or(0, |(nodes, _)| nodes.len());
-    let best = if size(&once) >= size(&any) { once } else { any };
+    // VMs that go only to nodes that had their turn move once; the other way is tried where it could free twice as many.
+    let mut best = longest_beside(&begin, &order, rest, 0, budget);
+    let size = best.as_ref().map_or(0, |(nodes, _)| nodes.len());
+    best = longest_beside(&begin, &order, &BTreeSet::new(), 2 * size, budget).or(best);
     // No part of the order can go; perhaps one alone that comes later in it can.
-    let alone = |node: &NodeId| attempt(&begin, &[*node], &BTreeSet::new(), (DEPTH, usize::MAX), budget);
+    let alone = |node: &NodeId| {
+        let nodes = BTreeSet::from([*node]);
+        let course = begin.shut(&nodes);
+        empty_whole(&course, &nodes, (DEPTH, usize::MAX), budget)
+            .and_then(|end| bearable(&begin, nodes, &[], end))
+    };
     best.or_else(|| order.iter().find_map(alone))
 }
 
-/// The longest part of the order that halving finds, with VMs going to none of the `shut` nodes.
-fn longest<'a>(
+/// The longest part of the order that is found while the `beside` nodes take nothing, if it is longer than this.
+fn longest_beside<'a>(
     begin: &Course<'a>,
     order: &[NodeId],
-    shut: &BTreeSet<NodeId>,
+    beside: &BTreeSet<NodeId>,
+    than: usize,
     budget: &mut Budget,
 ) -> Option<(BTreeSet<NodeId>, Course<'a>)> {
-    let mut best = None;
-    let (mut low, mut high) = (0, most(&begin.view, order, shut));
-    while low < high && !budget.is_spent() {
-        let middle = (low + high).div_ceil(2);
-        let vms: usize = order[..middle].iter().map(|node| begin.view.vms_on(*node).len()).sum();
-        match attempt(begin, &order[..middle], shut, (1, vms * TOLERATED_PERCENT / 100), budget) {
-            Some(found) => (low, best) = (middle, Some(found)),
-            None => high = middle - 1,
-        }
+    let at_most = most(&begin.view, order, beside);
+    if at_most <= than {
+        return None;
     }
-    best
+    let closed = |nodes: &BTreeSet<NodeId>| begin.shut(&nodes.union(beside).copied().collect());
+    let accept = |nodes: BTreeSet<NodeId>, end| {
+        let others: Vec<NodeId> = beside.difference(&nodes).copied().collect();
+        bearable(begin, nodes, &others, end)
+    };
+    let (count, found) = longest(order, at_most, (TOLERATED, WITHIN), closed, accept, budget)?;
+    (count > than).then_some(found)
 }
 
-/// The course that empties these nodes, by depth of chains and tolerance, if the guarantee allows it.
-fn attempt<'a>(
+/// The nodes with the course that empties them, if the guarantee allows it. For that question only the nodes that
+/// are down take nothing; the others are opened.
+fn bearable<'a>(
     begin: &Course<'a>,
-    nodes: &[NodeId],
-    shut: &BTreeSet<NodeId>,
-    (depth, tolerance): (usize, usize),
-    budget: &mut Budget,
+    nodes: BTreeSet<NodeId>,
+    others: &[NodeId],
+    mut end: Course<'a>,
 ) -> Option<(BTreeSet<NodeId>, Course<'a>)> {
-    let nodes: BTreeSet<NodeId> = nodes.iter().copied().collect();
-    let all: BTreeSet<NodeId> = nodes.union(shut).copied().collect();
-    let course = Course { view: closed(&begin.view, &all), ..begin.clone() };
-    let mut end = empty_whole(&course, &nodes, (depth, tolerance), budget)?;
-    // For the question of the guarantee only the nodes that are down take nothing.
-    for node in shut.difference(&nodes) {
+    for node in others {
         if begin.view.node(*node).is_some_and(|node| !node.cordoned) {
             end.open(*node);
         }

@@ -183,6 +183,15 @@ fn nodes_are_emptied_by_bytes_or_by_end_of_support() {
 }
 
 #[test]
+fn a_node_is_emptied_by_exchanges() {
+    let view = read("exchange");
+    let aim = Aim { among: Some(BTreeSet::from([node(&view, "n1")])), ..Aim::default() };
+    let answer = consolidate(&view, &aim, &Terms::default(), &mut Budget::default());
+    assert_eq!(answer.emptied, [node(&view, "n1")]);
+    insta::assert_snapshot!(report(&view, &answer.plan, &[], &Limits::default()));
+}
+
+#[test]
 fn load_is_evened_only_when_it_lasts() {
     let view = read("uneven");
     let policy = Policy { hold: 2, ..Policy::default() };

@@ -11,9 +11,10 @@ use tamdao_model::NodeId;
 
 use super::course::Course;
 use super::drain::newly_unborne;
-use super::empty::{DEPTH, empty_whole, longest, most};
+use super::empty::{empty_whole, longest, most};
 use super::reach::straightened;
 use super::rounds::rounds;
+use super::squeeze::squeeze;
 use super::{Budget, Plan, Terms};
 use crate::survive::Survival;
 use crate::view::View;
@@ -115,24 +116,29 @@ impl<'a> Search<'a, '_, '_> {
         let found = longest(&self.order, at_once, (usize::MAX, WITHIN), closed, accept, self.budget);
         let nothing = || (0, (self.closed(&BTreeSet::new()), BTreeSet::new()));
         let (low, mut best) = found.unwrap_or_else(nothing);
-        // Shallow chains first, for all; what deep ones cost is spent on what is left.
-        for depth in 1..DEPTH {
-            best = self.one_by_one(best, depth, low, at_most);
-        }
-        best
+        // Shallow chains first, for all; what exchanges and deep chains cost is spent on what is left.
+        let chains = |depth| {
+            move |course: Course<'a>, node: NodeId, budget: &mut Budget| {
+                let tolerance = course.view.vms_on(node).len();
+                empty_whole(&course, &BTreeSet::from([node]), (depth, tolerance), budget)
+            }
+        };
+        best = self.one_by_one(best, low, at_most, chains(1));
+        best = self.one_by_one(best, low, at_most, squeeze);
+        self.one_by_one(best, low, at_most, chains(2))
     }
 
     fn closed(&self, nodes: &BTreeSet<NodeId>) -> Course<'a> {
         self.begin.shut(&nodes.union(&self.empty).copied().collect())
     }
 
-    /// Adds further nodes of the order, from `begin` on.
+    /// Adds further nodes of the order, from `begin` on, each closed and then emptied by `emptied`.
     fn one_by_one(
         &mut self,
         (mut course, mut nodes): (Course<'a>, BTreeSet<NodeId>),
-        depth: usize,
         begin: usize,
         at_most: usize,
+        emptied: impl Fn(Course<'a>, NodeId, &mut Budget) -> Option<Course<'a>>,
     ) -> (Course<'a>, BTreeSet<NodeId>) {
         let mut misses = 0;
         for node in self.order.iter().skip(begin) {
@@ -144,8 +150,7 @@ impl<'a> Search<'a, '_, '_> {
             }
             let mut next = course.clone();
             next.close(*node);
-            let tolerance = next.view.vms_on(*node).len();
-            match empty_whole(&next, &BTreeSet::from([*node]), (depth, tolerance), self.budget) {
+            match emptied(next, *node, self.budget) {
                 Some(found) => {
                     (course, misses) = (found, 0);
                     nodes.insert(*node);

@@ -21,6 +21,7 @@ pub mod maintain;
 pub mod reach;
 pub mod rolling;
 pub(crate) mod rounds;
+pub(crate) mod squeeze;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -14,7 +14,7 @@ mod pools;
 mod presence;
 mod state;
 
-use tamdao_model::{PoolId, VmId};
+use tamdao_model::{NodeId, PoolId, VmId};
 
 use crate::cells::CellAsk;
 use crate::index::{Amounts, Bounds, DIMENSIONS, DISK, Entry, MEMORY};
@@ -137,10 +137,14 @@ impl<'a> Ask<'a> {
 
     /// What the VM needs on a node.
     pub(crate) fn need(&self, entry: &Entry, emulation: bool) -> Amounts {
+        self.need_on(entry.id, emulation)
+    }
+
+    pub(crate) fn need_on(&self, node: NodeId, emulation: bool) -> Amounts {
         let mut need = self.least;
         need[MEMORY] = self.vm.reservation_on(emulation).memory_mib;
         if self.most[DISK] != self.least[DISK] {
-            let here = self.vm.disks.iter().filter(|d| d.on == Some(entry.id));
+            let here = self.vm.disks.iter().filter(|d| d.on == Some(node));
             need[DISK] = self.most[DISK].saturating_sub(here.map(|d| d.size_mib).sum());
         }
         need

@@ -18,13 +18,14 @@ impl Guarantee {
     /// As [`View::assign_to`](crate::View::assign_to); restarts that it stands in the way of are planned anew.
     pub fn assign_to(&mut self, node: NodeId, cells: Cells, vm: Arc<VmShape>) -> Result<(), ViewError> {
         let slot = self.view.slot(node).ok_or(ViewError::NodeUnknown(node))?;
-        if self.losses.is_empty() {
+        if self.guarded.is_empty() {
             return self.view.assign_to(node, cells, vm);
         }
         let before = self.losses_of(self.view.home_slots(vm.id));
         let fits = self.withstands(&Ask::new(&self.view, &vm), slot) == Some(cells);
         let near = if fits { BTreeSet::new() } else { self.losses_near(&vm.groups) };
         self.view.assign_to(node, cells, vm.clone())?;
+        self.refresh(slot);
         let after = self.losses_of(self.view.home_slots(vm.id));
         before.difference(&after).for_each(|number| self.forget(*number, vm.id));
         if !fits {
@@ -41,6 +42,7 @@ impl Guarantee {
     pub fn release(&mut self, node: NodeId, vm: VmId) -> Option<Arc<VmShape>> {
         let before = self.losses_of(self.view.home_slots(vm));
         let shape = self.view.release(node, vm)?;
+        self.view.slot(node).into_iter().for_each(|slot| self.refresh(slot));
         let after = self.losses_of(self.view.home_slots(vm));
         before.difference(&after).for_each(|number| self.forget(*number, vm));
         if shape.protected {
@@ -74,11 +76,16 @@ impl Guarantee {
             self.delist(slot);
         }
         self.view.set_node(shape);
+        self.refresh(slot);
         if moved {
             self.enlist(slot);
             touched.extend(&self.backing(slot).losses);
         }
-        touched.extend(if recount { self.backing(slot).from.clone() } else { self.broken_on(slot) });
+        if recount {
+            touched.extend(&self.backing(slot).from);
+        } else {
+            touched.extend(self.broken_on(slot));
+        }
         touched.iter().for_each(|number| self.refit(*number, Some(slot), &groups));
     }
 
@@ -96,6 +103,7 @@ impl Guarantee {
             here.iter().for_each(|vm| self.forget(*number, *vm));
         }
         self.view.remove_node(id);
+        self.refresh(slot);
         touched.iter().for_each(|number| self.refit(*number, None, &BTreeSet::new()));
         Some(vms)
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, Vector};
 use tamdao_model::{NodeId, VmId, limits};
 
-use super::reserve::{Backing, Held, Lost};
+use super::reserve::{Backing, Lost, Room, Spot};
 use super::restarts::Target;
 use super::{Loss, restart_order};
 use crate::cells::Cells;
@@ -42,6 +42,8 @@ pub struct Guarantee {
     pub(super) numbers: OrdMap<Loss, u32>,
     /// By slot.
     pub(super) nodes: Vector<Arc<Backing>>,
+    /// By slot.
+    pub(super) spots: Vector<Spot>,
 }
 
 /// Why a VM is not admitted.
@@ -117,6 +119,7 @@ impl Guarantee {
             losses: Vector::new(),
             numbers: OrdMap::new(),
             nodes: Vector::new(),
+            spots: Vector::new(),
         };
         let slots: Vec<u32> = guarantee.view.rows().map(|(slot, _)| slot).collect();
         slots.iter().for_each(|slot| guarantee.enlist(*slot));
@@ -150,8 +153,8 @@ impl Guarantee {
     pub fn plan(&self, loss: &Loss) -> Vec<Step> {
         let Some(number) = self.numbers.get(loss) else { return Vec::new() };
         let mut vms: Vec<(&Arc<VmShape>, u32, Cells)> = Vec::new();
-        for (slot, held) in &self.lost(*number).held {
-            vms.extend(held.vms.iter().map(|(vm, cells)| (vm, *slot, *cells)));
+        for stock in self.lost(*number).stocks() {
+            vms.extend(stock.held.vms.iter().map(|(vm, cells)| (vm, stock.slot, *cells)));
         }
         vms.sort_by_key(|(vm, ..)| restart_order(vm));
         let step = |(vm, slot, cells): (&Arc<VmShape>, u32, Cells)| {
@@ -171,7 +174,7 @@ impl Guarantee {
 
     /// The nodes that a loss takes.
     pub fn nodes_of(&self, loss: &Loss) -> BTreeSet<NodeId> {
-        let slots = self.numbers.get(loss).into_iter().flat_map(|number| &self.lost(*number).nodes);
+        let slots = self.numbers.get(loss).into_iter().flat_map(|number| self.lost(*number).nodes.iter());
         slots.filter_map(|slot| Some(self.view.row(*slot)?.shape.id)).collect()
     }
 
@@ -188,6 +191,7 @@ impl Guarantee {
             Ok(kept) => {
                 let Placement { node, cells, .. } = kept.placement;
                 self.view.assign_to(node, cells, vm.clone()).expect("a place is on a node without the VM");
+                self.view.slot(node).into_iter().for_each(|slot| self.refresh(slot));
                 for (number, (slot, cells)) in kept.targets {
                     self.hold(number, slot, cells, vm.clone());
                 }
@@ -249,17 +253,32 @@ impl Guarantee {
 
     /// Carries out what the closure does, unless a VM that has a place after every loss would have none after one.
     pub fn propose<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> Result<T, Box<Broken>> {
-        let before: BTreeSet<(Loss, VmId)> = self.broken().map(|(loss, vm)| (loss.clone(), vm)).collect();
         let mut fork = self.clone();
         let answer = change(&mut fork);
-        let new = fork.broken().find(|(loss, vm)| !before.contains(&((*loss).clone(), *vm)));
-        if let Some((loss, vm)) = new {
-            let number = fork.numbers.get(loss).copied();
-            let lack = number.map_or(Lack::NotProven, |number| fork.lack(number, None));
-            return Err(Box::new(Broken { loss: loss.clone(), name: fork.name(loss), vm, lack }));
+        if let Some((number, vm)) = fork.newly_broken(self).next() {
+            return Err(Box::new(fork.told(number, vm, fork.lack(number, None))));
         }
         *self = fork;
         Ok(answer)
+    }
+
+    /// Who has no place after a loss, by its number, and had one in the guarantee that this was forked from.
+    fn newly_broken<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, VmId)> + 'a {
+        let changed = (0..self.loss_count()).filter(|number| {
+            let as_before = before.losses.get(*number as usize);
+            as_before.is_none_or(|before| !Arc::ptr_eq(before, &self.losses[*number as usize]))
+        });
+        changed.flat_map(move |number| {
+            let lost = self.lost(number);
+            let before = before.numbers.get(&*lost.loss).map(|number| before.lost(*number));
+            let new = move |vm: &&VmId| before.is_none_or(|before| !before.left_out.contains_key(*vm));
+            lost.left_out.keys().filter(new).map(move |vm| (number, *vm))
+        })
+    }
+
+    fn told(&self, number: u32, vm: VmId, lack: Lack) -> Broken {
+        let loss = (*self.lost(number).loss).clone();
+        Broken { name: self.name(&loss), loss, vm, lack }
     }
 
     /// A move as one proposal: a place on `to`, then none on `from`. While it runs, either end is enough.
@@ -284,8 +303,9 @@ impl Guarantee {
     pub(super) fn withstands(&self, ask: &Ask, slot: u32) -> Option<Cells> {
         let row = self.view.row(slot)?;
         let backing = self.backing(slot);
-        let need = ask.need(&row.entry, row.shape.emulation);
-        if !backing.most.leaves(&need, &row.entry, VMS_MAX) {
+        let need = Room::of(ask.need(&row.entry, row.shape.emulation));
+        let spot = &self.spots[slot as usize];
+        if !spot.most.leaves(&need, &spot.free) {
             return None;
         }
         let mut cells = Cells::NONE;
@@ -314,8 +334,8 @@ impl Guarantee {
                 return true;
             }
             let after = Ask::after_loss(&self.view, ask.vm, &|vm, slot| self.place_after(lost, vm, slot));
-            match lost.held.get(&slot) {
-                Some(held) => after.row_fits(&row.with(&held.vms)),
+            match lost.held(slot) {
+                Some(stock) => after.row_fits(&row.with(&stock.held.vms)),
                 None => after.row_fits(row),
             }
         };
@@ -364,7 +384,7 @@ impl Guarantee {
                 continue;
             }
             let emulation = row.shape.emulation;
-            let points = ask.points(&row.entry, &ask.need(&row.entry, emulation));
+            let points = ask.points(&row.entry, &ask.need_on(node, emulation));
             let reservation = vm.reservation_on(emulation);
             let placement = Placement { vm: vm.id, node, cells, reservation, score, points };
             return Ok(Kept { placement, targets });
@@ -372,12 +392,7 @@ impl Guarantee {
         Err(match first {
             None => Refusal::NoPlace(rejection(&ask)),
             Some((node, number)) => {
-                let broken = Broken {
-                    loss: self.lost(number).loss.clone(),
-                    name: self.name(&self.lost(number).loss),
-                    vm: vm.id,
-                    lack: self.lack(number, Some((node, vm))),
-                };
+                let broken = self.told(number, vm.id, self.lack(number, Some((node, vm))));
                 Refusal::Unguarded { node, broken: Box::new(broken) }
             }
         })
@@ -386,8 +401,8 @@ impl Guarantee {
     /// The loss that holds most on a node.
     fn fullest(&self, slot: u32) -> Option<u32> {
         let held = |number: &u32| {
-            let held = self.lost(*number).held.get(&slot);
-            held.map_or((0, 0), |held| (held.room.amounts[MEMORY], held.room.amounts[VCPUS]))
+            let room = self.lost(*number).room(slot);
+            (room.0[MEMORY], room.0[VCPUS])
         };
         let near = self.backing(slot).from.iter().copied();
         near.max_by_key(|number| (held(number), Reverse(*number)))
@@ -402,7 +417,7 @@ impl Guarantee {
         for (slot, score) in best {
             let row = view.row(slot)?;
             let (node, cells, emulation) = (row.shape.id, row.choose_cells(vm), row.shape.emulation);
-            let points = ask.points(&row.entry, &ask.need(&row.entry, emulation));
+            let points = ask.points(&row.entry, &ask.need_on(node, emulation));
             if let Ok(Ok(())) = self.propose(|fork| fork.assign_to(node, cells, vm.clone())) {
                 let reservation = vm.reservation_on(emulation);
                 return Some(Placement { vm: vm.id, node, cells, reservation, score, points });
@@ -421,7 +436,7 @@ impl Guarantee {
                 free = std::array::from_fn(|d| free[d].saturating_add(row.entry.free[d]));
             }
         }
-        let planned = lost.held.values().flat_map(|held: &Held| held.vms.iter().map(|(vm, _)| &**vm));
+        let planned = lost.stocks().iter().flat_map(|stock| stock.held.vms.iter().map(|(vm, _)| &**vm));
         let all = planned.chain(lost.left_out.values().map(|vm| &**vm)).chain(more.map(|(_, vm)| vm));
         for vm in all {
             let held = vm.reservation_on(false);

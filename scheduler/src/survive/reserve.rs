@@ -1,69 +1,58 @@
 //! What a guarantee keeps: for each loss the plan of restarts, and on each node the room that the plans hold. As one
-//! value is lost at a time, a node holds the most of its losses, not their sum. Deliberately absent: how a plan is
-//! found.
+//! value is lost at a time, a node keeps the most of its losses, not their sum. All parts are shared until written, so
+//! that a fork copies little. Deliberately absent: how a plan is found.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tamdao_model::VmId;
+use imbl::OrdMap;
+use tamdao_model::{NodeId, VmId};
 
 use super::Loss;
 use crate::cells::{CellAsk, Cells, Share};
-use crate::index::{Amounts, DIMENSIONS, Entry, MEMORY, VCPUS};
+use crate::index::{Amounts, DIMENSIONS, Entry};
 use crate::shape::VmShape;
 
-/// Room of one node: the amounts, and a count of VMs.
+/// Amounts of a room: those of a node, and a count of VMs.
+pub(super) const PARTS: usize = DIMENSIONS + 1;
+
+/// Room of one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Room {
-    pub(super) amounts: Amounts,
-    pub(super) vms: u32,
-}
+pub(super) struct Room(pub(super) [u64; PARTS]);
 
 impl Room {
     /// Of one VM that needs this.
-    pub(super) fn of(amounts: Amounts) -> Self {
-        Self { amounts, vms: 1 }
+    pub(super) fn of(need: Amounts) -> Self {
+        Self(std::array::from_fn(|d| need.get(d).copied().unwrap_or(1)))
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
-        self.amounts = std::array::from_fn(|d| self.amounts[d].saturating_add(other.amounts[d]));
-        self.vms += other.vms;
+    /// What a node has free, if it may hold so many VMs.
+    pub(super) fn free(entry: &Entry, vms_at_most: u32) -> Self {
+        let vms = u64::from(vms_at_most.saturating_sub(entry.vms));
+        Self(std::array::from_fn(|d| entry.free.get(d).copied().unwrap_or(vms)))
     }
 
-    fn take(&mut self, other: &Self) {
-        self.amounts = std::array::from_fn(|d| self.amounts[d].saturating_sub(other.amounts[d]));
-        self.vms -= other.vms;
+    #[must_use]
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|d| self.0[d].saturating_add(other.0[d])))
     }
 
-    fn raise(&mut self, other: &Self) {
-        self.amounts = std::array::from_fn(|d| self.amounts[d].max(other.amounts[d]));
-        self.vms = self.vms.max(other.vms);
+    fn less(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|d| self.0[d].saturating_sub(other.0[d])))
     }
 
-    fn touches(&self, other: &Self) -> bool {
-        self.vms == other.vms || (0..DIMENSIONS).any(|d| self.amounts[d] == other.amounts[d])
-    }
-
-    /// Whether a node has this much free.
-    pub(super) fn has_room_on(&self, entry: &Entry, at_most: u32) -> bool {
-        (0..DIMENSIONS).all(|d| entry.free[d] >= self.amounts[d])
-            && entry.vms.saturating_add(self.vms) <= at_most
-    }
-
-    /// Whether a VM that needs `need` has room beside this on a node. What it does not need it cannot lack.
-    pub(super) fn leaves(&self, need: &Amounts, entry: &Entry, at_most: u32) -> bool {
-        let fits = |d: usize| need[d] == 0 || entry.free[d] >= self.amounts[d].saturating_add(need[d]);
-        (0..DIMENSIONS).all(fits) && entry.vms.saturating_add(self.vms) < at_most
+    /// Whether what is needed has room beside this. What is not needed cannot be lacking.
+    pub(super) fn leaves(&self, need: &Self, free: &Self) -> bool {
+        (0..PARTS).all(|d| need.0[d] == 0 || free.0[d] >= self.0[d].saturating_add(need.0[d]))
     }
 }
 
 /// What the plan of one loss holds on one node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Held {
-    pub(super) room: Room,
     pub(super) vms: Vec<(Arc<VmShape>, Cells)>,
     rooms: Vec<Room>,
-    cells: Vec<Share>,
+    pub(super) cells: Vec<Share>,
 }
 
 impl Held {
@@ -82,24 +71,59 @@ impl Held {
     }
 }
 
+/// What a loss holds on a slot; the room stands beside the rest, because searches look at nothing else.
+#[derive(Debug, Clone)]
+pub(super) struct Stock {
+    pub(super) slot: u32,
+    pub(super) room: Room,
+    pub(super) held: Arc<Held>,
+}
+
+/// How the room that a loss holds on a slot has changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shift {
+    pub(super) slot: u32,
+    pub(super) before: Room,
+    pub(super) after: Room,
+    /// Room in cells has changed too.
+    pub(super) in_cells: bool,
+}
+
 /// One loss: what would be lost, and where it would be restarted.
 #[derive(Debug, Clone)]
 pub(super) struct Lost {
-    pub(super) loss: Loss,
+    pub(super) loss: Arc<Loss>,
     /// Slots.
-    pub(super) nodes: BTreeSet<u32>,
+    pub(super) nodes: Arc<BTreeSet<u32>>,
     /// The slot of each VM's restart.
-    pub(super) plan: BTreeMap<VmId, u32>,
-    /// By slot.
-    pub(super) held: BTreeMap<u32, Held>,
+    pub(super) plan: OrdMap<VmId, u32>,
+    /// In the order of slots.
+    held: Arc<Vec<Stock>>,
     /// Protected VMs that would be lost and have no place.
-    pub(super) left_out: BTreeMap<VmId, Arc<VmShape>>,
+    pub(super) left_out: OrdMap<VmId, Arc<VmShape>>,
 }
 
 impl Lost {
     pub(super) fn new(loss: Loss) -> Self {
-        let (plan, held, left_out) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { loss, nodes: BTreeSet::new(), plan, held, left_out }
+        let (plan, held, left_out) = (OrdMap::new(), Arc::default(), OrdMap::new());
+        Self { loss: Arc::new(loss), nodes: Arc::default(), plan, held, left_out }
+    }
+
+    /// All that it holds, in the order of slots.
+    pub(super) fn stocks(&self) -> &[Stock] {
+        &self.held
+    }
+
+    fn find(&self, slot: u32) -> Result<usize, usize> {
+        self.held.binary_search_by_key(&slot, |stock| stock.slot)
+    }
+
+    pub(super) fn held(&self, slot: u32) -> Option<&Stock> {
+        self.find(slot).ok().map(|at| &self.held[at])
+    }
+
+    pub(super) fn room(&self, slot: u32) -> Room {
+        self.held(slot).map(|stock| stock.room).unwrap_or_default()
     }
 
     pub(super) fn hold(
@@ -107,34 +131,48 @@ impl Lost {
         slot: u32,
         vm: Arc<VmShape>,
         cells: Cells,
-        amounts: Amounts,
+        need: Room,
         emulation: bool,
-    ) {
+    ) -> Shift {
         self.plan.insert(vm.id, slot);
-        let held = self.held.entry(slot).or_default();
-        held.room.add(&Room::of(amounts));
-        held.rooms.push(Room::of(amounts));
+        let at = self.find(slot);
+        let all = Arc::make_mut(&mut self.held);
+        let at = at.unwrap_or_else(|at| {
+            all.insert(at, Stock { slot, room: Room::default(), held: Arc::default() });
+            at
+        });
+        let (stock, in_cells) = (&mut all[at], !cells.is_empty());
+        let before = stock.room;
+        stock.room = before.plus(&need);
+        let held = Arc::make_mut(&mut stock.held);
+        held.rooms.push(need);
         held.vms.push((vm, cells));
-        if !cells.is_empty() {
+        if in_cells {
             held.count_cells(emulation);
         }
+        Shift { slot, before, after: stock.room, in_cells }
     }
 
-    /// The slot that no longer holds the VM.
-    pub(super) fn drop_plan(&mut self, vm: VmId, emulation: impl Fn(u32) -> bool) -> Option<(u32, Room)> {
+    /// Drops a VM's restart, if it has one.
+    pub(super) fn drop_plan(&mut self, vm: VmId, emulation: impl Fn(u32) -> bool) -> Option<Shift> {
         let slot = self.plan.remove(&vm)?;
-        let held = self.held.get_mut(&slot)?;
+        let place = self.find(slot).ok()?;
+        let all = Arc::make_mut(&mut self.held);
+        let stock = &mut all[place];
+        let held = Arc::make_mut(&mut stock.held);
         let at = held.vms.iter().position(|(held, _)| held.id == vm)?;
-        let before = held.room;
-        held.room.take(&held.rooms.remove(at));
+        let before = stock.room;
+        stock.room = before.less(&held.rooms.remove(at));
         let (_, cells) = held.vms.remove(at);
-        if !cells.is_empty() {
+        let in_cells = !cells.is_empty();
+        if in_cells {
             held.count_cells(emulation(slot));
         }
+        let after = stock.room;
         if held.vms.is_empty() {
-            self.held.remove(&slot);
+            all.remove(place);
         }
-        Some((slot, before))
+        Some(Shift { slot, before, after, in_cells })
     }
 }
 
@@ -142,16 +180,52 @@ impl Lost {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Backing {
     pub(super) losses: Vec<u32>,
-    pub(super) from: BTreeSet<u32>,
-    /// The most of each amount that any loss holds.
-    pub(super) most: Room,
-    /// The same in each cell.
+    /// In order.
+    pub(super) from: Vec<u32>,
+    /// The most in each cell that any loss holds.
     pub(super) cells: Vec<Share>,
+    /// How many losses hold the most of each amount, so that it is known when the most sinks.
+    tops: [u32; PARTS],
 }
 
 impl Backing {
-    pub(super) fn raise(&mut self, held: &Held) {
-        self.most.raise(&held.room);
+    pub(super) fn list(&mut self, number: u32) {
+        if let Err(at) = self.from.binary_search(&number) {
+            self.from.insert(at, number);
+        }
+    }
+
+    pub(super) fn unlist(&mut self, number: u32) {
+        if let Ok(at) = self.from.binary_search(&number) {
+            self.from.remove(at);
+        }
+    }
+
+    /// Keeps the most true after a loss holds another room here; `rooms` are those of all losses, as they are now.
+    pub(super) fn shift<I: Iterator<Item = Room>>(
+        &mut self,
+        most: &mut Room,
+        shift: &Shift,
+        rooms: impl Fn() -> I,
+    ) {
+        for d in 0..PARTS {
+            let (before, after) = (shift.before.0[d], shift.after.0[d]);
+            if after > most.0[d] {
+                (most.0[d], self.tops[d]) = (after, 1);
+            } else if after == most.0[d] && before != after {
+                self.tops[d] += 1;
+            } else if before == most.0[d] && before != after {
+                self.tops[d] -= 1;
+                if self.tops[d] == 0 {
+                    most.0[d] = rooms().map(|room| room.0[d]).max().unwrap_or(0);
+                    let tops = rooms().filter(|room| room.0[d] == most.0[d]).count();
+                    self.tops[d] = u32::try_from(tops).unwrap_or(u32::MAX);
+                }
+            }
+        }
+    }
+
+    pub(super) fn raise_cells(&mut self, held: &Held) {
         for (at, share) in held.cells.iter().enumerate() {
             if self.cells.len() <= at {
                 self.cells.resize(at + 1, Share::default());
@@ -159,21 +233,40 @@ impl Backing {
             self.cells[at] = [self.cells[at][0].max(share[0]), self.cells[at][1].max(share[1])];
         }
     }
+}
 
-    /// Whether the most may be less now that a loss that held `before` holds less.
-    pub(super) fn may_sink(&self, before: &Room) -> bool {
-        !self.cells.is_empty() || self.most.touches(before)
+/// What a search for a restart looks at of each node: side by side, because it looks at all of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot {
+    /// The set of traits of the node; the largest number where there is none.
+    pub(super) traits: u32,
+    pub(super) id: NodeId,
+    pub(super) free: Room,
+    /// The most that any loss holds.
+    pub(super) most: Room,
+    /// One unit of each amount as a part of the node's capacity, in 1/2^40.
+    part: Amounts,
+}
+
+impl Spot {
+    pub(super) fn vacant() -> Self {
+        let (free, most) = (Room::default(), Room::default());
+        Self { traits: u32::MAX, id: NodeId(uuid::Uuid::nil()), free, most, part: Amounts::default() }
     }
 
-    /// By how much the room kept here would grow, and how much kept room would stay unused, if a loss held this:
-    /// both as parts of the node's capacity, in 1/8192, over all amounts.
-    pub(super) fn growth(&self, held: &Room, entry: &Entry) -> (u64, u64) {
-        let part = |d: usize, amount: u64| amount.saturating_mul(1 << 13) / entry.capacity[d].max(1);
+    pub(super) fn of(entry: &Entry, vms_at_most: u32, most: Room) -> Self {
+        let part = std::array::from_fn(|d| (1 << 40) / entry.capacity[d].max(1));
+        Self { traits: entry.traits, id: entry.id, free: Room::free(entry, vms_at_most), most, part }
+    }
+
+    /// By how much the room kept here would grow, and how much kept room would stay unused, if a loss held this: both
+    /// as parts of the node's capacity, over all amounts.
+    pub(super) fn growth(&self, held: &Room) -> (u64, u64) {
         let (mut growth, mut spare) = (0u64, 0u64);
-        for d in [VCPUS, MEMORY, crate::index::DISK] {
-            let (most, would) = (self.most.amounts[d], held.amounts[d]);
-            growth = growth.saturating_add(part(d, would.saturating_sub(most)));
-            spare = spare.saturating_add(part(d, most.saturating_sub(would)));
+        for d in 0..DIMENSIONS {
+            let (most, would) = (self.most.0[d], held.0[d]);
+            growth = growth.saturating_add(would.saturating_sub(most).saturating_mul(self.part[d]));
+            spare = spare.saturating_add(most.saturating_sub(would).saturating_mul(self.part[d]));
         }
         (growth, spare)
     }

@@ -6,15 +6,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
-use tamdao_model::VmId;
+use tamdao_model::{NodeId, VmId};
 
 use super::guarantee::{Guarantee, VMS_MAX};
-use super::reserve::{Backing, Lost, Room};
+use super::reserve::{Backing, Lost, Room, Shift, Spot};
 use super::{Loss, restart_order};
 use crate::cells::Cells;
 use crate::filter::{Ask, TraitsAnswers};
+use crate::index::DISK;
 use crate::shape::{By, GroupId, VmShape};
-use crate::view::Row;
 
 /// Where a VM would be restarted.
 pub(super) type Target = (u32, Cells);
@@ -40,11 +40,22 @@ impl Guarantee {
         Arc::make_mut(&mut self.nodes[slot as usize])
     }
 
-    /// Makes a node part of its losses.
-    pub(super) fn enlist(&mut self, slot: u32) {
+    /// Takes what searches look at from the node's row.
+    pub(super) fn refresh(&mut self, slot: u32) {
         while self.nodes.len() <= slot as usize {
             self.nodes.push_back(Arc::default());
+            self.spots.push_back(Spot::vacant());
         }
+        let spot = match self.view.row(slot) {
+            Some(row) => Spot::of(&row.entry, VMS_MAX, self.spots[slot as usize].most),
+            None => Spot::vacant(),
+        };
+        self.spots.set(slot as usize, spot);
+    }
+
+    /// Makes a node part of its losses.
+    pub(super) fn enlist(&mut self, slot: u32) {
+        self.refresh(slot);
         let Some(shape) = self.view.row(slot).map(|row| row.shape.clone()) else { return };
         for by in self.guarded.clone().iter() {
             let loss = match by {
@@ -65,7 +76,7 @@ impl Guarantee {
                     number
                 }
             };
-            self.lost_mut(number).nodes.insert(slot);
+            Arc::make_mut(&mut self.lost_mut(number).nodes).insert(slot);
             self.backing_mut(slot).losses.push(number);
         }
     }
@@ -73,7 +84,7 @@ impl Guarantee {
     /// Takes a node out of its losses.
     pub(super) fn delist(&mut self, slot: u32) {
         for number in std::mem::take(&mut self.backing_mut(slot).losses) {
-            self.lost_mut(number).nodes.remove(&slot);
+            Arc::make_mut(&mut self.lost_mut(number).nodes).remove(&slot);
         }
     }
 
@@ -108,35 +119,15 @@ impl Guarantee {
         if ask.vm.disks.iter().any(|disk| disk.size_mib > 0 && self.view.is_over(disk.pool)) {
             return None;
         }
-        let mut traits = TraitsAnswers::new(&ask);
-        let mut gone = lost.nodes.iter().copied().peekable();
-        let mut kept = lost.held.iter().peekable();
-        let mut open = Vec::new();
-        for ((slot, row), backing) in self.view.rows().zip(self.backings()) {
-            while gone.next_if(|at| *at < slot).is_some() {}
-            while kept.next_if(|(at, _)| **at < slot).is_some() {}
-            if gone.peek() == Some(&slot) {
-                continue;
-            }
-            let mut room =
-                kept.peek().filter(|(at, _)| **at == slot).map_or_else(Room::default, |(_, held)| held.room);
-            let (fits, emulation) = traits.of(row.entry.traits);
-            let need = ask.need(&row.entry, emulation);
-            if !fits || !room.leaves(&need, &row.entry, VMS_MAX) {
-                continue;
-            }
-            room.add(&Room::of(need));
-            let (growth, spare) = backing.growth(&room, &row.entry);
-            open.push(Reverse((growth, spare, row.entry.id, slot)));
+        let mut open = self.open(lost, &ask);
+        if !ask.needs_row {
+            return open.min().map(|(.., slot)| (slot, Cells::NONE));
         }
-        let mut open = BinaryHeap::from(open);
+        let mut open: BinaryHeap<_> = open.by_ref().map(Reverse).collect();
         while let Some(Reverse((.., slot))) = open.pop() {
             let row = self.view.row(slot)?;
-            if !ask.needs_row {
-                return Some((slot, Cells::NONE));
-            }
-            let with = lost.held.get(&slot).map(|held| row.with(&held.vms));
-            let row: &Row = with.as_ref().unwrap_or(row);
+            let with = lost.held(slot).map(|stock| row.with(&stock.held.vms));
+            let row = with.as_ref().unwrap_or(row);
             if ask.row_fits(row) {
                 return Some((slot, row.choose_cells(vm)));
             }
@@ -144,24 +135,66 @@ impl Guarantee {
         None
     }
 
-    /// The backing of each node that is there, in the order of slots.
-    pub(super) fn backings(&self) -> impl Iterator<Item = &Backing> + '_ {
-        (0..)
-            .zip(self.nodes.iter())
-            .filter(|(slot, _)| self.view.row(*slot).is_some())
-            .map(|(_, node)| &**node)
+    /// The nodes with room for a restart beside all others of its loss; the least is the best.
+    fn open<'a>(
+        &'a self,
+        lost: &'a Lost,
+        ask: &'a Ask<'a>,
+    ) -> impl Iterator<Item = (u64, u64, NodeId, u32)> + 'a {
+        let mut traits = TraitsAnswers::new(ask);
+        let each_its_own = ask.most[DISK] != ask.least[DISK];
+        // Many nodes in a row have the same traits, and then the same need.
+        let mut last = (u32::MAX, false, Room::default());
+        let mut gone = lost.nodes.iter().copied().peekable();
+        let mut kept = lost.stocks().iter().peekable();
+        let spots = (0u32..).zip(self.spots.leaves().flatten());
+        spots.filter_map(move |(slot, spot)| {
+            let is_gone = gone.next_if_eq(&slot).is_some();
+            let held = kept.next_if(|stock| stock.slot == slot).map(|stock| stock.room).unwrap_or_default();
+            if is_gone || spot.traits == u32::MAX {
+                return None;
+            }
+            if spot.traits != last.0 || each_its_own {
+                let (fits, emulation) = traits.of(spot.traits);
+                last = (spot.traits, fits, Room::of(ask.need_on(spot.id, emulation)));
+            }
+            let (_, fits, need) = last;
+            if !fits || !held.leaves(&need, &spot.free) {
+                return None;
+            }
+            let (growth, spare) = spot.growth(&held.plus(&need));
+            Some((growth, spare, spot.id, slot))
+        })
     }
 
     pub(super) fn hold(&mut self, number: u32, slot: u32, cells: Cells, vm: Arc<VmShape>) {
         let Some(row) = self.view.row(slot) else { return };
         let emulation = row.shape.emulation;
-        let need = Ask::after_loss(&self.view, &vm, &|_, _| None).need(&row.entry, emulation);
-        self.lost_mut(number).hold(slot, vm, cells, need, emulation);
-        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
-        backing.from.insert(number);
-        if let Some(held) = self.losses[number as usize].held.get(&slot) {
-            backing.raise(held);
+        let need = Ask::after_loss(&self.view, &vm, &|_, _| None).need_on(row.shape.id, emulation);
+        let shift = self.lost_mut(number).hold(slot, vm, cells, Room::of(need), emulation);
+        self.backing_mut(slot).list(number);
+        self.shift(number, &shift);
+    }
+
+    /// Keeps a node's reserve true after one loss holds another room there.
+    fn shift(&mut self, number: u32, shift: &Shift) {
+        let slot = shift.slot as usize;
+        let backing = Arc::make_mut(&mut self.nodes[slot]);
+        if self.losses[number as usize].held(shift.slot).is_none() {
+            backing.unlist(number);
         }
+        let losses = &self.losses;
+        let from = std::mem::take(&mut backing.from);
+        let rooms = || from.iter().map(|number| losses[*number as usize].room(shift.slot));
+        let mut most = self.spots[slot].most;
+        backing.shift(&mut most, shift, rooms);
+        self.spots[slot].most = most;
+        if shift.in_cells {
+            backing.cells.clear();
+            let stocks = from.iter().filter_map(|number| losses[*number as usize].held(shift.slot));
+            stocks.for_each(|stock| backing.raise_cells(&stock.held));
+        }
+        backing.from = from;
     }
 
     /// Plans a VM's restart, or leaves it out.
@@ -184,21 +217,14 @@ impl Guarantee {
     pub(super) fn forget(&mut self, number: u32, vm: VmId) {
         let view = &self.view;
         let emulation = |slot| view.row(slot).is_some_and(|row| row.shape.emulation);
+        let lost = &self.losses[number as usize];
+        if !lost.plan.contains_key(&vm) && !lost.left_out.contains_key(&vm) {
+            return;
+        }
         let lost = Arc::make_mut(&mut self.losses[number as usize]);
         lost.left_out.remove(&vm);
-        let Some((slot, before)) = lost.drop_plan(vm, emulation) else { return };
-        let is_last = !lost.held.contains_key(&slot);
-        let backing = Arc::make_mut(&mut self.nodes[slot as usize]);
-        if is_last {
-            backing.from.remove(&number);
-        }
-        if backing.may_sink(&before) {
-            (backing.most, backing.cells) = (Room::default(), Vec::new());
-            for number in backing.from.clone() {
-                if let Some(held) = self.losses[number as usize].held.get(&slot) {
-                    backing.raise(held);
-                }
-            }
+        if let Some(shift) = lost.drop_plan(vm, emulation) {
+            self.shift(number, &shift);
         }
     }
 
@@ -224,10 +250,10 @@ impl Guarantee {
         let wanted: BTreeSet<VmId> = must.iter().map(|vm| vm.id).collect();
         let lost = self.lost(number);
         let mut stale: Vec<VmId> = lost.left_out.keys().copied().collect();
-        for (at, held) in &lost.held {
-            let all = Some(*at) == slot || lost.nodes.contains(at);
+        for stock in lost.stocks() {
+            let all = Some(stock.slot) == slot || lost.nodes.contains(&stock.slot);
             let drop = |vm: &VmShape| all || !wanted.contains(&vm.id) || !vm.groups.is_disjoint(groups);
-            stale.extend(held.vms.iter().filter(|(vm, _)| drop(vm)).map(|(vm, _)| vm.id));
+            stale.extend(stock.held.vms.iter().filter(|(vm, _)| drop(vm)).map(|(vm, _)| vm.id));
         }
         stale.iter().for_each(|vm| self.forget(number, *vm));
         must.iter().for_each(|vm| self.cover(number, vm));
@@ -239,10 +265,11 @@ impl Guarantee {
     /// Whether what a loss would restart on a node can be restarted there, all at once.
     pub(super) fn keeps_on(&self, number: u32, slot: u32) -> bool {
         let lost = self.lost(number);
-        let Some(held) = lost.held.get(&slot) else { return true };
+        let Some(stock) = lost.held(slot) else { return true };
+        let held = &stock.held;
         let Some(row) = self.view.row(slot).filter(|_| !lost.nodes.contains(&slot)) else { return false };
         let Some(traits) = self.view.traits().get(row.entry.traits) else { return false };
-        if !held.room.has_room_on(&row.entry, VMS_MAX) {
+        if !Room::default().leaves(&stock.room, &Room::free(&row.entry, VMS_MAX)) {
             return false;
         }
         held.vms.iter().all(|(vm, cells)| {

@@ -32,6 +32,7 @@ impl Room {
         Self(std::array::from_fn(|d| entry.free.get(d).copied().unwrap_or(vms)))
     }
 
+    #[inline]
     #[must_use]
     pub(super) fn plus(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|d| self.0[d].saturating_add(other.0[d])))
@@ -42,6 +43,7 @@ impl Room {
     }
 
     /// Whether what is needed has room beside this. What is not needed cannot be lacking.
+    #[inline]
     pub(super) fn leaves(&self, need: &Self, free: &Self) -> bool {
         (0..PARTS).all(|d| need.0[d] == 0 || free.0[d] >= self.0[d].saturating_add(need.0[d]))
     }
@@ -259,15 +261,21 @@ impl Spot {
         Self { traits: entry.traits, id: entry.id, free: Room::free(entry, vms_at_most), most, part }
     }
 
-    /// By how much the room kept here would grow, and how much kept room would stay unused, if a loss held this: both
-    /// as parts of the node's capacity, over all amounts.
-    pub(super) fn growth(&self, held: &Room) -> (u64, u64) {
-        let (mut growth, mut spare) = (0u64, 0u64);
-        for d in 0..DIMENSIONS {
-            let (most, would) = (self.most.0[d], held.0[d]);
-            growth = growth.saturating_add(would.saturating_sub(most).saturating_mul(self.part[d]));
-            spare = spare.saturating_add(most.saturating_sub(would).saturating_mul(self.part[d]));
-        }
-        (growth, spare)
+    /// By how much the room kept here would grow if a loss held this: in parts of the node's capacity, over all amounts.
+    #[inline]
+    pub(super) fn growth(&self, held: &Room) -> u64 {
+        self.parts(|d| held.0[d].saturating_sub(self.most.0[d]))
+    }
+
+    /// How much kept room would stay unused then.
+    #[inline]
+    pub(super) fn spare(&self, held: &Room) -> u64 {
+        self.parts(|d| self.most.0[d].saturating_sub(held.0[d]))
+    }
+
+    /// What is kept never exceeds the capacity for longer than a fact takes, so no part is larger than one.
+    #[inline]
+    fn parts(&self, amount: impl Fn(usize) -> u64) -> u64 {
+        (0..DIMENSIONS).fold(0, |sum: u64, d| sum.wrapping_add(amount(d).wrapping_mul(self.part[d])))
     }
 }

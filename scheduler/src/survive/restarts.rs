@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
+use uuid::Uuid;
 
 use super::guarantee::{Guarantee, VMS_MAX};
 use super::reserve::{Backing, Lost, Room, Shift, Spot};
@@ -119,11 +120,21 @@ impl Guarantee {
         if ask.vm.disks.iter().any(|disk| disk.size_mib > 0 && self.view.is_over(disk.pool)) {
             return None;
         }
-        let mut open = self.open(lost, &ask);
         if !ask.needs_row {
-            return open.min().map(|(.., slot)| (slot, Cells::NONE));
+            let mut best = (u64::MAX, u64::MAX, NodeId(Uuid::max()), u32::MAX);
+            self.each_open(lost, &ask, |slot, spot, held| {
+                let growth = spot.growth(held);
+                if growth <= best.0 {
+                    best = best.min((growth, spot.spare(held), spot.id, slot));
+                }
+            });
+            return (best.3 != u32::MAX).then_some((best.3, Cells::NONE));
         }
-        let mut open: BinaryHeap<_> = open.by_ref().map(Reverse).collect();
+        let mut open = Vec::new();
+        self.each_open(lost, &ask, |slot, spot, held| {
+            open.push(Reverse((spot.growth(held), spot.spare(held), spot.id, slot)));
+        });
+        let mut open = BinaryHeap::from(open);
         while let Some(Reverse((.., slot))) = open.pop() {
             let row = self.view.row(slot)?;
             let with = lost.held(slot).map(|stock| row.with(&stock.held.vms));
@@ -135,36 +146,38 @@ impl Guarantee {
         None
     }
 
-    /// The nodes with room for a restart beside all others of its loss; the least is the best.
-    fn open<'a>(
-        &'a self,
-        lost: &'a Lost,
-        ask: &'a Ask<'a>,
-    ) -> impl Iterator<Item = (u64, u64, NodeId, u32)> + 'a {
+    /// Visits the nodes with room for a restart beside all others of its loss, with all that would then be held.
+    #[inline]
+    fn each_open(&self, lost: &Lost, ask: &Ask, mut visit: impl FnMut(u32, &Spot, &Room)) {
         let mut traits = TraitsAnswers::new(ask);
         let each_its_own = ask.most[DISK] != ask.least[DISK];
         // Many nodes in a row have the same traits, and then the same need.
         let mut last = (u32::MAX, false, Room::default());
-        let mut gone = lost.nodes.iter().copied().peekable();
-        let mut kept = lost.stocks().iter().peekable();
-        let spots = (0u32..).zip(self.spots.leaves().flatten());
-        spots.filter_map(move |(slot, spot)| {
-            let is_gone = gone.next_if_eq(&slot).is_some();
-            let held = kept.next_if(|stock| stock.slot == slot).map(|stock| stock.room).unwrap_or_default();
-            if is_gone || spot.traits == u32::MAX {
-                return None;
+        let (mut gone, mut kept) = (lost.nodes.iter().copied().peekable(), lost.stocks());
+        let mut slot = 0;
+        for spots in self.spots.leaves() {
+            for (slot, spot) in (slot..).zip(spots) {
+                let held = match kept.split_first() {
+                    Some((stock, rest)) if stock.slot == slot => {
+                        kept = rest;
+                        stock.room
+                    }
+                    _ => Room::default(),
+                };
+                if gone.next_if_eq(&slot).is_some() || spot.traits == u32::MAX {
+                    continue;
+                }
+                if spot.traits != last.0 || each_its_own {
+                    let (fits, emulation) = traits.of(spot.traits);
+                    last = (spot.traits, fits, Room::of(ask.need_on(spot.id, emulation)));
+                }
+                let (_, fits, need) = &last;
+                if *fits && held.leaves(need, &spot.free) {
+                    visit(slot, spot, &held.plus(need));
+                }
             }
-            if spot.traits != last.0 || each_its_own {
-                let (fits, emulation) = traits.of(spot.traits);
-                last = (spot.traits, fits, Room::of(ask.need_on(spot.id, emulation)));
-            }
-            let (_, fits, need) = last;
-            if !fits || !held.leaves(&need, &spot.free) {
-                return None;
-            }
-            let (growth, spare) = spot.growth(&held.plus(&need));
-            Some((growth, spare, spot.id, slot))
-        })
+            slot += u32::try_from(spots.len()).expect("a leaf is short");
+        }
     }
 
     pub(super) fn hold(&mut self, number: u32, slot: u32, cells: Cells, vm: Arc<VmShape>) {

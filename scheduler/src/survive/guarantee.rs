@@ -121,7 +121,8 @@ impl Guarantee {
             nodes: Vector::new(),
             spots: Vector::new(),
         };
-        let slots: Vec<u32> = guarantee.view.rows().map(|(slot, _)| slot).collect();
+        // By ids, so that the plans do not depend on how the picture came to be.
+        let slots: Vec<u32> = guarantee.view.rows_by_id().map(|row| row.entry.slot).collect();
         slots.iter().for_each(|slot| guarantee.enlist(*slot));
         // Large losses first: they are the hardest to plan.
         let mut order: Vec<u32> = (0..guarantee.loss_count()).collect();

@@ -52,10 +52,11 @@ fn longer(steps: &mut Steps) -> Result<()> {
     })?;
     // The reference that places must agree with tries everything, which takes an optimiser to be tried often.
     steps.run("cases", || {
-        let mut pure = vec!["--cargo-profile", "cases"];
+        let mut pure = vec!["--profile", "cases", "--cargo-profile", "cases"];
         pure.extend(["tamdao-model", "tamdao-scheduler", "tamdao-keeper"].iter().flat_map(|one| ["-p", one]));
         nextest(&pure, MANY_CASES)?;
-        nextest(&["--workspace", "--profile", "cases", "--features", HOOKS], MANY_CASES)
+        let others = "test(/mvcc_tests::|decide::tests::|reconcile::tests::properties/)";
+        nextest(&["--workspace", "--profile", "cases", "--features", HOOKS, "-E", others], MANY_CASES)
     })?;
     steps.run("fuzz", || {
         nextest(

@@ -17,6 +17,12 @@ use tamdao_model::volume::Volume;
 
 use crate::world::{AGENCY, NOW, cluster, id, own, parse, world};
 
+/// A quarter of the usual cases, however many these are; of what is made up, up to a half cannot be created.
+fn quarter() -> ProptestConfig {
+    let cases = ProptestConfig::default().cases.div_ceil(4);
+    ProptestConfig { cases, max_global_rejects: cases.max(1_024) * 2, ..ProptestConfig::default() }
+}
+
 /// As [`stable`]; what cannot be created is not counted as a case, so that enough are.
 fn always_stable<R: Public>(json: Value, new: New) -> Result<(), TestCaseError>
 where
@@ -74,7 +80,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.div_ceil(4)))]
+    #![proptest_config(quarter())]
 
     #[test]
     fn agencies(m in metadata(), description in "[a-z\n]{0,20}", contact in "[a-z@]{0,9}") {

@@ -104,6 +104,11 @@ pub enum Change {
     /// The VM is still known to be here; wait, or make sure that it is gone.
     ConfirmGone,
     Unpin,
+    /// The VM's disk comes along, as a copy in a pool of the node, or lies in a shared pool from then on.
+    BringDisk {
+        pool: PoolId,
+        name: Arc<str>,
+    },
     AddBridge {
         bridge: String,
     },
@@ -152,6 +157,7 @@ pub fn broken_where_it_is(view: &View, node: NodeId, vm: &VmShape) -> Vec<Reason
         matches!(
             reason.kind(),
             ReasonKind::PinnedElsewhere
+                | ReasonKind::DiskElsewhere
                 | ReasonKind::LabelMissing
                 | ReasonKind::LabelForbidden
                 | ReasonKind::IsolationShared
@@ -230,6 +236,7 @@ fn changes(ask: &Ask, row: &Row, reasons: &[Reason]) -> Vec<Change> {
     for reason in reasons {
         let change = match reason.clone() {
             Reason::PinnedElsewhere | Reason::PinUnknown => Change::Unpin,
+            Reason::DiskElsewhere { pool, name } => Change::BringDisk { pool, name },
             Reason::LabelMissing { key, value } => Change::AddLabel { key, value },
             Reason::LabelForbidden { key, value } => Change::RemoveLabel { key, value },
             Reason::FirmwareMissing { firmware } => Change::InstallFirmware { firmware },
@@ -283,7 +290,7 @@ impl Change {
             | Self::FreeDisk { .. }
             | Self::FreeSharedPool { .. } => 4,
             Self::ConfirmGone | Self::MakeReady | Self::RepairPool { .. } => 6,
-            Self::Unpin | Self::RelaxGroup { .. } | Self::MoveOtherClasses => 8,
+            Self::Unpin | Self::BringDisk { .. } | Self::RelaxGroup { .. } | Self::MoveOtherClasses => 8,
             Self::AddBridge { .. } | Self::AddPool { .. } | Self::InstallFirmware { .. } => 10,
             Self::EnlargeNode { .. } | Self::EnlargeCells { .. } | Self::AddTpm | Self::ReplaceCpu { .. } => {
                 100
@@ -308,6 +315,9 @@ impl Change {
             Self::ConfirmGone => format!("let {node} confirm that the VM is gone"),
             Self::Unpin if node.is_empty() => "change or remove the pin".into(),
             Self::Unpin => format!("change the pin to {node}"),
+            Self::BringDisk { name, .. } => {
+                format!("copy its disk of pool {name} to {node}, or keep it in a shared pool")
+            }
             Self::AddBridge { bridge } => format!("add bridge {bridge} to {node}"),
             Self::AddPool { name, .. } => format!("add pool {name} to {node}"),
             Self::RelaxGroup { group, by } => {

@@ -16,6 +16,11 @@ use crate::shape::{By, Cell};
 pub enum Reason {
     /// The VM is pinned to another node.
     PinnedElsewhere,
+    /// A disk of the VM lies in this local pool of the one node that it may therefore run on.
+    DiskElsewhere {
+        pool: PoolId,
+        name: Arc<str>,
+    },
     /// The pinned node is not in the cluster.
     PinUnknown,
     LabelMissing {
@@ -107,6 +112,7 @@ pub enum Reason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReasonKind {
     PinnedElsewhere,
+    DiskElsewhere,
     PinUnknown,
     LabelMissing,
     LabelForbidden,
@@ -135,6 +141,7 @@ impl Reason {
     pub fn kind(&self) -> ReasonKind {
         match self {
             Self::PinnedElsewhere => ReasonKind::PinnedElsewhere,
+            Self::DiskElsewhere { .. } => ReasonKind::DiskElsewhere,
             Self::PinUnknown => ReasonKind::PinUnknown,
             Self::LabelMissing { .. } => ReasonKind::LabelMissing,
             Self::LabelForbidden { .. } => ReasonKind::LabelForbidden,
@@ -183,6 +190,7 @@ impl ReasonKind {
     pub const fn code(self) -> &'static str {
         match self {
             Self::PinnedElsewhere => "PinnedElsewhere",
+            Self::DiskElsewhere => "DiskElsewhere",
             Self::PinUnknown => "PinUnknown",
             Self::LabelMissing => "LabelMissing",
             Self::LabelForbidden => "LabelForbidden",
@@ -212,6 +220,7 @@ impl ReasonKind {
     pub const fn words(self) -> &'static str {
         match self {
             Self::PinnedElsewhere => "pinned to another node",
+            Self::DiskElsewhere => "its disk is on another node",
             Self::PinUnknown => "pinned to a node that does not exist",
             Self::LabelMissing => "required label missing",
             Self::LabelForbidden => "forbidden label present",
@@ -241,6 +250,7 @@ impl ReasonKind {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::DiskElsewhere { name, .. } => write!(f, "its disk is in pool {name} of another node"),
             Self::LabelMissing { key, value } => write!(f, "label {key}={value} missing"),
             Self::LabelForbidden { key, value } => write!(f, "has the forbidden label {key}={value}"),
             Self::FirmwareMissing { firmware } => write!(f, "firmware {firmware} missing"),

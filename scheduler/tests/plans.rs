@@ -198,6 +198,10 @@ proptest! {
         prop_assert!(answer.plan.is_empty() || answer.after.squares < answer.before.squares, "{}", show(&view));
         prop_assert!(answer.plan.move_count() <= at_most);
         let end = carried_out(&view, &answer.plan, &BTreeSet::new());
+        if let Some(guard) = &terms.guard {
+            let before: BTreeSet<_> = guard.unborne(&view).into_iter().map(|s| s.loss).collect();
+            prop_assert!(guard.unborne(&end).iter().all(|s| before.contains(&s.loss)), "{}", show(&view));
+        }
         let again = run(&end, 2);
         prop_assert_eq!(again.before, answer.after, "{}", show(&view));
         if answer.outcome == Outcome::Best {

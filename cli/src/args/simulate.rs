@@ -21,6 +21,10 @@ pub enum SimulateVerb {
     Drain(DrainArgs),
     /// For each node, rack or feed: can it be emptied with no VM stopped, and what is missing if not?
     Maintain(MaintainArgs),
+    /// Plan to empty as many nodes as possible by moves that copy little
+    Consolidate(ConsolidateArgs),
+    /// Plan to even out the load of nodes, where that is worth the moves
+    Balance(BalanceArgs),
     /// Print what makes a place good, and how much each part weighs
     Weights(ForkArgs),
 }
@@ -115,6 +119,43 @@ pub struct MaintainArgs {
     pub each: Vec<String>,
     /// Losses that must be survived meanwhile: node, or any failure-domain key
     #[arg(long, value_name = "KEYS", value_delimiter = ',', default_value = "node")]
+    pub guarded: Vec<String>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
+    pub fork: ForkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsolidateArgs {
+    /// Only empty these: nodes by name, or KEY=VALUE for all nodes of a failure domain [default: any node]
+    #[arg(value_name = "NODE|KEY=VALUE")]
+    pub among: Vec<String>,
+    /// So many nodes are enough [default: as many as possible]
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// Empty first the nodes whose hardware support ends first, and not those with the least to copy
+    #[arg(long)]
+    pub oldest_first: bool,
+    /// Losses that must be survived at the end as they are now: node, or any failure-domain key
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
+    pub guarded: Vec<String>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
+    pub fork: ForkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BalanceArgs {
+    /// Do nothing while no node's load is further than this from the cluster's, in percent of the node
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub threshold: u32,
+    /// Moves at most [default: as many as are worth it]
+    #[arg(long, value_name = "N")]
+    pub at_most: Option<usize>,
+    /// Losses that must be survived at the end as they are now: node, or any failure-domain key
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     pub guarded: Vec<String>,
     #[command(flatten)]
     pub pace: PaceArgs,

@@ -2,6 +2,8 @@
 //! cluster's dump. Each module asks the engine one question and shows the answer to people and to programs.
 //! Deliberately absent: decisions of our own; the controllers call the same functions.
 
+mod balance;
+mod consolidate;
 mod drain;
 mod fit;
 mod fork;
@@ -28,6 +30,8 @@ pub async fn run(app: &App, verb: SimulateVerb) -> Result<ExitStatus> {
         SimulateVerb::Survive(args) => survive::run(app, &args).await,
         SimulateVerb::Drain(args) => drain::run(app, &args).await,
         SimulateVerb::Maintain(args) => maintain::run(app, &args).await,
+        SimulateVerb::Consolidate(args) => consolidate::run(app, &args).await,
+        SimulateVerb::Balance(args) => balance::run(app, &args).await,
         SimulateVerb::Weights(args) => weights(app, &args).await,
     }
 }

@@ -278,6 +278,110 @@ async fn maintain_has_a_line_for_all_that_can_be_switched_off() {
 }
 
 #[tokio::test]
+async fn many_nodes_are_emptied_the_oldest_first() {
+    let tamdao = two_racks();
+    assert_snapshot!(tamdao.story("simulate consolidate --cluster c --oldest-first --count 2 --guarded node").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    ROUND  VM             FROM  TO    HOW   COPIES    WHY
+    1      legacy-old2-1  old2  r1n1  live  16.1 GiB  empties old2
+    1      legacy-old2-2  old2  r1n1  live  16.1 GiB  empties old2
+    2      legacy-old3-1  old3  r1n1  live  16.1 GiB  empties old3
+    2      legacy-old3-2  old3  r1n1  live  16.1 GiB  empties old3
+    3      scratch-old2   old2  r1n1  live  43.2 GiB  empties old2
+    3      scratch-old3   old3  r1n1  live  43.2 GiB  empties old3
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                                MEMORY                             VMS
+      old2       [---.................]  15 > 0 %   [-----...............]  29 > 0 %   3 > 0
+      old3       [---.................]  15 > 0 %   [-----...............]  29 > 0 %   3 > 0
+      r1n1       [#####++++...........]  29 > 45 %  [###########++++++...]  56 > 85 %  8 > 14
+      all nodes  [####................]  20 %       [#######.............]  37 %       54
+    ----- stderr -----
+    6 nodes stay as they are
+    2 nodes emptied: old2, old3
+    6 moves in 3 rounds, 151 GiB to copy
+    "#);
+    assert_snapshot!(tamdao.story("simulate consolidate old9 --cluster c").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: no node is named "old9"; known: r1n1, r1n2, r1n3, r2n1, r2n2, r2n3, old1, old2, old3
+    "#);
+    let report = tamdao.json("simulate consolidate feed=A --cluster c -o json").await;
+    assert_eq!(report["emptied"], serde_json::json!(["old1", "old2"]));
+    let plan = tamdao.output("simulate consolidate --cluster c --count 1 -o text").await;
+    assert!(String::from_utf8_lossy(&plan.stdout).starts_with("tamdao-plan 1\nround\nmove "));
+}
+
+#[tokio::test]
+async fn load_is_evened_out_and_the_measure_is_told() {
+    let tamdao = two_racks();
+    assert_snapshot!(tamdao.story("simulate balance --cluster c --at-most 3 --guarded node").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    ROUND  VM      FROM  TO    HOW   COPIES    WHY
+    1      app-1   r1n1  old2  live  16.1 GiB  evens out load
+    1      app-13  r2n1  old3  live  16.1 GiB  evens out load
+    1      app-2   r1n1  r1n2  live  16.1 GiB  evens out load
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                                MEMORY                             VMS
+      old2       [###+................]  15 > 21 %  [#####+++............]  29 > 41 %  3 > 4
+      old3       [###+................]  15 > 21 %  [#####+++............]  29 > 41 %  3 > 4
+      r1n1       [####-...............]  29 > 23 %  [########---.........]  56 > 43 %  8 > 6
+      r1n2       [###+................]  17 > 20 %  [######+.............]  30 > 36 %  7 > 8
+      r2n1       [#####...............]  29 > 26 %  [#########--.........]  56 > 49 %  8 > 7
+      all nodes  [####................]  20 %       [#######.............]  37 %       54
+    ----- stderr -----
+    4 nodes stay as they are
+    the farthest node is off by 18.22 % before and 11.81 % after
+    further moves would be worth it; --at-most ends the plan
+    3 moves in 1 round, 48.2 GiB to copy
+    "#);
+    assert_snapshot!(tamdao.story("simulate balance --cluster c --threshold 60").await, @r#"
+    exit code: 0
+    ----- stdout -----
+
+    Nodes before and after (# stays, + comes, - goes, . is free)
+      NODE       CPU                           MEMORY                        VMS
+      all nodes  [####................]  20 %  [#######.............]  37 %  54
+    ----- stderr -----
+    nothing has to move
+    9 nodes stay as they are
+    the farthest node is off by 18.22 % before and 18.22 % after
+    no node is further off than the threshold
+    nothing moves
+    "#);
+    let report = tamdao.json("simulate balance --cluster c -o json").await;
+    assert_eq!(report["outcome"], "best");
+    assert!(report["farthest_after"].as_f64() < report["farthest_before"].as_f64());
+}
+
+#[tokio::test]
+async fn a_disk_that_holds_a_vm_is_named_and_so_is_missing_room() {
+    let tamdao = Tamdao::new(&[]);
+    let text = "tamdao-cluster 1
+pool fast local
+node n1 vcpus=16 memory=65536 pool.fast=100000/20000
+node n2 vcpus=16 memory=65536 pool.fast=100000
+vm db on=n1 vcpus=4 memory=16384 disk.fast=20000@n1 pin=n1
+vm big on=n2 vcpus=14 memory=16384
+";
+    tamdao.file("c", text.as_bytes());
+    assert_snapshot!(tamdao.story("simulate maintain --cluster c").await, @r#"
+    exit code: 1
+    ----- stdout -----
+    EMPTIED  POSSIBLE  NODES  MOVES  ROUNDS  COPIES  MISSING
+    node n1  no        1      0      0       0 MiB   db stays on n1: no place on any of 2 nodes: 1 its disk is on another node (nearest n2: its disk is in pool fast of another node); 1 cordoned (n1); would help: copy its disk of pool fast to n2, or keep it in a shared pool and free 2 vCPUs on n2
+    node n2  no        1      0      0       0 MiB   big stays on n2: no place on the only node: 1 not enough vCPUs (nearest n1: needs 14 vCPUs, has 12 free); would help: free 2 vCPUs on n1; enough would be 14 vCPUs, 16 GiB more on 1 node like n1
+    "#);
+    let output = tamdao.output("simulate maintain --each node --cluster c -o json").await;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report[1]["enough"][0]["vcpus"], 14);
+    assert_eq!(report[0]["enough"], serde_json::json!([]));
+}
+
+#[tokio::test]
 async fn weights_are_a_table() {
     let tamdao = four_nodes();
     assert_snapshot!(tamdao.story("simulate weights --cluster c").await, @r#"

@@ -56,6 +56,6 @@ fn pools<'a>(ask: &'a Ask, shared: bool) -> impl Iterator<Item = PoolId> + 'a {
     wanted.filter(move |id| ask.view.pool(*id).is_some_and(|pool| pool.shared.is_some() == shared))
 }
 
-fn name(ask: &Ask, pool: PoolId) -> Arc<str> {
+pub(super) fn name(ask: &Ask, pool: PoolId) -> Arc<str> {
     ask.view.pool(pool).map_or_else(|| pool.to_string().into(), |pool| pool.name.clone())
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tamdao_model::NodeId;
 
 use super::course::{Course, why_not};
+use super::drain::newly_unborne;
 use super::reach::straightened;
 use super::rounds::rounds;
 use super::{Budget, Plan, Terms, Why};
@@ -83,6 +84,8 @@ pub enum Outcome {
     Best,
     /// As many moves as were allowed.
     Limited,
+    /// Further moves would have lost the guarantee.
+    Guarded,
     BudgetSpent,
 }
 
@@ -99,11 +102,21 @@ pub fn balance(view: &View, policy: &Policy, lasted: u32, terms: &Terms, budget:
     if lasted < policy.hold {
         return nothing(Outcome::Waiting { lasted, hold: policy.hold });
     }
-    let mut search = Search { course: Course::new(view, terms), loads, policy };
-    let outcome = search.run(budget);
-    let after = search.loads.unevenness();
-    let end = straightened(search.course, Course::new(view, terms), budget);
-    Balance { plan: rounds(view, end.moves, &terms.limits), before, after, outcome }
+    // The guarantee is asked of the end, and moves are given back until it holds.
+    let mut at_most = policy.at_most;
+    loop {
+        let mut search = Search { course: Course::new(view, terms), loads: Loads::of(view), policy, at_most };
+        let mut outcome = search.run(budget);
+        if at_most < policy.at_most && outcome == Outcome::Limited {
+            outcome = Outcome::Guarded;
+        }
+        let after = search.loads.unevenness();
+        let end = straightened(search.course, Course::new(view, terms), budget);
+        if newly_unborne(view, &end).is_empty() {
+            return Balance { plan: rounds(view, end.moves, &terms.limits), before, after, outcome };
+        }
+        at_most = end.moves.len() * 3 / 4;
+    }
 }
 
 /// The loads of all nodes that take VMs.
@@ -173,6 +186,7 @@ struct Search<'a, 'p> {
     course: Course<'a>,
     loads: Loads,
     policy: &'p Policy,
+    at_most: usize,
 }
 
 /// A move that is worth more than it costs.
@@ -191,7 +205,7 @@ impl Search<'_, '_> {
             let near = self.least_loaded();
             let mut moved = false;
             for source in order {
-                if self.course.moves.len() >= self.policy.at_most {
+                if self.course.moves.len() >= self.at_most {
                     return Outcome::Limited;
                 }
                 if !budget.step() {

@@ -29,10 +29,7 @@ struct Report {
 
 pub async fn run(app: &App, args: &DrainArgs) -> Result<ExitStatus> {
     let mut fork = fork::load(app, &args.fork).await?;
-    let mut nodes = BTreeSet::new();
-    for what in &args.what {
-        nodes.extend(meant(what, &fork).map_err(|error| Problem::usage(error.to_string()))?);
-    }
+    let nodes = meant(&args.what, &fork).map_err(|error| Problem::usage(error.to_string()))?;
     let terms = moves::terms(&fork, &args.pace, &args.guarded)?;
     let answer = moves::within(&args.pace, |budget| drain(&fork.view, &nodes, &terms, budget));
     let before = fork.view.clone();
@@ -51,13 +48,17 @@ pub async fn run(app: &App, args: &DrainArgs) -> Result<ExitStatus> {
     Ok(verdict(answer.is_done()))
 }
 
-/// The nodes that a word means: a node's name, or KEY=VALUE for those that stand in this failure domain alone.
-fn meant(what: &str, fork: &Fork) -> Result<BTreeSet<NodeId>, WhatIfError> {
-    let loss = match what.split_once('=') {
-        None => subject_of("node", what, fork)?,
-        Some((key, value)) => subject_of(key, value, fork)?,
-    };
-    Ok(fork.lost_with(&loss))
+/// The nodes that words mean: a node's name, or KEY=VALUE for those that stand in this failure domain alone.
+pub fn meant(words: &[String], fork: &Fork) -> Result<BTreeSet<NodeId>, WhatIfError> {
+    let mut nodes = BTreeSet::new();
+    for word in words {
+        let loss = match word.split_once('=') {
+            None => subject_of("node", word, fork)?,
+            Some((key, value)) => subject_of(key, value, fork)?,
+        };
+        nodes.extend(fork.lost_with(&loss));
+    }
+    Ok(nodes)
 }
 
 fn report(fork: &Fork, drain: &Drain) -> Report {

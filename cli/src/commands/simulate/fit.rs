@@ -6,13 +6,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde::Serialize;
 use tamdao_scheduler::capacity::fit;
-use tamdao_scheduler::place::{Rejection, place_each};
-use tamdao_scheduler::{DiskNeed, View, VmShape};
+use tamdao_scheduler::place::Rejection;
+use tamdao_scheduler::survive::guarantee::{Guarantee, Refusal};
+use tamdao_scheduler::{By, DiskNeed, VmShape};
 use uuid::Uuid;
 
 use super::fork::{self, Fork};
 use super::what_if::unknown;
-use super::{no_text, survive, verdict};
+use super::{moves, no_text, survive, verdict};
 use crate::app::App;
 use crate::args::FitArgs;
 use crate::output::{Cell, Table, Tone};
@@ -118,34 +119,28 @@ fn row(fork: &Fork, shape: &VmShape, args: &FitArgs) -> Result<Row, Problem> {
     })
 }
 
-/// The largest count, at most `at_most`, with which all losses are survived, by halving: more VMs never make a loss
-/// easier to survive.
+/// Copies are admitted one after the other, as the controllers admit VMs under the guarantee, until one is refused.
 fn guarded(fork: &Fork, shape: &VmShape, keys: &[String], at_most: u32) -> Result<Guarded, Problem> {
-    let breaks = |count: u32| -> Result<Option<String>, Problem> {
-        let survivals = survive::all(fork, &filled(&fork.view, shape, count), keys)?;
-        Ok(survivals.iter().find(|one| !one.is_guaranteed()).map(|one| survive::name(fork, &one.loss)))
-    };
-    let (mut fits, mut too_many) = (0, at_most.saturating_add(1));
-    let mut broken_by = breaks(0)?;
-    if broken_by.is_none() {
-        while fits + 1 < too_many {
-            let middle = fits + (too_many - fits) / 2;
-            match breaks(middle)? {
-                None => fits = middle,
-                Some(loss) => (too_many, broken_by) = (middle, Some(loss)),
+    let guard = moves::guard(fork, keys)?.unwrap_or_default();
+    let nodes = guard.nodes.then_some(By::Node);
+    let bys: Vec<By> = nodes.into_iter().chain(guard.keys.into_iter().map(By::Domain)).collect();
+    let mut guarantee = Guarantee::new(fork.view.clone(), &bys);
+    let mut answer = Guarded { keys: keys.to_vec(), fit: 0, broken_by: None };
+    if let Some((loss, _)) = guarantee.broken().next() {
+        return Ok(Guarded { broken_by: Some(survive::name(fork, loss)), ..answer });
+    }
+    let unused = (1..).map(Uuid::from_u128).filter(|id| fork.view.homes((*id).into()).next().is_none());
+    for id in unused.take(at_most as usize) {
+        match guarantee.admit(&Arc::new(VmShape { id: id.into(), ..shape.clone() })) {
+            Ok(_) => answer.fit += 1,
+            Err(Refusal::NoPlace(_)) => break,
+            Err(Refusal::Unguarded { broken, .. }) => {
+                answer.broken_by = Some(survive::name(fork, &broken.loss));
+                break;
             }
         }
     }
-    Ok(Guarded { keys: keys.to_vec(), fit: fits, broken_by })
-}
-
-fn filled(view: &View, shape: &VmShape, count: u32) -> View {
-    let mut view = view.clone();
-    let unused = (1..).map(Uuid::from_u128).filter(|id| view.homes((*id).into()).next().is_none());
-    let copies: Vec<Arc<VmShape>> =
-        unused.take(count as usize).map(|id| Arc::new(VmShape { id: id.into(), ..shape.clone() })).collect();
-    place_each(&mut view, &copies);
-    view
+    Ok(answer)
 }
 
 /// The reasons, the one that rules out most nodes first: what runs out.

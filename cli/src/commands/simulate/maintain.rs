@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use serde::Serialize;
-use tamdao_scheduler::plan::drain::{Drain, drain};
+use tamdao_scheduler::plan::maintain::{Enough, Maintenance, maintain_one};
 use tamdao_scheduler::survive::Loss;
 
 use super::fork::{self, Fork};
@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::args::MaintainArgs;
 use crate::output::{Cell, Table, Tone};
 use crate::problem::{ExitStatus, Problem};
-use crate::quantity::mib;
+use crate::quantity::{count, mib};
 
 #[derive(Serialize)]
 struct Report {
@@ -28,13 +28,22 @@ struct Report {
     stuck: Vec<Stuck>,
     /// Guarded losses that could be survived before and cannot meanwhile.
     no_longer_survived: Vec<String>,
+    /// Any one of these would be enough for what stays.
+    enough: Vec<Room>,
 }
 
-/// One line: what is emptied, and how that goes.
-struct Line {
-    loss: Loss,
-    nodes: Vec<String>,
-    answer: Drain,
+/// Room that is not there.
+#[derive(Serialize)]
+struct Room {
+    /// The value of what is emptied in which it would help.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_value: Option<String>,
+    /// Nodes like this one, apart from their size.
+    like: String,
+    nodes: usize,
+    vcpus: u64,
+    memory_mib: u64,
+    disk_mib: u64,
 }
 
 pub async fn run(app: &App, args: &MaintainArgs) -> Result<ExitStatus> {
@@ -45,10 +54,9 @@ pub async fn run(app: &App, args: &MaintainArgs) -> Result<ExitStatus> {
     let terms = moves::terms(&fork, &args.pace, &args.guarded)?;
     let mut lines = Vec::new();
     for loss in each(&fork, &args.each)? {
-        let nodes = fork.lost_with(&loss);
-        let answer = moves::within(&args.pace, |budget| drain(&fork.view, &nodes, &terms, budget));
-        moves::carry(&mut fork.view.clone(), &answer.plan, &terms.limits)?;
-        lines.push(Line { loss, nodes: nodes.iter().map(|node| fork.node(*node)).collect(), answer });
+        let answer = moves::within(&args.pace, |budget| maintain_one(&fork.view, loss, &terms, budget));
+        moves::carry(&mut fork.view.clone(), &answer.drain.plan, &terms.limits)?;
+        lines.push(answer);
     }
     if app.output.is_machine() {
         let reports: Vec<Report> = lines.iter().map(|line| report(&fork, line)).collect();
@@ -56,7 +64,7 @@ pub async fn run(app: &App, args: &MaintainArgs) -> Result<ExitStatus> {
     } else {
         show(app, &fork, &lines)?;
     }
-    Ok(verdict(lines.iter().all(|line| line.answer.is_done())))
+    Ok(verdict(lines.iter().all(Maintenance::is_possible)))
 }
 
 /// All that is maintained, one at a time: values that no node has alone are left out, since nothing is lost with them.
@@ -79,47 +87,74 @@ fn each(fork: &Fork, given: &[String]) -> Result<Vec<Loss>, Problem> {
     Ok(all)
 }
 
-fn report(fork: &Fork, line: &Line) -> Report {
+fn report(fork: &Fork, line: &Maintenance) -> Report {
+    let room = |enough: &Enough| Room {
+        in_value: enough.value.clone(),
+        like: fork.node(enough.like),
+        nodes: enough.nodes,
+        vcpus: enough.vcpus,
+        memory_mib: enough.memory_mib,
+        disk_mib: enough.disk_mib,
+    };
     Report {
-        what: survive::name(fork, &line.loss),
-        nodes: line.nodes.clone(),
-        possible: line.answer.is_done(),
-        plan: moves::report(fork, &line.answer.plan),
-        stuck: moves::stuck(fork, &line.answer.stuck),
-        no_longer_survived: line.answer.unborne.iter().map(|one| survive::name(fork, &one.loss)).collect(),
+        what: survive::name(fork, &line.outage),
+        nodes: line.nodes.iter().map(|node| fork.node(*node)).collect(),
+        possible: line.is_possible(),
+        plan: moves::report(fork, &line.drain.plan),
+        stuck: moves::stuck(fork, &line.drain.stuck),
+        no_longer_survived: line.drain.unborne.iter().map(|one| survive::name(fork, &one.loss)).collect(),
+        enough: line.enough.iter().map(room).collect(),
     }
 }
 
-fn show(app: &App, fork: &Fork, lines: &[Line]) -> Result<()> {
+fn show(app: &App, fork: &Fork, lines: &[Maintenance]) -> Result<()> {
     let rows = lines.iter().map(|line| {
-        let (word, tone) = match line.answer.is_done() {
+        let (word, tone) = match line.is_possible() {
             true => ("yes", Tone::Good),
             false => ("no", Tone::Bad),
         };
-        let plan = &line.answer.plan;
+        let plan = &line.drain.plan;
         vec![
-            Cell::from(survive::name(fork, &line.loss)),
+            Cell::from(survive::name(fork, &line.outage)),
             Cell::toned(word, tone),
             Cell::from(line.nodes.len()),
             Cell::from(plan.move_count()),
             Cell::from(plan.rounds.len()),
             Cell::from(mib(plan.copied_mib())),
-            Cell::from(missing(fork, &line.answer)),
+            Cell::from(missing(fork, line)),
         ]
     });
     let headers = vec!["EMPTIED", "POSSIBLE", "NODES", "MOVES", "ROUNDS", "COPIES", "MISSING"];
     app.output.table(&Table { headers, rows: rows.collect() }, "there is nothing to maintain")
 }
 
-/// The counterexample in half a line: the first VM that stays, or the first loss that is no longer survived.
-fn missing(fork: &Fork, answer: &Drain) -> String {
-    if let Some(first) = answer.stuck.first() {
-        let others = answer.stuck.len() - 1;
+/// The counterexample in half a line: the first VM that stays, with the room that would be enough for all that stay, or
+/// the first loss that is no longer survived.
+fn missing(fork: &Fork, line: &Maintenance) -> String {
+    if let Some(first) = line.drain.stuck.first() {
+        let others = line.drain.stuck.len() - 1;
         let others = if others == 0 { String::new() } else { format!(" (and {others} more VMs)") };
-        return format!("{} stays on {}: {}{others}", first.name, fork.node(first.node), first.cause);
+        let enough = line.enough.first().map(|one| format!("; enough would be {}", room(fork, line, one)));
+        let (vm, node, why) = (&first.name, fork.node(first.node), &first.cause);
+        return format!("{vm} stays on {node}: {why}{others}{}", enough.unwrap_or_default());
     }
-    let Some(first) = answer.unborne.first() else { return String::new() };
+    let Some(first) = line.drain.unborne.first() else { return String::new() };
     let loss = survive::name(fork, &first.loss);
     let vm = first.left_out.first().map(|(vm, why)| format!(": {}: {}", fork.vm(*vm), why.summary(true)));
     format!("{loss} would not be survived{}", vm.unwrap_or_default())
+}
+
+/// Room as words: 4 vCPUs, 16 GiB and 80 GiB of disk on 2 nodes like n3 in rack r2.
+fn room(fork: &Fork, line: &Maintenance, enough: &Enough) -> String {
+    let disk = match enough.disk_mib {
+        0 => String::new(),
+        some => format!(" and {} of disk", mib(some)),
+    };
+    let place = match (&line.outage, &enough.value) {
+        (Loss::Domain { key, .. }, Some(value)) => format!(" in {key} {value}"),
+        _ => String::new(),
+    };
+    let (vcpus, memory) = (enough.vcpus, mib(enough.memory_mib));
+    let nodes = count(enough.nodes, "node");
+    format!("{vcpus} vCPUs, {memory}{disk} more on {nodes} like {}{place}", fork.node(enough.like))
 }

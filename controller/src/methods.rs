@@ -11,7 +11,8 @@ use http::Method as Verb;
 use prost::Message;
 
 /// Services whose answers hold what only the leader remembers: who is heard, and how far behind they are.
-const ANSWERED_BY_THE_LEADER: [&str; 2] = ["tamdao.v1.ControllerService", "tamdao.v1.NodeService"];
+const ANSWERED_BY_THE_LEADER: [&str; 3] =
+    ["tamdao.v1.ControllerService", "tamdao.v1.MoveService", "tamdao.v1.NodeService"];
 
 /// One method of one service.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::drive;
 use crate::reconcile::liveness::Liveness;
+use crate::reconcile::mover::Mover;
 use crate::reconcile::placer::Placer;
 use crate::reconcile::reaper::Reaper;
 use crate::reconcile::seater::Seater;
@@ -63,6 +64,7 @@ async fn hold(
     let mut loops = JoinSet::new();
     loops.spawn(drive(Placer::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Mover, shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Seater, shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Surveyor::default(), shared.clone(), Some(leadership.clone())));

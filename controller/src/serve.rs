@@ -63,6 +63,7 @@ pub trait PublicApi:
     + v1::event_service_server::EventService
     + v1::flavor_service_server::FlavorService
     + v1::image_service_server::ImageService
+    + v1::move_service_server::MoveService
     + v1::network_service_server::NetworkService
     + v1::node_service_server::NodeService
     + v1::placement_group_service_server::PlacementGroupService
@@ -82,6 +83,7 @@ impl<T> PublicApi for T where
         + v1::event_service_server::EventService
         + v1::flavor_service_server::FlavorService
         + v1::image_service_server::ImageService
+        + v1::move_service_server::MoveService
         + v1::network_service_server::NetworkService
         + v1::node_service_server::NodeService
         + v1::placement_group_service_server::PlacementGroupService
@@ -140,6 +142,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         event_service_server::EventServiceServer = BODY_BYTES;
         flavor_service_server::FlavorServiceServer = BODY_BYTES;
         image_service_server::ImageServiceServer = BODY_BYTES;
+        move_service_server::MoveServiceServer = BODY_BYTES;
         network_service_server::NetworkServiceServer = BODY_BYTES;
         node_service_server::NodeServiceServer = BODY_BYTES;
         placement_group_service_server::PlacementGroupServiceServer = BODY_BYTES;

@@ -36,6 +36,10 @@ pub enum Intent {
     Stop,
     /// This and every lower incarnation shall be destroyed: the VM is another node's.
     Stale,
+    /// The guest comes by the VM's open move.
+    Incoming,
+    /// The guest leaves by the VM's open move, which says how far.
+    Outgoing,
 }
 
 /// Capacity held by one VM.
@@ -51,6 +55,31 @@ pub struct Reservation {
 pub struct VolumeEntry {
     pub pool: PoolId,
     pub size_mib: u32,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub hold: Hold,
+    /// Tells the files of one volume on one node apart: the incarnation with which a move brought it, 0 before any.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub copy: u64,
+}
+
+/// What a volume's file on a node is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// The volume itself.
+    #[default]
+    Own,
+    /// Made for the open move of its VM, which fills it.
+    Arriving,
+    /// Of no use any more: its file is to be removed.
+    Leaving,
+}
+
+impl VolumeEntry {
+    /// A volume whose file lies, or will lie, on the node.
+    pub fn own(pool: PoolId, size_mib: u32) -> Self {
+        Self { pool, size_mib, hold: Hold::Own, copy: 0 }
+    }
 }
 
 impl Assignment {

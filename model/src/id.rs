@@ -81,4 +81,6 @@ ids! {
     ActionId,
     /// One cloud; a restore begins a new one.
     ClusterId,
+    /// One migration of one VM.
+    MoveId,
 }

@@ -15,6 +15,7 @@ pub mod image;
 pub mod limits;
 pub mod lookup;
 pub mod mask;
+pub mod moves;
 pub mod name;
 pub mod network;
 pub mod node;

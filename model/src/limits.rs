@@ -57,6 +57,10 @@ pub const ADDRESS_REST_MS: u64 = 10 * 60 * 1_000;
 pub const EVENT_KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 /// How long answered requests are remembered, ms.
 pub const REQUEST_KEEP_MS: u64 = 60 * 60 * 1_000;
+/// How long a move that is over stays in the store, ms.
+pub const MOVE_KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
+/// Why a move was asked for, characters.
+pub const MOVE_REASON_CHARS: usize = 200;
 /// Virtual CPUs promised per real one when nobody said, percent.
 pub const CPU_OVERCOMMIT_DEFAULT_PERCENT: u32 = 400;
 /// Memory kept for a host when nobody said and 2 % are less, MiB.

@@ -55,6 +55,9 @@ pub struct NodeStatus {
     pub boot_id: String,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub address: String,
+    /// Where its agent listens for moves; 0 takes no part in them.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub moves_port: u16,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub inventory: Inventory,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]

@@ -24,10 +24,11 @@ pub enum Kind {
     PlacementGroup,
     SchedulingPolicy,
     Controller,
+    Move,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Agency,
         Self::Node,
         Self::Vm,
@@ -39,6 +40,7 @@ impl Kind {
         Self::PlacementGroup,
         Self::SchedulingPolicy,
         Self::Controller,
+        Self::Move,
     ];
 
     /// The word for it in keys, events and error messages.
@@ -55,6 +57,7 @@ impl Kind {
             Self::PlacementGroup => "placement_group",
             Self::SchedulingPolicy => "scheduling_policy",
             Self::Controller => "controller",
+            Self::Move => "move",
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::condition::Conditions;
 use crate::record::resource;
 use crate::sealed::Sealed;
 use crate::{
-    ActionId, AgencyId, FlavorId, ImageId, Meta, Name, NetworkId, NodeId, PlacementGroupId, Scope, TimeMs,
-    VmId, VolumeId,
+    ActionId, AgencyId, FlavorId, ImageId, Meta, MoveId, Name, NetworkId, NodeId, PlacementGroupId, Scope,
+    TimeMs, VmId, VolumeId,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,6 +231,12 @@ pub struct VmStatus {
     pub started_time: Option<TimeMs>,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub action_done: Option<ActionId>,
+    /// Its open move. While there is one the VM may be on either node.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub moving: Option<MoveId>,
+    /// The highest incarnation ever given, also by a move that was given up; 0 means that `incarnation` is.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub incarnation_given: u64,
 }
 
 /// What the node's last report said.
@@ -337,6 +343,11 @@ impl Vm {
         });
         let boot = self.spec.direct_boot.iter().flat_map(|boot| [Some(boot.kernel), boot.initrd]).flatten();
         isos.chain(boot)
+    }
+
+    /// The incarnation for the next node that it is given to: never one that any node has heard of.
+    pub fn next_incarnation(&self) -> u64 {
+        self.status.incarnation.max(self.status.incarnation_given) + 1
     }
 
     /// Whether the user wants it to run now.

@@ -19,6 +19,7 @@ use crate::hypervisor::Hypervisor;
 use crate::image::{ImageCache, ImageError};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{self, MetricsError};
+use crate::moves::{self, Moves};
 use crate::node::Node;
 use crate::operate::Operator;
 use crate::pki::{Files, PkiError};
@@ -41,6 +42,8 @@ pub enum AgentError {
     Metrics(#[from] MetricsError),
     #[error("{}: {source}", path.display())]
     Io { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{address}, for moves: {source}")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
     #[error("no controller is known: name one in `controllers`, or join")]
     NoController,
 }
@@ -84,6 +87,15 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
     let (up, is_up) = watch::channel(false);
     let (taken, inventory) = watch::channel(None);
     let (events, heard) = mpsc::channel(64);
+    let bandwidth = u64::from(config.moves_bandwidth_mib) << 20;
+    let carried = Arc::new(Moves::new(Files::from(config), &config.libvirt_uri, bandwidth));
+    let listener = match config.moves_listen {
+        Some(address) => {
+            let listening = |source| AgentError::Listen { address, source };
+            Some(tokio::net::TcpListener::bind(address).await.map_err(listening)?)
+        }
+        None => None,
+    };
     let operator = Arc::new(Operator {
         data_dir: config.data_dir.clone(),
         boot_id: boot_id.clone(),
@@ -92,9 +104,12 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
         images: images.clone(),
         guard: Guard::new(config.spoofing == Spoofing::Block),
         dial: dial.clone(),
+        moves: carried.clone(),
         filtering: tokio::sync::Mutex::new(()),
         sources: std::sync::Mutex::default(),
     });
+    let moves_port =
+        listener.as_ref().and_then(|listener| listener.local_addr().ok()).map_or(0, |at| at.port());
     let session = Session {
         dial: dial.clone(),
         ledger: ledger.clone(),
@@ -103,6 +118,8 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
         boot_id,
         host_uuid: outside.host_uuid,
         address: config.address.clone(),
+        moves_port,
+        moves: carried.progress(),
         configured: configured.clone(),
         reports: reported.clone(),
         inventory,
@@ -124,6 +141,8 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
             _ => std::future::pending().await,
         }
     };
+    let serving_moves = listener.map(|listener| moves::serve(operator.clone(), listener));
+    let _moves = serving_moves.map(|serving| AbortOnDropHandle::new(tokio::spawn(serving)));
     let node = Node::new(operator, configured, reports);
     let nothing_runs = tokio::select! {
         nothing_runs = node.run(heard, stop) => nothing_runs,

@@ -25,6 +25,9 @@ pub enum ConfigError {
     Invalid { path: PathBuf, key: &'static str, message: String },
 }
 
+/// The port for moves between nodes.
+pub const MOVES_PORT: u16 = 7444;
+
 /// What runs guests.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -70,6 +73,9 @@ struct File {
     acceleration: Acceleration,
     address: Option<String>,
     metrics_listen: Option<String>,
+    moves_listen: Option<String>,
+    #[serde(default)]
+    moves_bandwidth_mib: u32,
     image_cache_mib: Option<u64>,
     #[serde(default)]
     log_format: LogFormat,
@@ -95,6 +101,10 @@ pub struct Config {
     pub address: String,
     /// Where /metrics and /healthz are served, in the clear; `None` serves nothing.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where other nodes' agents bring guests and fetch them, over mutual TLS; `None` takes no part in moves.
+    pub moves_listen: Option<SocketAddr>,
+    /// What all moves of this node together may send, MiB a second; 0 does not limit.
+    pub moves_bandwidth_mib: u32,
     /// How much the image cache may hold, MiB. Images in use are kept beyond it.
     pub image_cache_mib: u64,
     pub log_format: LogFormat,
@@ -177,6 +187,13 @@ impl File {
                 ("metrics_listen", format!("{text:?} is not an address and port, such as 127.0.0.1:9180"))
             })?),
         };
+        let moves_listen = match self.moves_listen.as_deref() {
+            None => Some(SocketAddr::from(([0, 0, 0, 0], MOVES_PORT))),
+            Some("") => None,
+            Some(text) => Some(text.parse().map_err(|_| {
+                ("moves_listen", format!("{text:?} is not an address and port, such as 0.0.0.0:{MOVES_PORT}"))
+            })?),
+        };
         let image_cache_mib = self.image_cache_mib.unwrap_or(20 * 1024);
         if image_cache_mib < 64 {
             return Err(("image_cache_mib", "less than 64 MiB holds no image".to_owned()));
@@ -196,6 +213,8 @@ impl File {
             acceleration: self.acceleration,
             address,
             metrics_listen,
+            moves_listen,
+            moves_bandwidth_mib: self.moves_bandwidth_mib,
             image_cache_mib,
             log_format: self.log_format,
             spoofing: self.spoofing,
@@ -267,6 +286,7 @@ mod tests {
             ("name = \"a\"\ndata_dir = \"x\"", "`data_dir`"),
             ("name = \"a\"\nkey = \"x\"", "`key`"),
             ("name = \"a\"\nmetrics_listen = \"9180\"", "`metrics_listen`"),
+            ("name = \"a\"\nmoves_listen = \"7444\"", "`moves_listen`"),
             ("name = \"a\"\nimage_cache_mib = 1", "`image_cache_mib`"),
             ("name = \"a\"\naddress = \"10.0.0.1/24\"", "`address`"),
             ("name = \"a\"\nlibvirt_uri = \"system\"", "`libvirt_uri`"),

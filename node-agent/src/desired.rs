@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tamdao_proto::agent::v1 as wire;
-use tamdao_proto::v1::{Power, RunPolicy};
+use tamdao_proto::v1::{MoveWay, Power, RunPolicy};
 use uuid::Uuid;
 
 /// ACPI's time when an entry names none, ms.
@@ -69,6 +69,10 @@ pub enum Intent {
     Wanted,
     Stop,
     Stale,
+    /// It comes by a move.
+    Incoming,
+    /// It leaves by a move.
+    Outgoing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub enum VolumeIntent {
     Make,
     Keep,
     Delete,
+    /// Make it for a move to fill.
+    Receive,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +95,25 @@ pub struct WantedAction {
 pub enum ActionKind {
     Reboot,
     Reset,
+}
+
+/// What one end must know of a move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedMove {
+    pub id: Uuid,
+    /// The other end's node.
+    pub peer: Uuid,
+    /// Where the other end's agent listens for moves, host:port.
+    pub address: String,
+    /// The source's incarnation.
+    pub from: u64,
+    /// The target's incarnation.
+    pub to: u64,
+    /// It is shut down first.
+    pub cold: bool,
+    /// The source shall keep the guest if it still can.
+    pub recall: bool,
+    pub auto_converge: bool,
 }
 
 /// One entry for a VM.
@@ -108,6 +133,8 @@ pub struct WantedVm {
     pub action: Option<WantedAction>,
     pub stop_force: bool,
     pub stop_ms: u64,
+    /// With the intents incoming and outgoing.
+    pub moving: Option<WantedMove>,
     /// Received in the present session. Only a fresh entry lets anything begin.
     pub fresh: bool,
     /// Why the entry cannot be understood; it is then reported and not acted on.
@@ -121,6 +148,8 @@ pub struct WantedVolume {
     pub intent: VolumeIntent,
     pub size_mib: u32,
     pub image: Option<Digest>,
+    /// Tells this node's files of the volume apart, of which moves may have made and removed several.
+    pub copy: u64,
     pub fresh: bool,
 }
 
@@ -224,6 +253,7 @@ fn parse_volume(volume: &wire::AssignedVolume) -> Result<(Uuid, WantedVolume), D
         wire::VolumeIntent::Make => VolumeIntent::Make,
         wire::VolumeIntent::Keep => VolumeIntent::Keep,
         wire::VolumeIntent::Delete => VolumeIntent::Delete,
+        wire::VolumeIntent::Receive => VolumeIntent::Receive,
         wire::VolumeIntent::Unspecified => {
             return Err(DesiredError::Field { field: "intent", message: "is not given".to_owned() });
         }
@@ -233,6 +263,7 @@ fn parse_volume(volume: &wire::AssignedVolume) -> Result<(Uuid, WantedVolume), D
         intent,
         size_mib: volume.size_mib,
         image: optional_digest(&volume.image)?,
+        copy: volume.copy,
         fresh: true,
     };
     Ok((id("volume_id", &volume.volume_id)?, wanted))
@@ -246,6 +277,8 @@ fn parse_vm(vm: &wire::AssignedVm) -> WantedVm {
         wire::Intent::Wanted => Intent::Wanted,
         wire::Intent::Stop => Intent::Stop,
         wire::Intent::Stale => Intent::Stale,
+        wire::Intent::Incoming => Intent::Incoming,
+        wire::Intent::Outgoing => Intent::Outgoing,
         wire::Intent::Unspecified => {
             note(DesiredError::Field { field: "intent", message: "is not given".to_owned() });
             Intent::Wanted
@@ -253,7 +286,7 @@ fn parse_vm(vm: &wire::AssignedVm) -> WantedVm {
     };
     let machine = vm.machine.clone().unwrap_or_default();
     let (mut volumes, mut images) = (Vec::new(), Vec::new());
-    if intent == Intent::Wanted {
+    if matches!(intent, Intent::Wanted | Intent::Incoming | Intent::Outgoing) {
         if vm.power() == Power::Unspecified {
             note(DesiredError::Field { field: "power", message: "is not given".to_owned() });
         }
@@ -294,6 +327,14 @@ fn parse_vm(vm: &wire::AssignedVm) -> WantedVm {
         let id = id("action", &action.id).map_err(&mut note).ok()?;
         Some(WantedAction { id, kind, deadline_ms: seconds_or_default(action.deadline_s) })
     });
+    let moving = match (intent, &vm.r#move) {
+        (Intent::Incoming | Intent::Outgoing, Some(told)) => parse_move(told).map_err(&mut note).ok(),
+        (Intent::Incoming | Intent::Outgoing, None) => {
+            note(DesiredError::Field { field: "move", message: "is not given".to_owned() });
+            None
+        }
+        (Intent::Wanted | Intent::Stop | Intent::Stale, _) => None,
+    };
     let run = match vm.run() {
         RunPolicy::Unspecified => RunPolicy::OnFailure,
         given => given,
@@ -310,9 +351,23 @@ fn parse_vm(vm: &wire::AssignedVm) -> WantedVm {
         action,
         stop_force: vm.stop_force,
         stop_ms: seconds_or_default(vm.stop_deadline_s),
+        moving,
         fresh: true,
         fault,
     }
+}
+
+fn parse_move(told: &wire::AssignedMove) -> Result<WantedMove, DesiredError> {
+    Ok(WantedMove {
+        id: id("move_id", &told.move_id)?,
+        peer: id("peer_node", &told.peer_node)?,
+        address: told.peer_address.clone(),
+        from: told.incarnation_from,
+        to: told.incarnation_to,
+        cold: told.way() == MoveWay::Cold,
+        recall: told.recall,
+        auto_converge: told.auto_converge,
+    })
 }
 
 fn seconds_or_default(seconds: u32) -> u64 {

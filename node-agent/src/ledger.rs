@@ -91,6 +91,36 @@ pub struct Stop {
     pub asked_ms: u64,
 }
 
+/// A move out of this node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Outgoing {
+    pub id: Uuid,
+    pub word: Word,
+    /// Why it was kept; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// What the source says of a guest that is to move. `Kept` and `Gone` are for ever.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// It may be on its way: nobody knows yet.
+    Sending,
+    /// It has not left, or ended here, and will not be sent by this move.
+    Kept,
+    /// It has left, and never runs here again under its incarnation.
+    Gone,
+}
+
+/// A move to this node.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Incoming {
+    pub id: Uuid,
+    /// The source's agent has said that the guest is gone there.
+    pub go: bool,
+}
+
 /// What was done for one VM.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
@@ -125,6 +155,10 @@ pub struct VmRecord {
     pub volumes: Vec<Uuid>,
     /// Seed, filter and variables are there and must be cleared when the VM has left.
     pub untidy: bool,
+    /// The last move out of this node.
+    pub outgoing: Option<Outgoing>,
+    /// The move by which the guest comes here.
+    pub incoming: Option<Incoming>,
     /// When this record was last written, s since 1970.
     pub touched_s: u64,
 }
@@ -142,6 +176,8 @@ pub struct VolumeRecord {
     pub image: Option<Digest>,
     /// Its file was removed on order.
     pub deleted: bool,
+    /// Of which of this node's files of the volume all this speaks.
+    pub copy: u64,
 }
 
 /// The file and its image in memory. Cheap to read, one writer at a time.

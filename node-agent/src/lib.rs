@@ -20,6 +20,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod ledger;
 pub mod metrics;
+pub mod moves;
 pub mod news;
 pub mod node;
 pub mod operate;

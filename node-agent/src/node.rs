@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::desired::Desired;
+use crate::desired::{Desired, Intent, WantedVm};
 use crate::hypervisor::{Change, Domain, DomainEvent, Exit};
 use crate::ledger::{REMEMBER_S, State};
+use crate::moves::{Arrival, Arrivals};
 use crate::operate::{Context, OperateError, Operator};
 use crate::reconcile::{self, Efforts, FileFact, Go, PoolFact, Step, Subject, View};
 use crate::session::Event;
@@ -146,6 +147,7 @@ impl Node {
                     }
                 }
                 Ok(()) = self.guests.changed() => {}
+                () = self.operator.moves.changed.notified() => {}
                 () = tokio::time::sleep(pause.min(PERIOD)) => {}
             }
         }
@@ -269,6 +271,7 @@ impl Node {
 
     /// One pass. Returns when to look again at the latest.
     async fn pass(&mut self) -> Option<u64> {
+        self.operator.moves.expect(self.arrivals());
         self.look().await;
         if !self.filtered {
             match self.operator.filter().await {
@@ -325,6 +328,17 @@ impl Node {
         Some(boot_clock_ms())
     }
 
+    /// The guests that other nodes may bring.
+    fn arrivals(&self) -> Arrivals {
+        let incoming = self.desired.vms.iter().filter(|(_, wanted)| wanted.intent == Intent::Incoming);
+        let told = |(vm, wanted): (&Uuid, &WantedVm)| {
+            let moving = wanted.moving.clone()?;
+            let pools = self.desired.pools.clone();
+            Some((*vm, Arc::new(Arrival { wanted: wanted.clone(), moving, pools })))
+        };
+        incoming.filter_map(told).collect()
+    }
+
     fn begin(&mut self, step: Step, now_ms: u64) {
         let (context, stamp) = (self.context(&step, now_ms), self.stamp(&step));
         tracing::debug!(step = step.kind(), subject = ?step.subject(), "step begins");
@@ -342,7 +356,7 @@ impl Node {
             ..Context::default()
         };
         match step.subject() {
-            Subject::Vm(vm) => {
+            Subject::Vm(vm) | Subject::Move(vm) => {
                 context.vm = self.desired.vms.get(&vm).cloned();
                 context.domain = self.domains.get(&vm).cloned();
             }
@@ -355,7 +369,9 @@ impl Node {
     /// What a step was asked for; another wish is another effort.
     fn stamp(&self, step: &Step) -> (u64, u64) {
         match step.subject() {
-            Subject::Vm(vm) => self.desired.vms.get(&vm).map_or((0, 0), |vm| (vm.incarnation, vm.generation)),
+            Subject::Vm(vm) | Subject::Move(vm) => {
+                self.desired.vms.get(&vm).map_or((0, 0), |vm| (vm.incarnation, vm.generation))
+            }
             Subject::Volume(volume) => self
                 .desired
                 .volumes
@@ -482,7 +498,14 @@ impl Node {
 
 /// Steps that only write down, and are taken at once.
 fn is_note(step: &Step) -> bool {
-    matches!(step, Step::RecordEnd { .. } | Step::Recognise { .. } | Step::Tidy { .. })
+    matches!(
+        step,
+        Step::RecordEnd { .. }
+            | Step::Recognise { .. }
+            | Step::Tidy { .. }
+            | Step::Keep { .. }
+            | Step::LetGo { .. }
+    )
 }
 
 fn not_ready(message: String) -> PoolFact {

@@ -4,6 +4,8 @@
 //! line and taken again; an action (reboot, reset) is written down first and so done at most once. A start is
 //! paused → (registered with the keeper) → run. Deliberately absent: retries, which the reconciler times.
 
+mod moving;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +25,7 @@ use crate::hypervisor::{
 };
 use crate::image::{ImageCache, ImageError};
 use crate::ledger::{Ledger, LedgerError, Life, State, Stop, VmRecord};
+use crate::moves::{MoveError, Moves};
 use crate::reconcile::{Go, Step};
 use crate::volume::{Source, Volume, VolumeError, file_path};
 
@@ -41,6 +44,8 @@ pub enum OperateError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Seed(#[from] cloudinit::SeedError),
+    #[error(transparent)]
+    Move(#[from] MoveError),
     #[error("packet filter: {0}")]
     Guard(#[from] GuardError),
     /// The assignment changed under the step; the next decision knows better.
@@ -57,6 +62,7 @@ impl OperateError {
             Self::Ledger(_) => ("LedgerUnwritable", false),
             Self::Volume(error) => (error.reason(), error.is_permanent()),
             Self::Image(error) => (error.reason(), false),
+            Self::Move(error) => (error.reason(), false),
             Self::Seed(error) => ("BadCloudInit", error.is_permanent()),
             Self::Guard(GuardError::Bad { .. }) => ("BadInterface", true),
             Self::Guard(_) => ("PacketFilter", false),
@@ -88,6 +94,7 @@ pub struct Operator {
     pub images: Arc<ImageCache>,
     pub guard: Guard,
     pub dial: Dial,
+    pub moves: Arc<Moves>,
     /// Loading the filter's whole table is cheap, and must not be done with an older list of guests.
     pub filtering: tokio::sync::Mutex<()>,
     /// What cached images are, asked of qemu-img once: the bytes of a digest never change.
@@ -167,6 +174,12 @@ impl Operator {
                 Ok(self.hypervisor.reset(*vm, domain()?.incarnation).await?)
             }
             Step::Update { vm } => self.update(*vm, wanted(context)?, domain()?).await,
+            Step::Send { vm } => self.send(*vm, wanted(context)?, domain()?, context).await,
+            Step::Recall { vm } => Ok(self.hypervisor.abort_migration(*vm, domain()?.incarnation).await?),
+            Step::Settle { vm } => self.settle(*vm, None, context.now_ms).await.map(drop),
+            Step::Keep { vm, reason } => self.keep(*vm, wanted(context)?, reason).await,
+            Step::LetGo { vm } => self.let_go(*vm, wanted(context)?, context.now_ms).await,
+            Step::Receive { vm } => self.receive(*vm, wanted(context)?, context).await,
             Step::FetchImage { digest } => {
                 Ok(self.images.fetch(digest, &context.controllers, &self.dial).await?)
             }
@@ -287,7 +300,14 @@ impl Operator {
                 _ => {}
             }
         }
-        self.ledger.vm(vm, |record| record.untidy = false).await?;
+        if let Some(incoming) = self.ledger.state().vms.get(&vm).and_then(|record| record.incoming) {
+            self.moves.clear(incoming.id).await;
+        }
+        let change = |record: &mut VmRecord| {
+            record.incoming = None;
+            record.untidy = false;
+        };
+        self.ledger.vm(vm, change).await?;
         Ok(())
     }
 
@@ -382,6 +402,11 @@ impl Operator {
             Go::OnOrder => {
                 self.hypervisor.resume(vm, domain.incarnation).await?;
                 Ok(self.ledger.vm(vm, |record| record.paused = false).await?)
+            }
+            Go::Kept => {
+                tracing::info!(%vm, "move is over, guest goes on");
+                self.hypervisor.resume(vm, domain.incarnation).await?;
+                Ok(self.ledger.vm(vm, |record| record.outgoing = None).await?)
             }
             Go::Room => {
                 tracing::info!(%vm, "pool has room again, guest goes on");

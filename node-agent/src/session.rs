@@ -5,6 +5,7 @@
 //! nothing is stopped for it. The first report of a session is complete, later ones hold what changed.
 //! Deliberately absent: what to do about an assignment (`node`), and the bytes of tunnels (`tunnel`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use tamdao_proto::agent::v1 as wire;
 use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
 use tamdao_proto::agent::v1::session_request::Message as Said;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
-use tamdao_proto::v1::Inventory;
+use tamdao_proto::v1::{Inventory, MoveProgress};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,6 +85,9 @@ pub struct Session {
     pub boot_id: String,
     pub host_uuid: String,
     pub address: String,
+    /// Where other nodes' agents reach this one; 0 takes no part in moves.
+    pub moves_port: u16,
+    pub moves: watch::Receiver<BTreeMap<Uuid, MoveProgress>>,
     pub configured: Vec<String>,
     pub reports: watch::Receiver<Option<Arc<wire::Report>>>,
     pub inventory: watch::Receiver<Option<Inventory>>,
@@ -209,6 +213,7 @@ impl Session {
             highest_epoch: state.epoch,
             address: self.address_towards(controller).await,
             host_uuid: self.host_uuid.clone(),
+            moves_port: self.moves_port.into(),
         }))
         .await?;
         let mut client = AgentServiceClient::new(channel.clone());
@@ -315,6 +320,13 @@ impl Session {
                         if tells {
                             checkpoint("reported").await;
                         }
+                    }
+                }
+                Ok(()) = self.moves.changed() => {
+                    let moves = self.moves.borrow_and_update().clone();
+                    for (id, progress) in moves {
+                        let report = wire::MoveProgressReport { move_id: id.to_string(), progress: Some(progress) };
+                        line.send(Said::MoveProgress(report)).await?;
                     }
                 }
                 Ok(()) = self.inventory.changed() => {

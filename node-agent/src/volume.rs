@@ -321,13 +321,15 @@ impl Volume {
     }
 
     async fn write_down(&self, size_mib: u32, ledger: &Ledger) -> Result<()> {
-        let (pool, image) = (self.wanted.pool, self.wanted.image.clone());
+        let (pool, image, copy) = (self.wanted.pool, self.wanted.image.clone(), self.wanted.copy);
         ledger
             .volume(self.id, move |record| {
                 record.pool = pool;
                 record.made = true;
                 record.size_mib = size_mib;
                 record.image = image;
+                record.deleted = false;
+                record.copy = copy;
             })
             .await?;
         Ok(())
@@ -338,7 +340,12 @@ impl Volume {
     /// # Errors
     /// It was removed on order, or is no qcow2.
     pub async fn recognise(&self, ledger: &Ledger) -> Result<()> {
-        if ledger.state().volumes.get(&self.id).is_some_and(|record| record.deleted) {
+        if ledger
+            .state()
+            .volumes
+            .get(&self.id)
+            .is_some_and(|record| record.deleted && record.copy >= self.wanted.copy)
+        {
             return Err(VolumeError::Refused("it was deleted, and a file of its name has come back".into()));
         }
         let what = info(&self.path()).await?;
@@ -377,10 +384,11 @@ impl Volume {
             sync_dir(dir).map_err(io(dir))?;
         }
         checkpoint("volume-removed").await;
-        let pool = self.wanted.pool;
+        let (pool, copy) = (self.wanted.pool, self.wanted.copy);
         ledger
             .volume(self.id, move |record| {
                 record.pool = pool;
+                record.copy = record.copy.max(copy);
                 record.made = false;
                 record.deleted = true;
                 record.image = None;

@@ -16,7 +16,8 @@ fn bed(size_mib: u32) -> Bed {
     let pool = WantedPool { name: "p".into(), path: dir.path().join("pool"), shared: false };
     let id = Uuid::from_u128(1);
     assert!(look_at_pool(id, &pool, false).0.ready);
-    let wanted = WantedVolume { pool: id, intent: VolumeIntent::Make, size_mib, image: None, fresh: true };
+    let wanted =
+        WantedVolume { pool: id, intent: VolumeIntent::Make, size_mib, image: None, copy: 0, fresh: true };
     Bed { dir, ledger, volume: Volume { id: Uuid::from_u128(2), wanted, pool } }
 }
 

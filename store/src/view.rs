@@ -17,6 +17,7 @@ use tamdao_model::event::Event;
 use tamdao_model::flavor::Flavor;
 use tamdao_model::image::Image;
 use tamdao_model::lookup::Lookup;
+use tamdao_model::moves::Move;
 use tamdao_model::network::Network;
 use tamdao_model::node::Node;
 use tamdao_model::placement_group::PlacementGroup;
@@ -271,6 +272,7 @@ kinds! {
     /// One in all.
     scheduling_policies: SchedulingPolicy,
     controllers: Controller,
+    moves: Move,
     /// One per node.
     assignments: Assignment,
     /// One per agency.
@@ -360,6 +362,7 @@ impl Lookup for View {
             Kind::PlacementGroup => find::<PlacementGroup>(self, scope, name_or_id),
             Kind::SchedulingPolicy => find::<SchedulingPolicy>(self, scope, name_or_id),
             Kind::Controller => find::<Controller>(self, scope, name_or_id),
+            Kind::Move => find::<Move>(self, scope, name_or_id),
         }
     }
 
@@ -379,6 +382,7 @@ impl Lookup for View {
             Kind::PlacementGroup => name::<PlacementGroup>(self, id),
             Kind::SchedulingPolicy => name::<SchedulingPolicy>(self, id),
             Kind::Controller => name::<Controller>(self, id),
+            Kind::Move => name::<Move>(self, id),
         }
     }
 }

@@ -12,6 +12,7 @@ mod dump;
 mod event;
 mod flavor;
 mod image;
+mod moves;
 mod network;
 mod node;
 pub mod page;

@@ -181,6 +181,15 @@ service! {
             Ok(Response::new(self.resize(asked, request.into_inner()).await?))
         }
 
+        async fn migrate_vm(
+            &self,
+            request: Request<v1::MigrateVmRequest>,
+        ) -> Result<Response<v1::Move>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.migrate(asked, request.into_inner()).await?))
+        }
+
         async fn explain_vm(
             &self,
             request: Request<v1::ExplainVmRequest>,

@@ -100,6 +100,7 @@ impl Api {
             ..v1::ExplainVmResponse::default()
         };
         response.on_node_loss = on_node_loss(&vm, &view);
+        response.movable = super::moves::movable(&view, &vm);
         if vm.status.phase == VmPhase::Failed {
             response.hints.push("change its spec, or cure the cause and start it again".into());
         }

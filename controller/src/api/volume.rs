@@ -116,7 +116,7 @@ fn holder(view: &View, volume: &Volume) -> Result<Option<NodeId>, Refusal> {
 /// Puts a volume under a node's care.
 fn take_to(draft: &mut Draft, node: NodeId, id: VolumeId, volume: &Volume) {
     let mut assignment = draft.view().assignment(node);
-    assignment.volumes.insert(id, VolumeEntry { pool: volume.spec.pool, size_mib: volume.spec.size_mib });
+    assignment.volumes.insert(id, VolumeEntry::own(volume.spec.pool, volume.spec.size_mib));
     draft.put(assignment);
 }
 

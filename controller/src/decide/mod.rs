@@ -4,6 +4,8 @@
 //! want to change they change here, so that what belongs together (a VM, its usage, its addresses, its place)
 //! changes together. Deliberately absent: I/O, clocks and waiting.
 
+pub mod move_start;
+pub mod move_step;
 pub mod node;
 pub mod place;
 pub mod report;
@@ -12,6 +14,8 @@ pub mod vm_delete;
 pub mod vm_power;
 pub mod waiting;
 
+#[cfg(test)]
+mod move_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -20,6 +20,8 @@ pub struct Opening {
     pub boot_id: String,
     pub address: String,
     pub host_uuid: Uuid,
+    /// Where its agent listens for moves; 0 takes no part in them.
+    pub moves_port: u16,
 }
 
 /// Records a session before anything is sent on it: what is sent later rests on a state read after this.
@@ -49,6 +51,7 @@ pub fn open_session(
     node.status.boot_id.clone_from(&opening.boot_id);
     node.status.address.clone_from(&opening.address);
     node.status.host_uuid = opening.host_uuid;
+    node.status.moves_port = opening.moves_port;
     draft.put(node.clone());
     Ok(node)
 }

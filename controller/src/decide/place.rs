@@ -96,14 +96,14 @@ fn place_one(
     }
     let message = format!("placed on {}", host.meta.name);
     vm.status.node = Some(node);
-    vm.status.incarnation += 1;
+    vm.status.incarnation = vm.next_incarnation();
     vm.status.seen = None;
     let generation = vm.meta.generation;
     vm.status.conditions.set("Placed", ConditionStatus::True, "Placed", &message, generation, moment.now);
     let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation };
     assignment.vms.insert(vm.id(), entry);
     for volume in volumes {
-        let entry = VolumeEntry { pool: volume.spec.pool, size_mib: volume.spec.size_mib };
+        let entry = VolumeEntry::own(volume.spec.pool, volume.spec.size_mib);
         assignment.volumes.insert(volume.id(), entry);
         draft.put(volume);
     }

@@ -1,7 +1,7 @@
 //! What an agent reports becomes status: the one place where observed state enters the records. A report that
 //! changes nothing writes nothing; numbers that wander (disk use) are written only when they moved enough.
 
-use tamdao_model::assignment::Intent;
+use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::convert::agent::{FileState, VmSeen, VolumeSeen};
 use tamdao_model::event::Severity;
@@ -11,7 +11,7 @@ use tamdao_model::volume::VolumePhase;
 use tamdao_model::{NodeId, PoolId, SessionId};
 use tamdao_store::typed::Draft;
 
-use super::{node_event, put_vm, vm_delete};
+use super::{move_step, node_event, put_vm, vm_delete};
 use crate::admission::Moment;
 
 /// Entries of one report that go into one decision, so that it always fits a transaction.
@@ -65,10 +65,12 @@ fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
 }
 
 fn take_vm(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) {
+    // First, because by its word the VM may become another node's.
+    move_step::hear(draft, moment, node, seen);
     let Some(row) = draft.view().vms.get(seen.vm) else { return };
     let vm = row.value.clone();
     if vm.status.node != Some(node) || seen.incarnation != vm.status.incarnation {
-        return confirm_stale(draft, node, seen);
+        return confirm_stale(draft, moment, node, seen);
     }
     let mut new = (*vm).clone();
     let status = &mut new.status;
@@ -165,7 +167,7 @@ fn tell_phase(draft: &mut Draft, moment: &mut Moment, node: NodeId, old: &Vm, ne
 }
 
 /// A node that holds an older incarnation has confirmed that it is gone.
-fn confirm_stale(draft: &mut Draft, node: NodeId, seen: &VmSeen) {
+fn confirm_stale(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) {
     if !seen.gone {
         return;
     }
@@ -173,10 +175,34 @@ fn confirm_stale(draft: &mut Draft, node: NodeId, seen: &VmSeen) {
     if assignment.vms.get(&seen.vm).is_some_and(|entry| entry.intent == Intent::Stale) {
         assignment.vms.remove(&seen.vm);
         draft.put(assignment);
+        move_step::cleared(draft, moment, node, seen);
+    }
+}
+
+/// Takes what is said of a file that is not the volume itself; says whether it is none.
+fn take_copy(draft: &mut Draft, node: NodeId, seen: &VolumeSeen) -> bool {
+    let hold = draft
+        .view()
+        .assignments
+        .get(node)
+        .and_then(|row| row.volumes.get(&seen.volume))
+        .map(|entry| entry.hold);
+    match hold {
+        None | Some(Hold::Own) => false,
+        Some(Hold::Leaving) if seen.state == FileState::Deleted => {
+            let mut assignment = draft.view().assignment(node);
+            assignment.volumes.remove(&seen.volume);
+            draft.put(assignment);
+            true
+        }
+        Some(Hold::Arriving | Hold::Leaving) => true,
     }
 }
 
 fn take_volume(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VolumeSeen) {
+    if take_copy(draft, node, seen) {
+        return;
+    }
     let Some(row) = draft.view().volumes.get(seen.volume) else { return };
     let volume = row.value.clone();
     // A file of a local pool on another node is not this volume's.

@@ -29,7 +29,7 @@ use crate::engine;
 pub(crate) const AGENCY: AgencyId = AgencyId(Uuid::from_u128(0xA));
 const NETWORK: NetworkId = NetworkId(Uuid::from_u128(0xB));
 const POOL: PoolId = PoolId(Uuid::from_u128(0xC));
-const SESSION: SessionId = SessionId(Uuid::from_u128(0xD));
+pub(crate) const SESSION: SessionId = SessionId(Uuid::from_u128(0xD));
 const NODES: u128 = 3;
 
 pub(crate) fn node_id(at: u128) -> NodeId {
@@ -169,7 +169,7 @@ fn find(view: &View, at: u8) -> Option<Vm> {
     view.vms.find(Scope::Agency(AGENCY), &format!("vm-{at}")).map(|row| (*row.value).clone())
 }
 
-fn seen(vm: &Vm, state: GuestState, gone: bool) -> VmSeen {
+pub(crate) fn seen(vm: &Vm, state: GuestState, gone: bool) -> VmSeen {
     VmSeen {
         vm: vm.id(),
         incarnation: vm.status.incarnation,
@@ -182,6 +182,7 @@ fn seen(vm: &Vm, state: GuestState, gone: bool) -> VmSeen {
         restarts: 0,
         unknown: false,
         gone,
+        moving: None,
     }
 }
 

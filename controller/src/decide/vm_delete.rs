@@ -10,7 +10,7 @@ use tamdao_model::volume::{Volume, VolumePhase};
 use tamdao_model::{NodeId, VmId, VolumeId};
 use tamdao_store::typed::Draft;
 
-use super::{event, node_event, put_vm, use_more};
+use super::{event, node_event, put_vm, use_more, vm_power};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -31,6 +31,7 @@ pub fn want(
         return Err(Refusal::precondition("DeleteProtection", message)
             .hint("take the protection away first: tamdao vm update NAME --delete-protection=false"));
     }
+    vm_power::check_still(&vm)?;
     if vm.spec.deleting && !force {
         return Ok(vm);
     }

@@ -34,6 +34,7 @@ pub fn act(draft: &mut Draft, moment: &mut Moment, vm: &Vm, verb: &Verb, actor: 
     if vm.spec.deleting {
         return Err(Refusal::precondition("Deleting", format!("vm {name:?} is being deleted")));
     }
+    check_still(vm)?;
     let needs_on = |what: &str| match vm.wants_on() {
         true => Ok(()),
         false => Err(Refusal::precondition("NotOn", format!("vm {name:?} is off and cannot be {what}"))
@@ -93,6 +94,21 @@ pub fn act(draft: &mut Draft, moment: &mut Moment, vm: &Vm, verb: &Verb, actor: 
     Ok(new)
 }
 
+/// Refuses what would change a VM under its open move.
+///
+/// # Errors
+/// When it has one.
+pub fn check_still(vm: &Vm) -> Result<(), Refusal> {
+    match vm.status.moving {
+        None => Ok(()),
+        Some(_) => {
+            let message = format!("vm {:?} is moving to another node", vm.meta.name.as_str());
+            Err(Refusal::precondition("MoveOpen", message)
+                .hint("wait until it is there, or give it up: tamdao move list, tamdao move cancel NAME"))
+        }
+    }
+}
+
 /// The wanted size: a flavor, or numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Size {
@@ -145,6 +161,7 @@ pub fn resize(
     if vm.spec.deleting {
         return Err(Refusal::precondition("Deleting", format!("vm {name:?} is being deleted")));
     }
+    check_still(vm)?;
     let mut new = vm.clone();
     (new.spec.flavor, new.spec.vcpus, new.spec.memory_mib) = (size.flavor, size.vcpus, size.memory_mib);
     if new.spec == vm.spec {

@@ -6,6 +6,7 @@
 
 pub mod journalist;
 pub mod liveness;
+pub mod mover;
 pub mod placer;
 pub mod reaper;
 pub mod seater;

@@ -37,6 +37,7 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         };
     }
     let transcoder = rest::Transcoder::new(
+        bridge!(__rest_over_grpc_bridge_MoveService::MoveServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_NodeService::NodeServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VmService::VmServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_AgencyService::AgencyServiceRestBridge),

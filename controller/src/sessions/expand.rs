@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use tamdao_model::assignment::{Assignment, Intent, VmEntry};
+use tamdao_model::assignment::{Assignment, Hold, Intent, VmEntry};
 use tamdao_model::convert::Twin;
 use tamdao_model::convert::agent::{show_action, show_platform};
+use tamdao_model::moves::MovePhase;
 use tamdao_model::network::Provider;
 use tamdao_model::range::{self, Family};
 use tamdao_model::sealed::Sealed;
@@ -40,7 +41,11 @@ pub fn assignment(
         volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes()));
         vms.push(vm_entry(view, id, &own.vms[&id], vm.map(|row| &*row.value), open));
     }
-    let volumes = volumes.iter().filter_map(|id| volume_entry(view, own, view.volumes.get(*id)?)).collect();
+    let told = |id: &VolumeId| match view.volumes.get(*id) {
+        Some(volume) => volume_entry(view, own, volume),
+        None => leftover(own, *id),
+    };
+    let volumes = volumes.iter().filter_map(told).collect();
     let mut pools = Vec::new();
     let mut wanted_images = Vec::new();
     if only.is_none() {
@@ -96,6 +101,8 @@ fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<
         Intent::Wanted => agent::Intent::Wanted,
         Intent::Stop => agent::Intent::Stop,
         Intent::Stale => agent::Intent::Stale,
+        Intent::Incoming => agent::Intent::Incoming,
+        Intent::Outgoing => agent::Intent::Outgoing,
     };
     let mut told = agent::AssignedVm {
         vm_id: id.to_string(),
@@ -107,7 +114,10 @@ fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<
     told.generation = vm.meta.generation;
     told.stop_force = vm.spec.stop.force;
     told.stop_deadline_s = vm.spec.stop.deadline_s;
-    if entry.intent == Intent::Wanted {
+    if matches!(entry.intent, Intent::Incoming | Intent::Outgoing) {
+        told.r#move = assigned_move(view, vm, entry.intent);
+    }
+    if matches!(entry.intent, Intent::Wanted | Intent::Incoming | Intent::Outgoing) {
         told.power = vm.spec.power.number();
         told.run = vm.spec.run.number();
         told.machine = Some(machine(view, vm, open));
@@ -115,6 +125,27 @@ fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<
         told.first_start = vm.status.platform.is_none();
     }
     told
+}
+
+/// What one end is told of the VM's open move; without it the agent acts on nothing.
+fn assigned_move(view: &View, vm: &Vm, intent: Intent) -> Option<agent::AssignedMove> {
+    let open = view.moves.get(vm.status.moving?)?;
+    let spec = &open.spec;
+    let peer = if intent == Intent::Incoming { spec.source } else { spec.target };
+    let address = view.nodes.get(peer).map(|node| {
+        let (host, port) = (&node.status.address, node.status.moves_port);
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    });
+    Some(agent::AssignedMove {
+        move_id: open.id().to_string(),
+        peer_node: peer.to_string(),
+        peer_address: address.unwrap_or_default(),
+        incarnation_from: spec.incarnation_from,
+        incarnation_to: spec.incarnation_to,
+        way: spec.way.number(),
+        recall: open.status.phase == MovePhase::Recalling,
+        auto_converge: spec.auto_converge,
+    })
 }
 
 fn machine(view: &View, vm: &Vm, open: Open<'_>) -> agent::Machine {
@@ -211,8 +242,22 @@ fn told_interface(
 }
 
 fn volume_entry(view: &View, own: &Assignment, volume: &Volume) -> Option<agent::AssignedVolume> {
-    let wanted = |vm: VmId| own.vms.get(&vm).is_some_and(|entry| entry.intent == Intent::Wanted);
-    let intent = if volume.spec.deleting {
+    let held = own.volumes.get(&volume.id());
+    let elsewhere = volume.status.node.is_some_and(|there| there != own.node);
+    let wanted = |vm: VmId| {
+        own.vms.get(&vm).is_some_and(|entry| matches!(entry.intent, Intent::Wanted | Intent::Outgoing))
+    };
+    let mut size_mib = volume.spec.size_mib;
+    let intent = if held.is_some_and(|entry| entry.hold == Hold::Leaving) {
+        agent::VolumeIntent::Delete
+    } else if held.is_some_and(|entry| entry.hold == Hold::Arriving) {
+        // As large as it is on the source, whatever it is to grow to.
+        size_mib = if volume.status.size_mib == 0 { size_mib } else { volume.status.size_mib };
+        agent::VolumeIntent::Receive
+    } else if elsewhere && held.is_none() {
+        // It was here, and is another node's now.
+        return None;
+    } else if volume.spec.deleting {
         agent::VolumeIntent::Delete
     } else if volume.status.made {
         agent::VolumeIntent::Keep
@@ -226,8 +271,22 @@ fn volume_entry(view: &View, own: &Assignment, volume: &Volume) -> Option<agent:
         volume_id: volume.id().to_string(),
         pool_id: volume.spec.pool.to_string(),
         intent: intent as i32,
-        size_mib: volume.spec.size_mib,
+        size_mib,
         image: volume.spec.image.map(|image| digest(view, image)).unwrap_or_default(),
+        copy: held.map_or(0, |entry| entry.copy),
+    })
+}
+
+/// A file that is to be removed, of a volume that is gone since.
+fn leftover(own: &Assignment, id: VolumeId) -> Option<agent::AssignedVolume> {
+    let entry = own.volumes.get(&id).filter(|entry| entry.hold == Hold::Leaving)?;
+    Some(agent::AssignedVolume {
+        volume_id: id.to_string(),
+        pool_id: entry.pool.to_string(),
+        intent: agent::VolumeIntent::Delete as i32,
+        size_mib: entry.size_mib,
+        image: String::new(),
+        copy: entry.copy,
     })
 }
 

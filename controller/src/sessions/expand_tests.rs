@@ -45,7 +45,7 @@ fn world(shared: bool) -> View {
         let reservation = Reservation::default();
         own.vms.insert(id, VmEntry { incarnation: 1, intent: Intent::Wanted, reservation });
         if !shared {
-            own.volumes.insert(volume, VolumeEntry { pool: tamdao_model::PoolId(pool), size_mib: 8 });
+            own.volumes.insert(volume, VolumeEntry::own(tamdao_model::PoolId(pool), 8));
         }
     }
     draft.put(own);

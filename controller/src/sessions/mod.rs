@@ -5,6 +5,7 @@
 //! the office; one node has one session. Deliberately absent: judging silence (the `liveness` loop does).
 
 pub mod expand;
+mod progress;
 mod stream;
 pub mod tunnel;
 
@@ -12,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tamdao_model::{NodeId, SessionId, TimeMs, VmId, VolumeId};
+use tamdao_model::{MoveId, NodeId, SessionId, TimeMs, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
@@ -33,6 +34,7 @@ const TO_AGENT: usize = 256;
 pub struct Sessions {
     open: Mutex<HashMap<NodeId, Arc<Session>>>,
     tunnels: tunnel::Waiting,
+    progress: progress::Progress,
     timeout: Duration,
 }
 
@@ -68,7 +70,12 @@ struct Dirty {
 impl Sessions {
     /// `timeout` is after how much silence an agent counts as unreachable.
     pub fn new(timeout: Duration) -> Self {
-        Self { open: Mutex::default(), tunnels: tunnel::Waiting::default(), timeout }
+        Self {
+            open: Mutex::default(),
+            tunnels: tunnel::Waiting::default(),
+            progress: progress::Progress::default(),
+            timeout,
+        }
     }
 
     pub fn timeout(&self) -> Duration {
@@ -87,6 +94,11 @@ impl Sessions {
         let session = self.get(node)?;
         let heard = session.heard.lock().expect("no holder of the lock panics");
         Some(now.saturating_duration_since(heard.at))
+    }
+
+    /// How far a move is, as its source said last.
+    pub fn progress(&self, id: MoveId) -> Option<tamdao_proto::v1::MoveProgress> {
+        self.progress.of(id)
     }
 
     /// How many agents are heard here.
@@ -221,6 +233,11 @@ fn note(delta: &Delta, open: &HashMap<NodeId, Arc<Session>>, view: &View) {
                 dirty.vms.extend(assignment.vms.keys().filter(|id| changed_vm(id)));
                 dirty.volumes.extend(assignment.volumes.keys().filter(|id| changed_volume(id)));
             });
+        }
+        Some(Record::Move(one)) => {
+            let id = one.spec.vm;
+            mark(Some(one.spec.source), &|dirty| dirty.vms.extend([id]));
+            mark(Some(one.spec.target), &|dirty| dirty.vms.extend([id]));
         }
         Some(Record::Pool(_) | Record::Network(_) | Record::Image(_)) => {
             for session in open.values() {

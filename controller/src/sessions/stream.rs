@@ -205,6 +205,7 @@ async fn open(
         boot_id: hello.boot_id.chars().take(64).collect(),
         address: hello.address.chars().take(256).collect(),
         host_uuid: read_id("host_uuid", &hello.host_uuid)?,
+        moves_port: u16::try_from(hello.moves_port).unwrap_or_default(),
     };
     if hello.highest_epoch > office.epoch.0 {
         // A newer leader exists, or the store went back in time: the barrier below tells which.
@@ -299,6 +300,9 @@ async fn listen(
                 }
             }
             FromAgent::Goodbye(goodbye) => return Some(goodbye),
+            FromAgent::MoveProgress(report) => {
+                shared.sessions.progress.take(&shared.cache.view(), session.node, report);
+            }
             FromAgent::Hello(_) => return None,
             report @ (FromAgent::Report(_) | FromAgent::Inventory(_)) => {
                 if reports.try_send(report).is_err() {
@@ -324,7 +328,10 @@ async fn take_reports(shared: Arc<Shared>, session: Arc<Session>, mut waiting: m
                     Ok(())
                 }
                 FromAgent::Report(report) => take_report(&shared, &session, report, &mut handed_in),
-                FromAgent::Hello(_) | FromAgent::Heartbeat(_) | FromAgent::Goodbye(_) => Ok(()),
+                FromAgent::Hello(_)
+                | FromAgent::Heartbeat(_)
+                | FromAgent::Goodbye(_)
+                | FromAgent::MoveProgress(_) => Ok(()),
             });
         }
         let committed = futures::future::try_join_all(handed_in).await;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Twin, metadata};
 use crate::node::{Inventory, NumaCell, PoolSeen};
 use crate::vm::{Action, Guest, Platform, Problem, Seen};
-use crate::{ActionId, PoolId, TimeMs, VmId, VolumeId, limits};
+use crate::{ActionId, MoveId, PoolId, TimeMs, VmId, VolumeId, limits};
 
 /// Why a report cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,27 @@ pub struct VmSeen {
     pub unknown: bool,
     /// No domain and no process is left.
     pub gone: bool,
+    /// What this end says of the VM's move.
+    pub moving: Option<MoveSeen>,
+}
+
+/// What one end says of a move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveSeen {
+    pub id: MoveId,
+    pub state: MoveState,
+    pub problem: Option<Problem>,
+}
+
+/// How far one end of a move is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveState {
+    Preparing,
+    Ready,
+    Runs,
+    Sending,
+    Kept,
+    Gone,
 }
 
 /// What a volume's file is.
@@ -88,7 +109,24 @@ pub fn read_vm(report: &agent::v1::VmReport) -> Result<VmSeen, ReportError> {
         restarts: report.restarts,
         unknown: report.unknown,
         gone: report.gone,
+        moving: report.r#move.as_ref().map(read_move).transpose()?,
     })
+}
+
+fn read_move(report: &agent::v1::MoveReport) -> Result<MoveSeen, ReportError> {
+    use agent::v1::MoveState as Said;
+    let unknown = ReportError::Number { field: "move.state", number: report.state };
+    let state = match Said::try_from(report.state).map_err(|_| unknown.clone())? {
+        Said::Unspecified => return Err(unknown),
+        Said::Preparing => MoveState::Preparing,
+        Said::Ready => MoveState::Ready,
+        Said::Runs => MoveState::Runs,
+        Said::Sending => MoveState::Sending,
+        Said::Kept => MoveState::Kept,
+        Said::Gone => MoveState::Gone,
+    };
+    let problem = report.problem.as_ref().map(read_problem);
+    Ok(MoveSeen { id: id("move.move_id", &report.move_id)?, state, problem })
 }
 
 pub fn read_volume(report: &agent::v1::VolumeReport) -> Result<VolumeSeen, ReportError> {

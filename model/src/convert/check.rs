@@ -183,7 +183,8 @@ fn article(kind: Kind) -> &'static str {
         | Kind::Network
         | Kind::PlacementGroup
         | Kind::SchedulingPolicy
-        | Kind::Controller => "a",
+        | Kind::Controller
+        | Kind::Move => "a",
     }
 }
 

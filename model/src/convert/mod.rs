@@ -13,6 +13,7 @@ pub mod flavor;
 mod held;
 pub mod image;
 pub mod metadata;
+pub mod moves;
 pub mod network;
 pub mod node;
 pub mod placement_group;

@@ -7,6 +7,7 @@ use crate::cluster::JoinKind;
 use crate::condition::ConditionStatus;
 use crate::event::Severity;
 use crate::image::{ImageKind, ImagePhase};
+use crate::moves::{MovePhase, Way};
 use crate::node::NodePhase;
 use crate::placement_group::PlacementRuleKind;
 use crate::pool::PoolKind;
@@ -71,6 +72,8 @@ twins! {
     VmPhase => v1::VmPhase {
         Pending, Scheduled, Starting, Running, Paused, Stopping, Stopped, Deleting, Failed, Unknown,
     }
+    Way => v1::MoveWay { Live, LiveWithDisks, Cold }
+    MovePhase => v1::MovePhase { Preparing, Sending, Recalling, Clearing, Done, Failed, Cancelled }
     GuestState => agent::v1::GuestState { Absent, Preparing, Starting, Running, Paused, Stopping, Stopped }
     GuestExit => agent::v1::GuestExit { ByItself, OnOrder, Failed }
     ActionKind => agent::v1::ActionKind { Reboot, Reset }

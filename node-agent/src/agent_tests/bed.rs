@@ -132,6 +132,7 @@ impl Bed {
 
 pub fn volume(intent: VolumeIntent) -> AssignedVolume {
     AssignedVolume {
+        copy: 0,
         volume_id: VOLUME.to_string(),
         pool_id: POOL.to_string(),
         intent: intent.into(),

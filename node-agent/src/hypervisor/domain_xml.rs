@@ -11,6 +11,7 @@ use tamdao_proto::v1::{DiskKind, Firmware, Graphics, OsType, Platform};
 use uuid::Uuid;
 
 use super::host::Acceleration;
+use super::migration::Migration;
 use super::xml::{Element, XmlError, element};
 use super::{
     DiskFile, DiskFormat, Domain, DomainSpec, DomainState, PauseReason, Port, domain_name, vm_of_domain_name,
@@ -362,6 +363,77 @@ fn serial(log: &Path) -> Element {
 
 fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+/// A domain's document for the host that it goes to.
+pub struct Arrival {
+    pub document: String,
+    /// The targets of the disks that are copied along, such as vda.
+    pub copies: Vec<String>,
+}
+
+/// Makes a running domain's document into that of its arrival: our mark with the new incarnation and as never run, and
+/// each file by its name over there.
+///
+/// # Errors
+/// The document has no mark of ours, or names a file of which nobody knows the name over there.
+pub fn arriving(document: &str, domain: &Domain, migration: &Migration) -> Result<Arrival, XmlError> {
+    let mut root = Element::parse(document)?;
+    let name = |path: &str| {
+        let there = migration.files.get(Path::new(path));
+        there.map(|there| path_text(there)).ok_or_else(|| missing(&format!("name on the target for {path}")))
+    };
+    let mut copies = Vec::new();
+    let mark = mark(migration.incarnation_to, domain.generation, &domain.platform, domain.started, false);
+    for part in &mut root.children {
+        match part.name.as_str() {
+            "metadata" => *part = metadata(mark.clone()),
+            "os" => {
+                for file in &mut part.children {
+                    if matches!(file.name.as_str(), "kernel" | "initrd" | "nvram")
+                        && !file.text.trim().is_empty()
+                    {
+                        file.text = name(file.text.trim())?;
+                    }
+                }
+            }
+            "devices" => {
+                for device in &mut part.children {
+                    let copied = rename(device, &name, &migration.copies)?;
+                    copies.extend(copied);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(Arrival { document: root.print(), copies })
+}
+
+/// Renames the files of one device; returns the target of a disk that is to be copied.
+fn rename(
+    device: &mut Element,
+    name: &impl Fn(&str) -> Result<String, XmlError>,
+    copies: &[std::path::PathBuf],
+) -> Result<Option<String>, XmlError> {
+    let disk = device.name == "disk";
+    let target = device.find("target").and_then(|target| target.attribute("dev")).map(str::to_owned);
+    // What backs a file is that file's own to say, and other files do so over there.
+    device.children.retain(|child| child.name != "backingStore");
+    let mut copied = None;
+    for child in &mut device.children {
+        if !(disk && child.name == "source" || child.name == "log") {
+            continue;
+        }
+        for (key, value) in &mut child.attributes {
+            if key == "file" {
+                if disk && copies.iter().any(|copy| copy == Path::new(value.as_str())) {
+                    copied.clone_from(&target);
+                }
+                *value = name(value)?;
+            }
+        }
+    }
+    Ok(copied)
 }
 
 /// A running domain as its XML tells; `None` when it is not ours. `state` is what libvirt says beside the XML.

@@ -15,6 +15,7 @@ mod domain_xml_tests;
 pub mod fake;
 pub mod host;
 pub mod libvirt;
+pub mod migration;
 pub mod probe;
 pub mod xml;
 
@@ -27,6 +28,8 @@ use tamdao_proto::v1::{DiskKind, GuestStatus, Inventory, Platform};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 use uuid::Uuid;
+
+use self::migration::{Migration, MigrationProgress};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
@@ -66,6 +69,18 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Records in the domain that this generation of the spec has been acted on.
     async fn set_generation(&self, vm: Uuid, incarnation: u64, generation: u64) -> Result<()>;
+
+    /// Sends a running guest to another host, and returns when it is gone from here, or when it is not. The guest
+    /// arrives paused ([`PauseReason::NotYetRun`]) under its new incarnation and stays so until `resume` over there.
+    /// After an error nobody knows what became of it before `migration` says that none is at work and the domain has
+    /// been looked at: it runs here, stands still here, or is gone.
+    async fn migrate(&self, vm: Uuid, incarnation: u64, migration: &Migration) -> Result<()>;
+
+    /// Gives up the migration that is at work; the guest goes on here. Without one it is `Refused`.
+    async fn abort_migration(&self, vm: Uuid, incarnation: u64) -> Result<()>;
+
+    /// How far the migration out of this host is; `None` while none is at work, or the VM has no domain.
+    async fn migration(&self, vm: Uuid) -> Result<Option<MigrationProgress>>;
 
     /// What the guest agent says; `None` while none is connected or when it does not answer within two seconds.
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>>;

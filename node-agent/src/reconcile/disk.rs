@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{Decision, Step, Subject, View, attempt, problem};
 use crate::desired::{Digest, VolumeIntent, WantedVolume};
+use crate::ledger::VolumeRecord;
 
 /// What stands against using a volume now.
 pub(super) enum Obstacle {
@@ -26,7 +27,9 @@ pub(super) fn decide(
     images: &mut BTreeSet<Digest>,
     decision: &mut Decision,
 ) -> VolumeReport {
-    let record = view.ledger.volumes.get(&id).filter(|record| !record.deleted);
+    // What is written of an earlier file says nothing of a later one.
+    let own = view.ledger.volumes.get(&id).filter(|record| record.copy >= wanted.copy);
+    let record = own.filter(|record| !record.deleted);
     let made = record.is_some_and(|record| record.made);
     let file = view.files.get(&id).copied().unwrap_or_default();
     let mut report = VolumeReport {
@@ -37,7 +40,7 @@ pub(super) fn decide(
     };
     let stamp = (u64::from(wanted.size_mib), wanted.intent as u64);
     let busy = view.busy.contains_key(&Subject::Volume(id));
-    let deleted = view.ledger.volumes.get(&id).is_some_and(|record| record.deleted);
+    let deleted = own.is_some_and(|record| record.deleted);
     let state = match (wanted.intent, made, file.exists) {
         // Once removed on order it does not come back, whatever an older entry says.
         _ if deleted && !file.exists => VolumeState::Deleted,
@@ -57,7 +60,13 @@ pub(super) fn decide(
             }
             VolumeState::Made
         }
-        (VolumeIntent::Make | VolumeIntent::Keep, true, false) | (VolumeIntent::Keep, false, false) => {
+        (VolumeIntent::Receive, false, true) => {
+            let message = "another file is in its place";
+            report.problem = Some(problem("VolumeInTheWay", message, true));
+            VolumeState::Failed
+        }
+        (VolumeIntent::Make | VolumeIntent::Keep | VolumeIntent::Receive, true, false)
+        | (VolumeIntent::Keep, false, false) => {
             report.problem = Some(problem("VolumeMissing", "its file was made and is not there", false));
             VolumeState::Missing
         }
@@ -67,7 +76,10 @@ pub(super) fn decide(
             }
             VolumeState::Making
         }
-        (VolumeIntent::Make, false, false) => making(view, id, wanted, stamp, images, &mut report, decision),
+        (VolumeIntent::Make | VolumeIntent::Receive, false, false) => {
+            making(view, id, wanted, stamp, images, &mut report, decision)
+        }
+        (VolumeIntent::Receive, true, true) => VolumeState::Made,
         (VolumeIntent::Make | VolumeIntent::Keep, true, true) => {
             // An overlay is of no use without its image, which may have come to this node only by the ledger.
             images.extend(wanted.image.clone().filter(|image| !view.images.contains(image)));
@@ -154,7 +166,8 @@ pub(super) fn obstacle(view: &View<'_>, id: Uuid) -> Option<Obstacle> {
         let why = pool.map_or("is not known here", |pool| &pool.message);
         return absent("PoolAbsent", format!("pool {}: {why}", wanted.pool));
     }
-    let record = view.ledger.volumes.get(&id).filter(|record| record.made && !record.deleted);
+    let written = |record: &&VolumeRecord| record.made && !record.deleted && record.copy >= wanted.copy;
+    let record = view.ledger.volumes.get(&id).filter(written);
     let exists = view.files.get(&id).is_some_and(|file| file.exists);
     match record {
         Some(_) if !exists => {

@@ -16,6 +16,8 @@ pub enum Subject {
     Vm(Uuid),
     Volume(Uuid),
     Image(Digest),
+    /// The move of a VM, beside what is done to the VM itself.
+    Move(Uuid),
 }
 
 /// Tries of one kind of step on one subject that have failed in a row.

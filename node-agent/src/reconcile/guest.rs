@@ -2,7 +2,7 @@
 //!
 //! Invariants: those of the module above. A guest whose domain has a higher incarnation than its entry is left
 //! alone; one with a lower incarnation than a wanted entry is stale, since the VM was given out anew since.
-//! Deliberately absent: moves, which hold a pair of incarnations, and the keeper's registration.
+//! Deliberately absent: moves (`moving`), and the keeper's registration.
 
 use std::collections::BTreeSet;
 use std::time::UNIX_EPOCH;
@@ -12,7 +12,7 @@ use tamdao_proto::v1::{Power, RunPolicy};
 use uuid::Uuid;
 
 use super::disk::{self, Obstacle};
-use super::{Decision, Go, Step, Subject, View, attempt, back_off_ms, problem};
+use super::{Decision, Go, Step, Subject, View, attempt, back_off_ms, moving, problem};
 use crate::desired::{ActionKind, Digest, Intent, WantedVm};
 use crate::hypervisor::{Domain, DomainState, Exit, PauseReason};
 use crate::ledger::{End, Life, VmRecord};
@@ -30,10 +30,10 @@ pub fn believed_alive(record: &VmRecord) -> bool {
     record.life == Life::Running
 }
 
-struct Guest<'a> {
-    view: &'a View<'a>,
-    id: Uuid,
-    record: VmRecord,
+pub(super) struct Guest<'a> {
+    pub(super) view: &'a View<'a>,
+    pub(super) id: Uuid,
+    pub(super) record: VmRecord,
 }
 
 /// Decides for one VM. `None` says that there is nothing to say of it.
@@ -52,6 +52,7 @@ pub(super) fn decide(
         match step {
             Step::Start { .. } => report.state = GuestState::Starting.into(),
             Step::Shutdown { .. } | Step::Destroy { .. } => report.state = GuestState::Stopping.into(),
+            Step::Send { .. } => moving::sending(view, id, wanted, &mut report, decision),
             _ => {}
         }
         // A try at work does not take back what was said of the last one.
@@ -65,6 +66,12 @@ pub(super) fn decide(
         return spoken_of.then_some(report);
     }
     if view.hypervisor_away.is_some() || !view.observed {
+        return spoken_of.then_some(report);
+    }
+    if moving::is_unsettled(&guest.record) {
+        // It starts nothing and stops nothing, so it needs no order.
+        let stamp = wanted.map_or((0, 0), stamp);
+        report.problem = attempt(view, stamp, Step::Settle { vm: id }, decision);
         return spoken_of.then_some(report);
     }
     if domain.is_none() && believed_alive(&guest.record) {
@@ -101,13 +108,22 @@ pub(super) fn decide(
             report.problem = Some(problem("StaleAssignment", message, true));
         }
         (Intent::Stop, Some(domain)) => guest.stop(wanted, domain, &mut report, decision),
-        (Intent::Wanted, Some(domain)) if domain.incarnation < wanted.incarnation => {
+        (Intent::Wanted | Intent::Incoming, Some(domain)) if domain.incarnation < wanted.incarnation => {
             if wanted.fresh {
                 guest.destroy(wanted, domain, true, &mut report, decision);
             }
         }
         (Intent::Wanted, Some(domain)) => guest.present(wanted, domain, &mut report, decision),
         (Intent::Wanted, None) => guest.absent(wanted, &mut report, images, decision),
+        (Intent::Outgoing | Intent::Incoming, _) => {
+            // An entry without its move has a fault, and ends above.
+            let Some(told) = &wanted.moving else { return Some(report) };
+            if wanted.intent == Intent::Outgoing {
+                guest.outgoing(wanted, told, domain, &mut report, decision);
+            } else {
+                guest.incoming(wanted, told, domain, &mut report, images, decision);
+            }
+        }
     }
     Some(report)
 }
@@ -200,7 +216,13 @@ impl Guest<'_> {
     }
 
     /// Down by ACPI, and by force when the time is up.
-    fn stop(&self, wanted: &WantedVm, domain: &Domain, report: &mut VmReport, decision: &mut Decision) {
+    pub(super) fn stop(
+        &self,
+        wanted: &WantedVm,
+        domain: &Domain,
+        report: &mut VmReport,
+        decision: &mut Decision,
+    ) {
         if !wanted.fresh {
             // Cut off: a stop that was asked for may come to its end by itself, and is not brought to it.
             return;
@@ -288,6 +310,15 @@ impl Guest<'_> {
             DomainState::Paused(PauseReason::NotYetRun) => {
                 if wanted.fresh {
                     let step = Step::Resume { vm: self.id, why: Go::FirstTime };
+                    report.problem = attempt(self.view, stamp(wanted), step, decision);
+                }
+            }
+            DomainState::Paused(PauseReason::OnDemand | PauseReason::Migration | PauseReason::Other)
+                if record.outgoing.is_some() && !record.paused =>
+            {
+                // A move that did not come to its end left it so; the leader says that the move is over.
+                if wanted.power == Power::On && wanted.fresh {
+                    let step = Step::Resume { vm: self.id, why: Go::Kept };
                     report.problem = attempt(self.view, stamp(wanted), step, decision);
                 }
             }
@@ -388,7 +419,10 @@ impl Guest<'_> {
         }
         let Some((due_ms, again)) = self.due(wanted, life, report) else { return };
         // The start rule: by an entry of this session, or again on the same boot under the same incarnation.
-        let may_again = same && life == Life::Ended && record.boot_id == self.view.boot_id;
+        let may_again = same
+            && life == Life::Ended
+            && record.boot_id == self.view.boot_id
+            && record.end != Some(End::Migrated);
         if !wanted.fresh && !may_again {
             return;
         }
@@ -441,7 +475,7 @@ impl Guest<'_> {
         }
     }
 
-    fn obstacle(&self, wanted: &WantedVm, images: &mut BTreeSet<Digest>) -> Option<Obstacle> {
+    pub(super) fn obstacle(&self, wanted: &WantedVm, images: &mut BTreeSet<Digest>) -> Option<Obstacle> {
         let mut found: Option<Obstacle> = None;
         for (volume, _) in &wanted.volumes {
             match disk::obstacle(self.view, *volume) {
@@ -461,10 +495,10 @@ impl Guest<'_> {
 }
 
 fn goes_down(wanted: &WantedVm) -> bool {
-    wanted.intent != Intent::Wanted || wanted.power == Power::Off
+    matches!(wanted.intent, Intent::Stop | Intent::Stale) || wanted.power == Power::Off
 }
 
-fn stamp(wanted: &WantedVm) -> (u64, u64) {
+pub(super) fn stamp(wanted: &WantedVm) -> (u64, u64) {
     (wanted.incarnation, wanted.generation)
 }
 

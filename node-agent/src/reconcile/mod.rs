@@ -9,6 +9,7 @@
 mod disk;
 mod effort;
 mod guest;
+mod moving;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub use effort::{Effort, Efforts, Subject, back_off_ms};
 pub use guest::believed_alive;
+pub use moving::may_run_arrived;
 
 use crate::desired::{Desired, Digest};
 use crate::hypervisor::{Domain, Exit};
@@ -87,6 +89,8 @@ pub enum Go {
     OnOrder,
     /// QEMU paused it for want of room, and there is room.
     Room,
+    /// A broken move left it paused, and the move is over.
+    Kept,
 }
 
 /// One thing to do.
@@ -144,6 +148,31 @@ pub enum Step {
     Update {
         vm: Uuid,
     },
+    /// Send a running guest to another node, and write down and say what came of it.
+    Send {
+        vm: Uuid,
+    },
+    /// Have the sending given up, if it still can be.
+    Recall {
+        vm: Uuid,
+    },
+    /// Find out and write down what came of a sending that was cut off.
+    Settle {
+        vm: Uuid,
+    },
+    /// Write down that the guest is not sent by this move.
+    Keep {
+        vm: Uuid,
+        reason: &'static str,
+    },
+    /// Write down that a guest that is off never starts here again under its incarnation.
+    LetGo {
+        vm: Uuid,
+    },
+    /// Make seed and filter ready for a guest that comes, and let its source in.
+    Receive {
+        vm: Uuid,
+    },
     FetchImage {
         digest: Digest,
     },
@@ -177,7 +206,13 @@ impl Step {
             | Self::Destroy { vm, .. }
             | Self::Reboot { vm, .. }
             | Self::Reset { vm, .. }
-            | Self::Update { vm } => Subject::Vm(*vm),
+            | Self::Update { vm }
+            | Self::Send { vm }
+            | Self::Settle { vm }
+            | Self::Keep { vm, .. }
+            | Self::LetGo { vm }
+            | Self::Receive { vm } => Subject::Vm(*vm),
+            Self::Recall { vm } => Subject::Move(*vm),
             Self::FetchImage { digest } => Subject::Image(digest.clone()),
             Self::RecogniseVolume { volume }
             | Self::MakeVolume { volume }
@@ -201,6 +236,12 @@ impl Step {
             Self::Reboot { .. } => "reboot",
             Self::Reset { .. } => "reset",
             Self::Update { .. } => "update",
+            Self::Send { .. } => "send",
+            Self::Recall { .. } => "recall",
+            Self::Settle { .. } => "settle",
+            Self::Keep { .. } => "keep",
+            Self::LetGo { .. } => "let-go",
+            Self::Receive { .. } => "receive",
             Self::FetchImage { .. } => "fetch-image",
             Self::RecogniseVolume { .. } => "recognise-volume",
             Self::MakeVolume { .. } => "make-volume",

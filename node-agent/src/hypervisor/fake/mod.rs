@@ -5,6 +5,7 @@
 //! time and do what their script says. Deliberately absent: anything inside a guest.
 
 mod console;
+mod migrate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,7 +18,9 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use self::console::{End, Line, hang_up};
+pub use self::migrate::Break;
 use super::domain_xml::vcpus_room;
+use super::migration::{Migration, MigrationProgress};
 use super::{
     Change, Console, DiskStats, Domain, DomainEvent, DomainSpec, DomainState, DomainStats, Exit, Hypervisor,
     HypervisorError, Observation, PauseReason, PortStats, Resized, Result,
@@ -32,6 +35,8 @@ type Now = dyn Fn() -> SystemTime + Send + Sync;
 #[derive(Clone)]
 pub struct FakeWorld {
     locks: Arc<Mutex<BTreeMap<LockKey, Owner>>>,
+    /// By the URI at which each host is reached for migrations.
+    hosts: Arc<Mutex<BTreeMap<String, Arc<Mutex<State>>>>>,
     now: Arc<Now>,
 }
 
@@ -48,7 +53,7 @@ impl Default for FakeWorld {
 
 impl FakeWorld {
     pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self { locks: Arc::default(), now: Arc::new(now) }
+        Self { locks: Arc::default(), hosts: Arc::default(), now: Arc::new(now) }
     }
 
     /// A host; its name must be its own in this world.
@@ -75,7 +80,7 @@ impl FakeWorld {
             world: self.clone(),
             inventory,
             events: broadcast::channel(EVENTS).0,
-            state: Mutex::default(),
+            state: Arc::default(),
         }
     }
 }
@@ -101,7 +106,7 @@ pub struct FakeHypervisor {
     world: FakeWorld,
     inventory: Inventory,
     events: broadcast::Sender<DomainEvent>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
@@ -111,6 +116,7 @@ struct State {
     exits: BTreeMap<Uuid, Exit>,
     refusals: BTreeMap<Uuid, HypervisorError>,
     full: BTreeSet<Uuid>,
+    broken: Option<migrate::Break>,
     foreign: BTreeSet<String>,
     away: bool,
 }
@@ -409,6 +415,24 @@ impl Hypervisor for FakeHypervisor {
     async fn set_generation(&self, vm: Uuid, incarnation: u64, generation: u64) -> Result<()> {
         find(&mut *self.reach()?, vm, incarnation)?.domain.generation = generation;
         Ok(())
+    }
+
+    async fn migrate(&self, vm: Uuid, incarnation: u64, migration: &Migration) -> Result<()> {
+        self.send(vm, incarnation, migration)
+    }
+
+    async fn abort_migration(&self, vm: Uuid, incarnation: u64) -> Result<()> {
+        // A fake migration takes no time, so there never is one to give up.
+        find(&mut *self.reach()?, vm, incarnation)?;
+        Err(HypervisorError::Refused {
+            reason: "LibvirtFailed",
+            message: "no job is active on the domain".to_owned(),
+            permanent: false,
+        })
+    }
+
+    async fn migration(&self, _vm: Uuid) -> Result<Option<MigrationProgress>> {
+        self.reach().map(|_| None)
     }
 
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>> {

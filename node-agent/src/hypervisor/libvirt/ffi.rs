@@ -5,12 +5,14 @@
 //! allocates, libvirt frees. Deliberately absent: what the values mean, beyond making them ours.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Once};
 
 use uuid::Uuid;
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 
 use super::super::{Change, DomainEvent, Exit, PauseReason, vm_of_domain_name};
@@ -246,6 +248,40 @@ fn change(event: u32, detail: u32) -> Option<Change> {
         virt_sys::VIR_DOMAIN_EVENT_CRASHED => Change::Crashed,
         _ => return None,
     })
+}
+
+/// The counters of the job that works on a domain, such as a migration; `None` while there is none.
+pub fn job(domain: &Domain) -> Result<Option<BTreeMap<String, u64>>, Error> {
+    let (mut kind, mut count): (c_int, c_int) = (0, 0);
+    let mut params: virt_sys::virTypedParameterPtr = ptr::null_mut();
+    // SAFETY: the domain is alive, and `params` takes an array that is freed below.
+    let done =
+        unsafe { virt_sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut params, &mut count, 0) };
+    if done < 0 {
+        return Err(Error::last_error());
+    }
+    let mut counters = BTreeMap::new();
+    for index in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the array has `count` parameters, `field` is a C string, and `type_` says which member is set.
+        unsafe {
+            let param = &*params.add(index);
+            if param.type_ as u32 == virt_sys::VIR_TYPED_PARAM_ULLONG {
+                counters.insert(text(param.field.as_ptr()), param.value.ul);
+            }
+        }
+    }
+    // SAFETY: the array is the one that the call above gave us, and nothing of it is kept; none is no error.
+    unsafe { virt_sys::virTypedParamsFree(params, count) };
+    Ok((kind as u32 != virt_sys::VIR_DOMAIN_JOB_NONE).then_some(counters))
+}
+
+/// Gives up the job that works on a domain.
+pub fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    if unsafe { virt_sys::virDomainAbortJob(domain.as_ptr()) } < 0 {
+        return Err(Error::last_error());
+    }
+    Ok(())
 }
 
 /// The counters of one running domain, as names and numbers.

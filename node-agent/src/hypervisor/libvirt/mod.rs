@@ -10,6 +10,7 @@ mod errors;
 mod exits;
 mod ffi;
 mod guest;
+mod migrate;
 mod stats;
 
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ use virt::stream::Stream;
 use self::connection::Link;
 use self::errors::Fault;
 use super::host::{self, Acceleration, Host};
+use super::migration::{Migration, MigrationProgress};
 use super::xml::XmlError;
 use super::{
     Console, Domain, DomainEvent, DomainSpec, DomainState, DomainStats, Exit, Hypervisor, HypervisorError,
@@ -245,6 +247,23 @@ impl Hypervisor for Libvirt {
             mark(handle, domain, generation, has_run)
         })
         .await
+    }
+
+    async fn migrate(&self, vm: Uuid, incarnation: u64, migration: &Migration) -> Result<()> {
+        let migration = migration.clone();
+        self.act(vm, incarnation, move |handle, domain| migrate::send(handle, domain, &migration)).await
+    }
+
+    async fn abort_migration(&self, vm: Uuid, incarnation: u64) -> Result<()> {
+        self.act(vm, incarnation, |handle, _| Ok(ffi::abort_job(handle)?)).await
+    }
+
+    async fn migration(&self, vm: Uuid) -> Result<Option<MigrationProgress>> {
+        let asked = self.link.call(Some(vm), move |connect| migrate::progress(connect, vm)).await;
+        match asked {
+            Err(HypervisorError::NotFound { .. }) => Ok(None),
+            other => other,
+        }
     }
 
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>> {

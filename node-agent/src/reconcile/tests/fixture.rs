@@ -11,10 +11,11 @@ use tamdao_proto::v1::{Platform, Power, RunPolicy};
 use uuid::Uuid;
 
 use crate::desired::{
-    ActionKind, Desired, Digest, Intent, VolumeIntent, WantedAction, WantedPool, WantedVm, WantedVolume,
+    ActionKind, Desired, Digest, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm,
+    WantedVolume,
 };
 use crate::hypervisor::{Domain, DomainState, Exit, PauseReason};
-use crate::ledger::{End, Life, State, Stop, VmRecord, VolumeRecord};
+use crate::ledger::{End, Incoming, Life, Outgoing, State, Stop, VmRecord, VolumeRecord, Word};
 use crate::reconcile::{Decision, Efforts, FileFact, PoolFact, Step, Subject, View, decide, problem};
 
 /// A node that owns what a view borrows.
@@ -70,6 +71,7 @@ pub fn wanted_vm() -> WantedVm {
         action: None,
         stop_force: false,
         stop_ms: 120_000,
+        moving: None,
         fresh: true,
         fault: None,
     }
@@ -124,7 +126,9 @@ impl Node {
                 self.exits.insert(number(), exit);
             }
             "busy" => {
-                drop(self.busy.insert(Subject::Vm(number()), Step::Start { vm: number(), again: false }))
+                let vm = number();
+                let step = if has("send") { Step::Send { vm } } else { Step::Start { vm, again: false } };
+                drop(self.busy.insert(Subject::Vm(vm), step))
             }
             "failed" => {
                 for _ in 0..count("attempts", 1) {
@@ -145,6 +149,7 @@ impl Node {
                     made: true,
                     size_mib,
                     deleted: has("deleted"),
+                    copy: count("copy", 0),
                     ..Default::default()
                 };
                 self.ledger.volumes.insert(number(), record);
@@ -154,6 +159,7 @@ impl Node {
                     "make" => VolumeIntent::Make,
                     "keep" => VolumeIntent::Keep,
                     "delete" => VolumeIntent::Delete,
+                    "receive" => VolumeIntent::Receive,
                     other => panic!("{other}"),
                 };
                 let wanted = WantedVolume {
@@ -161,6 +167,7 @@ impl Node {
                     intent,
                     size_mib: u32::try_from(count("size", 100)).unwrap(),
                     image: value("image").map(digest),
+                    copy: count("copy", 0),
                     fresh: !has("cut"),
                 };
                 self.desired.volumes.insert(number(), wanted);
@@ -173,6 +180,7 @@ impl Node {
                     Some("not-yet-run") => DomainState::Paused(PauseReason::NotYetRun),
                     Some("on-demand") => DomainState::Paused(PauseReason::OnDemand),
                     Some("io-error") => DomainState::Paused(PauseReason::IoError),
+                    Some("migration") => DomainState::Paused(PauseReason::Migration),
                     Some(_) => DomainState::Paused(PauseReason::Other),
                 };
                 self.domains.insert(number(), domain(number(), count("i", 1), count("g", 1), state));
@@ -218,6 +226,16 @@ impl Node {
             streak: u32::try_from(count("streak", 0)).unwrap(),
             ended_ms: count("at", 100_000),
             untidy: has("untidy"),
+            outgoing: value("out").map(|n| Outgoing {
+                id: id(n.parse().unwrap()),
+                word: match () {
+                    () if has("kept") => Word::Kept,
+                    () if has("gone") => Word::Gone,
+                    () => Word::Sending,
+                },
+                reason: String::new(),
+            }),
+            incoming: value("in").map(|n| Incoming { id: id(n.parse().unwrap()), go: has("go") }),
             ..Default::default()
         }
     }
@@ -264,6 +282,8 @@ fn parse_vm<'a>(
         intent: match () {
             () if has("stop") => Intent::Stop,
             () if has("stale") => Intent::Stale,
+            () if has("incoming") => Intent::Incoming,
+            () if has("outgoing") => Intent::Outgoing,
             () => Intent::Wanted,
         },
         power: match () {
@@ -280,6 +300,16 @@ fn parse_vm<'a>(
         images: value("iso").map(digest).into_iter().collect(),
         action: action("reboot", ActionKind::Reboot).or(action("reset", ActionKind::Reset)),
         stop_force: has("force"),
+        moving: value("move").map(|n| WantedMove {
+            id: id(n.parse().unwrap()),
+            peer: id(99),
+            address: "peer:7444".into(),
+            from: 1,
+            to: 2,
+            cold: has("cold"),
+            recall: has("recall"),
+            auto_converge: true,
+        }),
         fresh: !has("cut"),
         ..wanted_vm()
     }
@@ -314,6 +344,13 @@ pub fn show(decision: &Decision) -> String {
         if !vm.pause_reason.is_empty() {
             line += &format!(" paused-for={}", vm.pause_reason);
         }
+        if let Some(told) = &vm.r#move {
+            let state = told.state().as_str_name().trim_start_matches("MOVE_STATE_").to_lowercase();
+            line += &format!(" move={state}");
+            if let Some(problem) = &told.problem {
+                line += &format!("({})", problem.reason);
+            }
+        }
         if let Some(problem) = &vm.problem {
             line += &format!(" problem={}({})", problem.reason, problem.attempts);
         }
@@ -342,7 +379,7 @@ pub fn show(decision: &Decision) -> String {
 
 fn brief(step: &Step) -> String {
     let subject = match step.subject() {
-        Subject::Vm(id) | Subject::Volume(id) => id.as_u128().to_string(),
+        Subject::Vm(id) | Subject::Volume(id) | Subject::Move(id) => id.as_u128().to_string(),
         Subject::Image(digest) => digest.as_str()[..1].to_owned(),
     };
     let more = match step {
@@ -361,6 +398,7 @@ fn brief(step: &Step) -> String {
             format!(" action={} until={deadline_ms}", action.as_u128())
         }
         Step::Reset { action, .. } => format!(" action={}", action.as_u128()),
+        Step::Keep { reason, .. } => format!(" {reason}"),
         Step::GrowVolume { size_mib, .. } => format!(" size={size_mib}"),
         _ => String::new(),
     };

@@ -7,14 +7,19 @@ use tamdao_proto::v1::{Power, RunPolicy};
 
 use super::fixture::{Node, domain, id, wanted_vm};
 use super::world::World;
-use crate::desired::{ActionKind, Intent, VolumeIntent, WantedAction, WantedPool, WantedVm, WantedVolume};
+use crate::desired::{
+    ActionKind, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm, WantedVolume,
+};
 use crate::hypervisor::{DomainState, Exit, PauseReason};
-use crate::ledger::{End, Life, Stop, VmRecord, VolumeRecord};
-use crate::reconcile::{FileFact, Go, PoolFact, Step};
+use crate::ledger::{End, Incoming, Life, Outgoing, Stop, VmRecord, VolumeRecord, Word};
+use crate::reconcile::{FileFact, Go, PoolFact, Step, may_run_arrived};
 
 fn wanted() -> impl Strategy<Value = WantedVm> {
     let action = proptest::option::of((1..3u128, any::<bool>()));
-    let intent = prop_oneof![4 => Just(Intent::Wanted), 1 => Just(Intent::Stop), 1 => Just(Intent::Stale)];
+    let intent = prop_oneof![
+        4 => Just(Intent::Wanted), 1 => Just(Intent::Stop), 1 => Just(Intent::Stale),
+        1 => Just(Intent::Incoming), 1 => Just(Intent::Outgoing),
+    ];
     let power = prop_oneof![3 => Just(Power::On), 1 => Just(Power::Off), 1 => Just(Power::Paused)];
     let run = prop_oneof![Just(RunPolicy::Always), Just(RunPolicy::OnFailure), Just(RunPolicy::Stopped)];
     let numbers = (1..4u64, 1..3u64, any::<bool>(), any::<bool>());
@@ -33,6 +38,16 @@ fn wanted() -> impl Strategy<Value = WantedVm> {
                 deadline_ms: 60_000,
             }),
             volumes: volumes.into_iter().map(|n| (id(n), id(1))).collect(),
+            moving: matches!(intent, Intent::Incoming | Intent::Outgoing).then(|| WantedMove {
+                id: id(7),
+                peer: id(99),
+                address: "peer:7444".into(),
+                from: 1,
+                to: 2,
+                cold: generation == 2,
+                recall: stop_force,
+                auto_converge: true,
+            }),
             ..wanted_vm()
         },
     )
@@ -61,35 +76,51 @@ fn record() -> impl Strategy<Value = VmRecord> {
         Just(End::Migrated)
     ]);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (1..4u64, life, end, flags, proptest::option::of(0..400_000u64), proptest::option::of(1..3u128)).prop_map(
-        |(incarnation, life, end, (old_boot, reboot, paused, untidy), stop, action)| VmRecord {
-            incarnation,
-            generation: 1,
-            life,
-            end: end.filter(|_| life == Life::Ended),
-            boot_id: if old_boot { "b0" } else { "b1" }.into(),
-            stop: stop.map(|deadline_ms| Stop { deadline_ms, asked_ms: 50_000 }),
-            reboot,
-            paused,
-            untidy,
-            action: action.map(id),
-            ended_ms: 90_000,
-            ..VmRecord::default()
-        },
-    )
+    let word = prop_oneof![Just(Word::Sending), Just(Word::Kept), Just(Word::Gone)];
+    let outgoing = proptest::option::weighted(0.3, (6..8u128, word));
+    let incoming = proptest::option::weighted(0.3, (6..8u128, any::<bool>()));
+    let moving = (outgoing, incoming);
+    (1..4u64, life, end, flags, proptest::option::of(0..400_000u64), proptest::option::of(1..3u128), moving)
+        .prop_map(
+            |(
+                incarnation,
+                life,
+                end,
+                (old_boot, reboot, paused, untidy),
+                stop,
+                action,
+                (outgoing, incoming),
+            )| VmRecord {
+                incarnation,
+                generation: 1,
+                life,
+                end: end.filter(|_| life == Life::Ended),
+                boot_id: if old_boot { "b0" } else { "b1" }.into(),
+                stop: stop.map(|deadline_ms| Stop { deadline_ms, asked_ms: 50_000 }),
+                reboot,
+                paused,
+                untidy,
+                action: action.map(id),
+                ended_ms: 90_000,
+                outgoing: outgoing.map(|(n, word)| Outgoing { id: id(n), word, reason: String::new() }),
+                incoming: incoming.map(|(n, go)| Incoming { id: id(n), go }),
+                ..VmRecord::default()
+            },
+        )
 }
 
 fn volume() -> impl Strategy<Value = (WantedVolume, Option<VolumeRecord>, bool)> {
     let intent = prop_oneof![2 => Just(VolumeIntent::Make), 2 => Just(VolumeIntent::Keep), 1 => Just(VolumeIntent::Delete)];
     let record = proptest::option::of((any::<bool>(), any::<bool>(), 50..200u32));
     (intent, any::<bool>(), record, any::<bool>()).prop_map(|(intent, fresh, record, exists)| {
-        let wanted = WantedVolume { pool: id(1), intent, size_mib: 100, image: None, fresh };
+        let wanted = WantedVolume { pool: id(1), intent, size_mib: 100, image: None, copy: 0, fresh };
         let record = record.map(|(made, deleted, size_mib)| VolumeRecord {
             pool: id(1),
             made: made && !deleted,
             deleted,
             size_mib,
             image: None,
+            copy: 0,
         });
         (wanted, record, exists)
     })
@@ -153,7 +184,16 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
             match why {
                 Go::FirstTime => {
                     prop_assert_eq!(here.state, DomainState::Paused(PauseReason::NotYetRun));
-                    prop_assert!(entry(vm).is_some_and(|wanted| wanted.fresh));
+                    let wanted = entry(vm).expect("an order");
+                    let arrived = may_run_arrived(record, here.incarnation, id(7));
+                    let may = if wanted.intent == Intent::Incoming { arrived } else { wanted.fresh };
+                    prop_assert!(may);
+                }
+                Go::Kept => {
+                    prop_assert!(record.outgoing.is_some() && !record.paused);
+                    prop_assert!(
+                        entry(vm).is_some_and(|wanted| wanted.fresh && wanted.intent == Intent::Wanted)
+                    );
                 }
                 Go::OnOrder => prop_assert!(record.paused && entry(vm).is_some_and(|wanted| wanted.fresh)),
                 Go::Room => prop_assert_eq!(here.state, DomainState::Paused(PauseReason::IoError)),
@@ -168,6 +208,33 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
             let wanted = entry(vm).expect("an order without an entry: absence is never a command");
             prop_assert!(wanted.fresh, "cut off, and acting");
             prop_assert!(node.domains[vm].incarnation <= wanted.incarnation, "a newer guest is touched");
+        }
+        Step::Send { vm } => {
+            let wanted = entry(vm).expect("an order");
+            prop_assert!(wanted.fresh && wanted.intent == Intent::Outgoing);
+            prop_assert!(wanted.moving.as_ref().is_some_and(|moving| !moving.recall && !moving.cold));
+            prop_assert_eq!(node.domains[vm].state, DomainState::Running);
+            let said = node.ledger.vms.get(vm).and_then(|record| record.outgoing.as_ref());
+            prop_assert!(said.is_none_or(|said| said.id != id(7)), "a word is for ever");
+        }
+        Step::Keep { vm, .. } | Step::LetGo { vm } => {
+            let wanted = entry(vm).expect("an order");
+            prop_assert!(wanted.fresh && wanted.intent == Intent::Outgoing);
+            let said = node.ledger.vms.get(vm).and_then(|record| record.outgoing.as_ref());
+            prop_assert!(said.is_none_or(|said| said.id != id(7)), "a word is for ever");
+            if matches!(step, Step::LetGo { .. }) {
+                prop_assert!(!node.domains.contains_key(vm));
+            }
+        }
+        Step::Recall { .. } => {}
+        Step::Settle { vm } => {
+            let word = node.ledger.vms[vm].outgoing.as_ref().map(|outgoing| outgoing.word);
+            prop_assert_eq!(word, Some(Word::Sending));
+        }
+        Step::Receive { vm } => {
+            let wanted = entry(vm).expect("an order");
+            prop_assert!(wanted.fresh && wanted.intent == Intent::Incoming && !node.domains.contains_key(vm));
+            prop_assert!(wanted.incarnation >= known(vm), "an older incarnation");
         }
         Step::MakeVolume { volume } => {
             let record = node.ledger.volumes.get(volume);
@@ -228,7 +295,8 @@ proptest! {
         prop_assert!(world.settle(), "still at work: {:?}", world.node.decide().steps);
         prop_assert!(world.makings.values().all(|times| *times <= 1), "a volume is made once");
         for (vm, wanted) in &world.node.desired.vms {
-            if wanted.fresh && wanted.intent != Intent::Wanted && world.node.away.is_none() {
+            let ends = matches!(wanted.intent, Intent::Stop | Intent::Stale);
+            if wanted.fresh && ends && world.node.away.is_none() {
                 let here = world.node.domains.get(vm);
                 let refused = world.node.ledger.vms.get(vm).is_some_and(|record| {
                     wanted.intent == Intent::Stop && record.incarnation > wanted.incarnation

@@ -45,6 +45,11 @@ fn actions() {
 }
 
 #[test]
+fn moves() {
+    insta::assert_snapshot!(play(include_str!("moves.txt")));
+}
+
+#[test]
 fn volumes() {
     insta::assert_snapshot!(play(include_str!("volumes.txt")));
 }

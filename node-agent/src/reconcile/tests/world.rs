@@ -3,8 +3,12 @@
 
 use super::fixture::{Node, domain};
 use crate::hypervisor::{DomainState, Exit, PauseReason};
-use crate::ledger::{Life, Stop, VmRecord, VolumeRecord};
+use crate::ledger::{End, Incoming, Life, Outgoing, Stop, VmRecord, VolumeRecord, Word};
 use crate::reconcile::{FileFact, Go, Step};
+
+fn outgoing(id: uuid::Uuid, word: Word) -> Outgoing {
+    Outgoing { id, word, reason: String::new() }
+}
 
 /// How often each volume was made, beside the node itself.
 #[derive(Clone, Debug, Default)]
@@ -78,14 +82,62 @@ impl World {
                 match (why, here.state) {
                     (Go::FirstTime, DomainState::Paused(PauseReason::NotYetRun))
                     | (Go::OnOrder, DomainState::Paused(PauseReason::OnDemand))
-                    | (Go::Room, DomainState::Paused(PauseReason::IoError)) => {
-                        here.state = DomainState::Running
-                    }
+                    | (Go::Room, DomainState::Paused(PauseReason::IoError))
+                    | (
+                        Go::Kept,
+                        DomainState::Paused(
+                            PauseReason::OnDemand | PauseReason::Migration | PauseReason::Other,
+                        ),
+                    ) => here.state = DomainState::Running,
                     other => panic!("resumed for no good reason: {other:?}"),
                 }
                 let record = ledger.vms.get_mut(vm).unwrap();
                 record.life = Life::Running;
                 record.paused = false;
+                if *why == Go::Kept {
+                    record.outgoing = None;
+                }
+            }
+            Step::Send { vm } => {
+                domains.remove(vm);
+                let record = ledger.vms.entry(*vm).or_default();
+                let word = Word::Gone;
+                record.outgoing = desired.vms[vm].moving.as_ref().map(|moving| outgoing(moving.id, word));
+                (record.life, record.end) = (Life::Ended, Some(End::Migrated));
+            }
+            Step::Recall { .. } => {}
+            Step::Settle { vm } => {
+                let gone = !domains.contains_key(vm) && exits.get(vm) == Some(&Exit::Migrated);
+                let record = ledger.vms.get_mut(vm).unwrap();
+                let said = record.outgoing.as_mut().unwrap();
+                assert_eq!(said.word, Word::Sending, "a word is for ever");
+                said.word = if gone { Word::Gone } else { Word::Kept };
+                if gone {
+                    (record.life, record.end) = (Life::Ended, Some(End::Migrated));
+                }
+            }
+            Step::Keep { vm, .. } => {
+                let moving = desired.vms[vm].moving.as_ref().unwrap();
+                ledger.vms.entry(*vm).or_default().outgoing = Some(outgoing(moving.id, Word::Kept));
+            }
+            Step::LetGo { vm } => {
+                let moving = desired.vms[vm].moving.as_ref().unwrap();
+                let record = ledger.vms.entry(*vm).or_default();
+                record.outgoing = Some(outgoing(moving.id, Word::Gone));
+                (record.life, record.end) = (Life::Ended, Some(End::Migrated));
+            }
+            Step::Receive { vm } => {
+                let wanted = &desired.vms[vm];
+                let record = VmRecord {
+                    incarnation: wanted.incarnation,
+                    generation: wanted.generation,
+                    life: Life::Starting,
+                    boot_id: boot_id.clone(),
+                    untidy: true,
+                    incoming: wanted.moving.as_ref().map(|moving| Incoming { id: moving.id, go: false }),
+                    ..VmRecord::default()
+                };
+                ledger.vms.insert(*vm, record);
             }
             Step::Pause { vm } => {
                 ledger.vms.get_mut(vm).unwrap().paused = true;

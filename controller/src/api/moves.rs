@@ -1,0 +1,164 @@
+//! MoveService, and the verb of VmService that begins a move. Where a VM can go is the engine's answer, asked of the
+//! picture without the VM in it; the decision then holds the room under the guards of both nodes.
+
+use tamdao_model::Scope;
+use tamdao_model::moves::{Cause, Move, MoveEvent, Way};
+use tamdao_model::node::Node;
+use tamdao_model::vm::Vm;
+use tamdao_model::{Kind, NodeId, limits};
+use tamdao_proto::v1;
+use tamdao_scheduler::explain::{self, Outcome, Verdict};
+use tamdao_store::view::View;
+use tonic::{Code, Request, Response, Status};
+
+use super::standard::{Standard, service};
+use super::{Api, Asked, agency_of, find};
+use crate::decide::move_start::{self, Wish};
+use crate::decide::move_step;
+use crate::engine;
+use crate::refusal::Refusal;
+use crate::shared::Shared;
+
+impl Standard for Move {
+    fn complete(proto: &mut v1::Move, row: &Self, _: &View, shared: &Shared) {
+        if row.status.phase.is_open() {
+            proto.status.get_or_insert_default().progress = shared.sessions.progress(row.id());
+        }
+    }
+}
+
+impl Api {
+    pub(super) async fn migrate(
+        &self,
+        asked: Asked,
+        request: v1::MigrateVmRequest,
+    ) -> Result<v1::Move, Refusal> {
+        if request.reason.chars().count() > limits::MOVE_REASON_CHARS {
+            let message = format!("has more than {} characters", limits::MOVE_REASON_CHARS);
+            return Err(Refusal::field("reason", message));
+        }
+        let view = self.fresh().await?;
+        // A repeated request must find its move, whatever can be said of the VM by now: so a refusal waits.
+        let wish = self.wish(&view, &request);
+        self.change(asked.clone(), move |draft, moment| {
+            let wish = wish.clone()?;
+            move_start::start(draft, moment, &wish, &asked.caller)
+        })
+        .await
+    }
+
+    fn wish(&self, view: &View, request: &v1::MigrateVmRequest) -> Result<Wish, Refusal> {
+        let scope = Scope::Agency(agency_of(view, &request.agency)?);
+        let vm = find::<Vm>(view, scope, &request.name)?.value.clone();
+        let way = move_start::way(view, &vm, request.allow_cold)?;
+        let mut shape = engine::shape(view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;
+        // Its files are made anew over there.
+        shape.pin = vm.spec.pin;
+        shape.disks.iter_mut().for_each(|disk| disk.on = None);
+        let (_, mut picture) = self.shared.questions.newest(&self.shared.cache);
+        let source = vm.status.node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
+        picture.release(source, vm.id());
+        let explained = explain::explain(&picture, &shape);
+        let wanted = match request.target_node.as_str() {
+            "" => None,
+            name => Some(find::<Node>(view, Scope::Cluster, name)?.id()),
+        };
+        let target = choose(view, &vm, way, source, wanted, &explained.verdicts)?;
+        Ok(Wish {
+            vm: vm.id(),
+            target: target.id(),
+            reservation: shape.reservation_on(target.status.inventory.acceleration == "qemu"),
+            allow_cold: request.allow_cold,
+            auto_converge: !request.no_auto_converge,
+            reason: request.reason.clone(),
+        })
+    }
+
+    async fn cancel_move(&self, asked: Asked, request: v1::CancelMoveRequest) -> Result<v1::Move, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            let scope = Scope::Agency(agency_of(draft.view(), &request.agency)?);
+            let row = find::<Move>(draft.view(), scope, &request.name)?.clone();
+            if !row.status.phase.is_open() {
+                let message = format!("move {:?} is over", row.meta.name.as_str());
+                return Err(Refusal::precondition("MoveOver", message));
+            }
+            let message = format!("{} asked for it", asked.caller);
+            let cause = Cause { reason: "Cancelled".into(), message, cancelled: true };
+            move_step::happens(draft, moment, row.id(), MoveEvent::GiveUp, Some(cause));
+            let row = draft.view().moves.get(row.id());
+            row.map(|row| (*row.value).clone())
+                .ok_or_else(|| Refusal::internal("a move that was cancelled stays"))
+        })
+        .await
+    }
+}
+
+/// The wanted node if it will do, or else the best one that will.
+fn choose<'a>(
+    view: &'a View,
+    vm: &Vm,
+    way: Way,
+    source: NodeId,
+    wanted: Option<NodeId>,
+    verdicts: &[Verdict],
+) -> Result<&'a Node, Refusal> {
+    let here = view.nodes.get(source).ok_or_else(|| Refusal::internal("a placed VM's node is known"))?;
+    let no_room = |message: String| Refusal::new(Code::ResourceExhausted, "NoTarget", message);
+    let judged = |verdict: &Verdict| -> Result<&'a Node, String> {
+        let node = view.nodes.get(verdict.node).map(|row| &*row.value).ok_or_else(|| "is gone".to_owned())?;
+        if let Outcome::Unfit { reasons } = &verdict.outcome {
+            return Err(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+        }
+        if way == Way::Cold {
+            return Ok(node);
+        }
+        if node.status.moves_port == 0 {
+            return Err("its agent takes no part in moves".to_owned());
+        }
+        move_start::incompatible(vm.status.platform.as_ref(), here, node).map_or(Ok(node), Err)
+    };
+    if let Some(wanted) = wanted {
+        if wanted == source {
+            let message = format!("vm {:?} is on {} already", vm.meta.name.as_str(), here.meta.name);
+            return Err(Refusal::precondition("SameNode", message));
+        }
+        let verdict = verdicts.iter().find(|verdict| verdict.node == wanted);
+        let verdict = verdict.ok_or_else(|| Refusal::not_found(Kind::Node, &wanted.to_string()))?;
+        return judged(verdict).map_err(|why| no_room(format!("{} cannot take it: {why}", verdict.name)));
+    }
+    let mut why_not = Vec::new();
+    for verdict in verdicts.iter().filter(|verdict| verdict.node != source) {
+        match judged(verdict) {
+            Ok(node) => return Ok(node),
+            Err(why) => why_not.push(format!("{}: {why}", verdict.name)),
+        }
+    }
+    let message = match why_not.len() {
+        0 => "there is no other node".to_owned(),
+        _ => format!("no other node can take it: {}", why_not[..why_not.len().min(3)].join("; ")),
+    };
+    Err(no_room(message).hint("tamdao vm explain NAME tells of each node"))
+}
+
+/// Whether a VM can move while it runs, in one sentence.
+pub(super) fn movable(view: &View, vm: &Vm) -> String {
+    match move_start::way(view, vm, false) {
+        Ok(Way::Live) => "can move while it runs".to_owned(),
+        Ok(Way::LiveWithDisks) => "can move while it runs, with its local disks copied along".to_owned(),
+        Ok(Way::Cold) => "is off, and can be given to another node".to_owned(),
+        Err(refusal) => format!("cannot move: {}", refusal.message),
+    }
+}
+
+service! {
+    move_service_server::MoveService, Move, r#move, moves, agency, phase,
+    get get_move(GetMoveRequest) list list_moves(ListMovesRequest -> ListMovesResponse)
+    watch watch_moves(WatchMovesRequest -> WatchMovesResponse as WatchMovesStream)
+    extra {
+        async fn cancel_move(&self, request: Request<v1::CancelMoveRequest>) -> Result<Response<v1::Move>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.cancel_move(asked, request.into_inner()).await?))
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The beginning of a move: whether a VM can move, in which way, and to this node; then record, places and files on
+//! both ends in one transaction. Capacity is held on both from here until the move is over.
+
+use std::collections::BTreeMap;
+
+use tamdao_model::assignment::{Hold, Intent, Reservation, VmEntry, VolumeEntry};
+use tamdao_model::event::Severity;
+use tamdao_model::moves::{Move, MovePhase, MoveSpec, MoveStatus, Way};
+use tamdao_model::node::{Node, NodePhase};
+use tamdao_model::vm::{Platform, Vm, VmPhase};
+use tamdao_model::{Kind, Meta, MoveId, Name, NodeId, PoolId, VmId, VolumeId, limits};
+use tamdao_store::typed::Draft;
+use tamdao_store::view::View;
+use tonic::Code;
+
+use super::{node_event, put_vm};
+use crate::admission::Moment;
+use crate::refusal::Refusal;
+
+/// How long a target may take to make ready, ms: an image may have to come first.
+const PREPARE_MS: u64 = 30 * 60 * 1_000;
+
+/// What is asked for, with the target chosen.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub vm: VmId,
+    pub target: NodeId,
+    /// What it takes on the target.
+    pub reservation: Reservation,
+    pub allow_cold: bool,
+    pub auto_converge: bool,
+    pub reason: String,
+}
+
+/// How a VM would move now, wherever to.
+///
+/// # Errors
+/// When it cannot move, with what would help.
+pub fn way(view: &View, vm: &Vm, allow_cold: bool) -> Result<Way, Refusal> {
+    let name = vm.meta.name.as_str();
+    let no = |reason, message: String| Err(Refusal::precondition(reason, message));
+    if vm.spec.deleting {
+        return no("Deleting", format!("vm {name:?} is being deleted"));
+    }
+    if let Some(open) = vm.status.moving.and_then(|id| view.moves.get(id)) {
+        return no("MoveOpen", format!("vm {name:?} is moving already")).map_err(|refusal: Refusal| {
+            refusal.hint(format!("tamdao move cancel {} gives that up", open.meta.name))
+        });
+    }
+    if vm.status.node.is_none() {
+        return no("NotPlaced", format!("vm {name:?} has no node yet"));
+    }
+    if vm.spec.pin.is_some() {
+        return no("Pinned", format!("vm {name:?} is pinned to its node"));
+    }
+    let copies = !local_volumes(view, vm).is_empty();
+    match (vm.status.phase, vm.spec.tpm) {
+        (VmPhase::Running, false) if copies => Ok(Way::LiveWithDisks),
+        (VmPhase::Running, false) => Ok(Way::Live),
+        (VmPhase::Running, true) if !allow_cold => {
+            no("LiveImpossible", format!("vm {name:?} has a TPM, whose state is not copied while it runs"))
+        }
+        (VmPhase::Running | VmPhase::Stopped, _) if copies => no(
+            "ColdImpossible",
+            format!("vm {name:?} has volumes in local pools, which are copied only while it runs"),
+        ),
+        (VmPhase::Running | VmPhase::Stopped, _) => Ok(Way::Cold),
+        (phase, _) => {
+            no("NotRunning", format!("vm {name:?} is {phase:?}; it moves while it runs, or while it is off"))
+        }
+    }
+}
+
+/// Its volumes that lie in local pools.
+pub fn local_volumes(view: &View, vm: &Vm) -> Vec<VolumeId> {
+    let local = |id: &VolumeId| {
+        let pool = view.volumes.get(*id).and_then(|volume| view.pools.get(volume.spec.pool));
+        pool.is_some_and(|pool| !pool.spec.shared)
+    };
+    vm.volumes().filter(local).collect()
+}
+
+/// Why a guest that runs with this platform on one node cannot go on running on another; none if it can.
+pub fn incompatible(platform: Option<&Platform>, source: &Node, target: &Node) -> Option<String> {
+    let (from, to) = (&source.status.inventory, &target.status.inventory);
+    if from.acceleration != to.acceleration {
+        return Some(format!(
+            "it runs by {}, and {} has {}",
+            from.acceleration, target.meta.name, to.acceleration
+        ));
+    }
+    let platform = platform?;
+    let machine = &platform.machine_type;
+    if !to.machine_types.is_empty() && !to.machine_types.contains(machine) {
+        return Some(format!("{} has no machine type {machine}", target.meta.name));
+    }
+    let model = platform.cpu_model.split(',').next().unwrap_or_default();
+    let same = to.cpu_model == from.cpu_model || to.cpu_model == model;
+    if same || to.acceleration == "qemu" {
+        return None;
+    }
+    let lacks: Vec<&str> = from
+        .cpu_features
+        .iter()
+        .filter(|one| !to.cpu_features.contains(one))
+        .map(String::as_str)
+        .take(5)
+        .collect();
+    (!lacks.is_empty())
+        .then(|| format!("the CPU of {} ({}) lacks {}", target.meta.name, to.cpu_model, lacks.join(", ")))
+}
+
+/// Begins a move.
+///
+/// # Errors
+/// When the VM cannot move, or not to this node.
+pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -> Result<Move, Refusal> {
+    let view = draft.view();
+    let row = view.vms.get(wish.vm).ok_or_else(|| Refusal::not_found(Kind::Vm, &wish.vm.to_string()))?;
+    let mut vm = (*row.value).clone();
+    let way = way(view, &vm, wish.allow_cold)?;
+    let node = |id: NodeId| {
+        view.nodes
+            .get(id)
+            .map(|row| row.value.clone())
+            .ok_or_else(|| Refusal::not_found(Kind::Node, &id.to_string()))
+    };
+    let source_id = vm.status.node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
+    let (source, target) = (node(source_id)?, node(wish.target)?);
+    fits(&vm, way, &source, &target)?;
+    let mut here = view.assignment(source.id());
+    let mut there = view.assignment(target.id());
+    let id: MoveId = moment.id();
+    let incarnation_to = vm.next_incarnation();
+    let copies = match way {
+        Way::LiveWithDisks => local_volumes(view, &vm),
+        Way::Live | Way::Cold => Vec::new(),
+    };
+    let (allocatable, reserved) = (target.allocatable(), there.reserved());
+    let no_room = |message: String| Err(Refusal::new(Code::ResourceExhausted, "NoRoom", message));
+    if there.vms.contains_key(&vm.id()) || copies.iter().any(|volume| there.volumes.contains_key(volume)) {
+        let message = format!("{} is still clearing what an earlier move left of it", target.meta.name);
+        return Err(Refusal::precondition("StillClearing", message).hint("try again in a moment"));
+    }
+    if there.vms.len() >= limits::VMS_PER_NODE
+        || reserved.vcpus + wish.reservation.vcpus > allocatable.vcpus
+        || reserved.memory_mib + wish.reservation.memory_mib > allocatable.memory_mib
+    {
+        return no_room(format!("{} has no room for it", target.meta.name));
+    }
+    let mut wanted: BTreeMap<PoolId, u64> = BTreeMap::new();
+    for volume in copies.iter().filter_map(|id| view.volumes.get(*id)) {
+        let Some(pool) = view.pools.get(volume.spec.pool) else { continue };
+        let sum = wanted.entry(pool.id()).or_insert_with(|| there.promised_mib(pool.id()));
+        *sum += u64::from(volume.spec.size_mib);
+        if *sum > target.pool_allocatable_mib(pool) {
+            return no_room(format!("pool {} has no room for it on {}", pool.meta.name, target.meta.name));
+        }
+        let entry = VolumeEntry {
+            hold: Hold::Arriving,
+            copy: incarnation_to,
+            ..VolumeEntry::own(volume.spec.pool, volume.spec.size_mib)
+        };
+        there.volumes.insert(volume.id(), entry);
+    }
+    let entry =
+        VmEntry { incarnation: incarnation_to, intent: Intent::Incoming, reservation: wish.reservation };
+    there.vms.insert(vm.id(), entry);
+    if !here.vms.contains_key(&vm.id()) {
+        return Err(Refusal::internal("a placed VM has an entry on its node"));
+    }
+    here.vms.entry(vm.id()).and_modify(|entry| entry.intent = Intent::Wanted);
+    let name = Name::new(&format!("{:.50}-{:08x}", vm.meta.name.as_str(), id.0.as_u128() >> 96))
+        .map_err(|error| Refusal::internal(error.to_string()))?;
+    let record = Move {
+        meta: Meta::new(id, name, moment.now),
+        agency: vm.agency,
+        spec: MoveSpec {
+            vm: vm.id(),
+            source: source.id(),
+            target: target.id(),
+            way,
+            incarnation_from: vm.status.incarnation,
+            incarnation_to,
+            copies,
+            auto_converge: wish.auto_converge,
+            asked_by: actor.to_owned(),
+            reason: wish.reason.clone(),
+        },
+        status: MoveStatus {
+            phase: MovePhase::Preparing,
+            deadline: Some(moment.now.plus_ms(PREPARE_MS)),
+            end_time: None,
+            cause: None,
+            kept: false,
+            ready: false,
+            message: String::new(),
+        },
+    };
+    vm.status.moving = Some(id);
+    vm.status.incarnation_given = incarnation_to;
+    let message = format!("moves from {} to {}", source.meta.name, target.meta.name);
+    node_event(draft, moment, &vm, Some(target.id()), Severity::Info, "MoveBegun", message, actor);
+    draft.put(here);
+    draft.put(there);
+    draft.put(record.clone());
+    put_vm(draft, vm);
+    Ok(record)
+}
+
+/// What the engine does not look at: whether the two agents can speak, and the guest run on over there.
+fn fits(vm: &Vm, way: Way, source: &Node, target: &Node) -> Result<(), Refusal> {
+    let no = |reason, message: String| Err(Refusal::precondition(reason, message));
+    if source.id() == target.id() {
+        return no("SameNode", format!("vm {:?} is on {} already", vm.meta.name.as_str(), target.meta.name));
+    }
+    if target.spec.cordoned {
+        return no("Cordoned", format!("node {} is cordoned", target.meta.name));
+    }
+    for node in [source, target] {
+        if node.status.phase != NodePhase::Ready {
+            return no("NodeNotReady", format!("node {} is not ready", node.meta.name));
+        }
+    }
+    if way == Way::Cold {
+        return Ok(());
+    }
+    if target.status.moves_port == 0 || target.status.address.is_empty() {
+        return no("NoMoves", format!("the agent of node {} takes no part in moves", target.meta.name));
+    }
+    match incompatible(vm.status.platform.as_ref(), source, target) {
+        Some(why) => {
+            no("CpuIncompatible", format!("vm {:?} cannot run on there: {why}", vm.meta.name.as_str()))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,52 @@
+//! Moves in the contract. They are only shown: a move is made by a verb of its VM. How far the copying is lies in the
+//! leader's memory, so `status.progress` is the caller's to fill.
+
+use tamdao_proto::v1;
+
+use super::held::show as show_id;
+use super::{Shown, Twin, metadata};
+use crate::Kind;
+use crate::lookup::Lookup;
+use crate::moves::Move;
+
+impl Shown for Move {
+    type Proto = v1::Move;
+    const MESSAGE: &'static str = "tamdao.v1.Move";
+
+    fn show(&self, revision: u64, lookup: &dyn Lookup) -> v1::Move {
+        let (spec, status) = (&self.spec, &self.status);
+        let cause = status.cause.as_ref();
+        let message = match cause {
+            Some(cause) if status.message.is_empty() => cause.message.clone(),
+            _ => status.message.clone(),
+        };
+        v1::Move {
+            metadata: metadata::show(self, revision, lookup),
+            spec: Some(v1::MoveSpec {
+                vm: show_id(lookup, Kind::Vm, spec.vm),
+                source_node: show_id(lookup, Kind::Node, spec.source),
+                target_node: show_id(lookup, Kind::Node, spec.target),
+                way: spec.way.number(),
+                reason: spec.reason.clone(),
+                asked_by: spec.asked_by.clone(),
+                auto_converge: spec.auto_converge,
+                incarnation_from: spec.incarnation_from,
+                incarnation_to: spec.incarnation_to,
+            }),
+            status: Some(v1::MoveStatus {
+                phase: self.phase_number(),
+                conditions: Vec::new(),
+                observed_generation: self.meta.generation,
+                reason: cause.map(|cause| cause.reason.clone()).unwrap_or_default(),
+                message,
+                deadline: status.deadline.and_then(metadata::timestamp),
+                end_time: status.end_time.and_then(metadata::timestamp),
+                progress: None,
+            }),
+        }
+    }
+
+    fn phase_number(&self) -> i32 {
+        self.status.phase.number()
+    }
+}

@@ -1,0 +1,163 @@
+//! The decision for a guest that moves, on either end.
+//!
+//! Invariants: the source's word (*kept* or *gone*) is written down before it is said, and never changes; a guest that
+//! arrives runs only after the source's agent has said that it is gone, or after the leader has given the VM to this
+//! node; a source whose guest stands still after a broken move lets it go on only when the move is over, which is when
+//! the target has cleared. Deliberately absent: the sending (`moves`).
+
+use std::collections::BTreeSet;
+
+use tamdao_proto::agent::v1::{GuestState, MoveReport, MoveState, Problem, VmReport};
+use uuid::Uuid;
+
+use super::disk::Obstacle;
+use super::guest::{Guest, stamp};
+use super::{Decision, Go, Step, Subject, View, attempt, problem};
+use crate::desired::{Digest, WantedMove, WantedVm};
+use crate::hypervisor::{Domain, DomainState, PauseReason};
+use crate::ledger::{Life, VmRecord, Word};
+
+/// Whether the target's agent may let a guest run that has arrived: the source has said that it is gone there.
+#[must_use]
+pub fn may_run_arrived(record: &VmRecord, incarnation: u64, id: Uuid) -> bool {
+    record.incarnation == incarnation
+        && record.incoming.is_some_and(|incoming| incoming.id == id && incoming.go)
+}
+
+/// Whether a move out of this node has begun, and nobody knows yet how it ended.
+#[must_use]
+pub fn is_unsettled(record: &VmRecord) -> bool {
+    record.outgoing.as_ref().is_some_and(|outgoing| outgoing.word == Word::Sending)
+}
+
+fn say(report: &mut VmReport, id: Uuid, state: MoveState, problem: Option<Problem>) {
+    report.r#move = Some(MoveReport { move_id: id.to_string(), state: state.into(), problem });
+}
+
+/// What is done and said while the guest is being sent.
+pub(super) fn sending(
+    view: &View<'_>,
+    id: Uuid,
+    wanted: Option<&WantedVm>,
+    report: &mut VmReport,
+    decision: &mut Decision,
+) {
+    let Some(moving) = wanted.and_then(|wanted| wanted.moving.as_ref()) else { return };
+    say(report, moving.id, MoveState::Sending, None);
+    if moving.recall && !view.busy.contains_key(&Subject::Move(id)) {
+        let problem =
+            wanted.and_then(|wanted| attempt(view, stamp(wanted), Step::Recall { vm: id }, decision));
+        say(report, moving.id, MoveState::Sending, problem);
+    }
+}
+
+impl Guest<'_> {
+    /// An entry that sends the guest away.
+    pub(super) fn outgoing(
+        &self,
+        wanted: &WantedVm,
+        moving: &WantedMove,
+        domain: Option<&Domain>,
+        report: &mut VmReport,
+        decision: &mut Decision,
+    ) {
+        let said = self.record.outgoing.as_ref().filter(|outgoing| outgoing.id == moving.id);
+        match said.map(|outgoing| (outgoing.word, &outgoing.reason)) {
+            None => {
+                say(report, moving.id, MoveState::Sending, None);
+                if !wanted.fresh {
+                    return;
+                }
+                let runs = domain.is_some_and(|domain| domain.state == DomainState::Running);
+                let here = domain.is_some() == runs;
+                let step = match (moving.recall, moving.cold, runs) {
+                    (true, _, _) => Step::Keep { vm: self.id, reason: "Recalled" },
+                    (false, true, _) => Step::LetGo { vm: self.id },
+                    (false, false, true) => Step::Send { vm: self.id },
+                    (false, false, false) => {
+                        Step::Keep { vm: self.id, reason: if here { "NotThere" } else { "NotRunning" } }
+                    }
+                };
+                if matches!(step, Step::LetGo { .. })
+                    && let Some(domain) = domain
+                {
+                    // It is shut down first; when it is off, it is let go of.
+                    return self.stop(wanted, domain, report, decision);
+                }
+                let failed = attempt(self.view, stamp(wanted), step, decision);
+                say(report, moving.id, MoveState::Sending, failed);
+            }
+            Some((Word::Sending, _)) => {
+                say(report, moving.id, MoveState::Sending, None);
+            }
+            Some((Word::Kept, reason)) => {
+                let message = format!("its node has kept it: {reason}");
+                say(report, moving.id, MoveState::Kept, Some(problem("Kept", message, true)));
+            }
+            Some((Word::Gone, _)) => say(report, moving.id, MoveState::Gone, None),
+        }
+    }
+
+    /// An entry for a guest that comes.
+    pub(super) fn incoming(
+        &self,
+        wanted: &WantedVm,
+        moving: &WantedMove,
+        domain: Option<&Domain>,
+        report: &mut VmReport,
+        images: &mut BTreeSet<Digest>,
+        decision: &mut Decision,
+    ) {
+        let record = &self.record;
+        let ready = record.incarnation == wanted.incarnation
+            && record.incoming.is_some_and(|incoming| incoming.id == moving.id);
+        if !ready {
+            return self.make_ready(wanted, moving, domain, report, images, decision);
+        }
+        let go = may_run_arrived(record, wanted.incarnation, moving.id);
+        match (go, domain.map(|domain| domain.state)) {
+            (false, Some(DomainState::Running)) if wanted.fresh => {
+                // Whoever let it run, it was not the source's word.
+                let failed = attempt(self.view, stamp(wanted), Step::Pause { vm: self.id }, decision);
+                say(report, moving.id, MoveState::Ready, failed);
+            }
+            (false, _) => say(report, moving.id, MoveState::Ready, None),
+            (true, Some(DomainState::Paused(PauseReason::NotYetRun))) => {
+                let step = Step::Resume { vm: self.id, why: Go::FirstTime };
+                let failed = attempt(self.view, stamp(wanted), step, decision);
+                say(report, moving.id, MoveState::Runs, failed);
+            }
+            (true, Some(DomainState::Running)) if record.life == Life::Starting => {
+                decision.steps.push(Step::Recognise { vm: self.id, paused: false });
+                say(report, moving.id, MoveState::Runs, None);
+            }
+            // Also when it is not here: the source has let go of it, so it is this node's to start.
+            (true, _) => say(report, moving.id, MoveState::Runs, None),
+        }
+    }
+
+    fn make_ready(
+        &self,
+        wanted: &WantedVm,
+        moving: &WantedMove,
+        domain: Option<&Domain>,
+        report: &mut VmReport,
+        images: &mut BTreeSet<Digest>,
+        decision: &mut Decision,
+    ) {
+        report.state = GuestState::Absent.into();
+        let why_not = match self.obstacle(wanted, images) {
+            Some(Obstacle::Problem(problem)) => Some(problem),
+            Some(Obstacle::Wait) => None,
+            None if domain.is_some() => {
+                let message = "a domain of this incarnation is here that was never let in";
+                Some(problem("DomainExists", message, true))
+            }
+            None if wanted.fresh => {
+                attempt(self.view, stamp(wanted), Step::Receive { vm: self.id }, decision)
+            }
+            None => None,
+        };
+        say(report, moving.id, MoveState::Preparing, why_not);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod cloud;
 mod image;
+mod moves;
 mod node;
 mod placement;
 mod plain;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cloud::*;
 pub use image::*;
+pub use moves::*;
 pub use node::*;
 pub use placement::*;
 pub use plain::*;
@@ -107,6 +109,9 @@ pub enum Noun {
     /// Agencies, the tenants of the cloud
     #[command(subcommand)]
     Agency(AgencyVerb),
+    /// Moves of VMs from node to node
+    #[command(subcommand)]
+    Move(MoveVerb),
     /// Hypervisor hosts
     #[command(subcommand)]
     Node(NodeVerb),

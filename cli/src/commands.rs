@@ -10,6 +10,7 @@ mod debug;
 mod events;
 mod flavor;
 mod image;
+mod moves;
 mod network;
 mod node;
 mod placement_group;
@@ -39,6 +40,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Network(verb) => network::run(app, verb).await,
         Noun::PlacementGroup(verb) => placement_group::run(app, verb).await,
         Noun::Agency(verb) => agency::run(app, verb).await,
+        Noun::Move(verb) => moves::run(app, verb).await,
         Noun::Node(verb) => node::run(app, verb).await,
         Noun::Pool(verb) => pool::run(app, verb).await,
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,

@@ -14,6 +14,7 @@ use tamdao_proto::v1::agency_service_client::AgencyServiceClient;
 use tamdao_proto::v1::controller_service_client::ControllerServiceClient;
 use tamdao_proto::v1::flavor_service_client::FlavorServiceClient;
 use tamdao_proto::v1::image_service_client::ImageServiceClient;
+use tamdao_proto::v1::move_service_client::MoveServiceClient;
 use tamdao_proto::v1::network_service_client::NetworkServiceClient;
 use tamdao_proto::v1::node_service_client::NodeServiceClient;
 use tamdao_proto::v1::placement_group_service_client::PlacementGroupServiceClient;
@@ -325,6 +326,9 @@ resource!(Image, "image", "images", Either, ImageServiceClient, get GetImageRequ
 editable!(Image, UpdateImageRequest, DeleteImageRequest, image,
     agency agency);
 makeable!(Image, CreateImageRequest, image, agency agency);
+
+resource!(Move, "move", "moves", Agency, MoveServiceClient, get GetMoveRequest, list ListMovesRequest moves,
+    watch watch_moves WatchMovesRequest r#move, agency agency, phase MovePhase "MOVE_PHASE_" phase, conditions conditions);
 
 resource!(Network, "network", "networks", Either, NetworkServiceClient, get GetNetworkRequest,
     list ListNetworksRequest networks, watch watch_networks WatchNetworksRequest network, agency agency,

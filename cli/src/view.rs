@@ -3,9 +3,11 @@
 
 mod cloud;
 mod machine;
+mod moves;
 mod placement;
 mod storage;
 
+pub use moves::{progress, way};
 use tamdao_proto::v1::{Condition, ConditionStatus, Event, EventSeverity};
 
 use crate::output::{Cell, Table, Tone};

@@ -82,6 +82,21 @@ impl<'a> Guest<'a> {
         Ok(last.lines().filter_map(|line| line.strip_prefix("tick ")?.trim().parse().ok()).collect())
     }
 
+    /// The numbers of the ticks that one node has kept, in order.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn ticks_on(&self, node: &str) -> Result<Vec<u64>> {
+        let dir = self.cloud.agent(node)?.data_dir.join("serial");
+        let mut ticks = Vec::new();
+        for file in std::fs::read_dir(dir)?.flatten() {
+            let log = String::from_utf8_lossy(&std::fs::read(file.path())?).replace('\r', "");
+            let own = log.lines().filter_map(|line| line.strip_prefix("tick ")?.trim().parse().ok());
+            ticks.extend(own.collect::<Vec<u64>>());
+        }
+        Ok(ticks)
+    }
+
     /// How often the guest has booted since its disk was made, as the disk says.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod rest;
 pub mod slot;
 pub mod testbed;
 pub mod wait;
+pub mod watcher;
 
 pub use cloud::{Builder, Cloud};
 pub use wait::{Hopeless, eventually, not_yet};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{DeleteArgs, EditArgs, ListArgs, NameArg, NewArgs, WaitArgs};
+use super::{DeleteArgs, EditArgs, ListArgs, NameArg, NewArgs, VmMigrateArgs, WaitArgs};
 use crate::quantity::{parse_duration, parse_mib};
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +33,8 @@ pub enum VmVerb {
     Resume(VmPowerArgs),
     /// Give a VM another size
     Resize(VmResizeArgs),
+    /// Move a VM to another node, while it runs where that can be
+    Migrate(VmMigrateArgs),
     /// Remove VMs with their disks
     #[command(visible_alias = "rm")]
     Delete(VmDeleteArgs),

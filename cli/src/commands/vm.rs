@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, WatchEvent};
 
-use super::{console, standard, vm_create, vm_log, vm_power};
+use super::{console, moves, standard, vm_create, vm_log, vm_power};
 use crate::app::{App, now_s};
 use crate::args::{NameArg, Run, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
 use crate::client::request_id;
@@ -30,6 +30,7 @@ pub async fn run(app: &App, verb: VmVerb) -> Result<ExitStatus> {
         VmVerb::Pause(args) => vm_power::pause(app, &args).await,
         VmVerb::Resume(args) => vm_power::resume(app, &args).await,
         VmVerb::Resize(args) => resize(app, &args).await,
+        VmVerb::Migrate(args) => moves::migrate(app, &args).await,
         VmVerb::Delete(args) => standard::delete::<Vm>(app, &args.delete, false, args.force).await,
         VmVerb::Explain(args) => explain(app, &args).await,
         VmVerb::Console(args) => console::console(app, &args).await,
@@ -168,6 +169,9 @@ async fn explain(app: &App, args: &NameArg) -> Result<ExitStatus> {
     app.output.line(&answer.summary)?;
     if !answer.on_node_loss.is_empty() {
         app.output.line(&format!("if its node is lost, it {}", answer.on_node_loss))?;
+    }
+    if !answer.movable.is_empty() {
+        app.output.line(&format!("it {}", answer.movable))?;
     }
     let rejections = answer.rejections.iter().map(|rejection| {
         vec![Cell::from(rejection.nodes), Cell::from(&rejection.reason), Cell::from(&rejection.message)]

@@ -202,6 +202,8 @@ impl vm_service_server::VmService for Fake {
         Ok(Response::new(request.into_inner().vm.unwrap()))
     }
 
+    missing!(migrate_vm MigrateVmRequest Move);
+
     async fn explain_vm(
         &self,
         request: Request<ExplainVmRequest>,

@@ -4,4 +4,5 @@ mod agent;
 mod controllers;
 mod faults;
 mod life;
+mod moves;
 mod network;

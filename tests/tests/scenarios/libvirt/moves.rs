@@ -1,0 +1,165 @@
+//! A VM moves to another node while it runs, under memory and disk writes: its ticks go on without a gap, its data is
+//! as it was, and at no moment does it run twice.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use tamdao_proto::v1::{Vm, VmPhase};
+use tamdao_tests::cloud::POOL;
+use tamdao_tests::guest::READY;
+use tamdao_tests::wait::{BOOT, SOON};
+use tamdao_tests::watcher::Watcher;
+use tamdao_tests::{Cloud, Result, api, eventually, not_yet};
+
+/// Keeps memory and the second disk busy until it is told to end.
+const LOAD: &str = "(while [ ! -e /run/rest ]; do dd if=/dev/urandom of=/run/dirt bs=64k count=64; \
+    dd if=/run/dirt of=/dev/vdb bs=64k seek=512 conv=notrunc; done >/dev/null 2>&1 &) ; echo busy now.";
+
+/// The id of a VM.
+fn id(vm: &Vm) -> String {
+    vm.metadata.as_ref().map(|metadata| metadata.id.clone()).unwrap_or_default()
+}
+
+/// A pool that all nodes of this machine see.
+async fn shared_pool(cloud: &Cloud) -> Result<()> {
+    let path = cloud.slot.directory.join("shared");
+    std::fs::create_dir_all(&path)?;
+    let text = path.to_str().context("a plain path")?;
+    let pool: Value =
+        cloud.cli.json(&["pool", "create", "san", "--shared", "--path", text, "--no-wait"]).await?;
+    let id = pool["metadata"]["id"].as_str().context("an id")?;
+    std::fs::write(path.join(".tamdao-pool"), format!("{id}\n"))?;
+    Ok(())
+}
+
+/// The serial log that one node keeps of a VM.
+fn log_file(cloud: &Cloud, vm: &str, node: &str) -> Result<PathBuf> {
+    Ok(cloud.agent(node)?.data_dir.join("serial").join(format!("{vm}.log")))
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).replace('\r', "")
+}
+
+fn ticks(log: &str) -> Vec<u64> {
+    log.lines().filter_map(|line| line.strip_prefix("tick ")?.trim().parse().ok()).collect()
+}
+
+fn gapless(log: &str) -> Result<usize> {
+    let ticks = ticks(log);
+    for pair in ticks.windows(2) {
+        ensure!(pair[1] == pair[0] + 1, "{} follows {}:\n{log}", pair[1], pair[0]);
+    }
+    Ok(ticks.len())
+}
+
+/// Fills a part of the second disk that nothing writes to, and says what is there.
+async fn fill(cloud: &Cloud, name: &str) -> Result<String> {
+    let line = "dd if=/dev/urandom of=/dev/vdb bs=1M seek=2 count=8 conv=fsync,notrunc 2>/dev/null; echo filled here.";
+    cloud.guest(name).answers(line, "filled here.").await?;
+    sum(cloud, name).await
+}
+
+async fn sum(cloud: &Cloud, name: &str) -> Result<String> {
+    let line = "sync; echo 3 >/proc/sys/vm/drop_caches; echo sum=$(dd if=/dev/vdb bs=1M skip=2 count=8 2>/dev/null | md5sum | cut -c1-32).";
+    let heard = cloud.guest(name).answers(line, "sum=").await?;
+    let sum = heard.lines().rev().find_map(|line| line.trim().strip_prefix("sum=")?.strip_suffix('.'));
+    let sum = sum.filter(|sum| sum.len() == 32).context("a checksum")?;
+    Ok(sum.to_owned())
+}
+
+/// Moves a busy guest from n1 to n2 and back, and looks at everything.
+async fn there_and_back(pool: Option<&str>) -> Result<()> {
+    let cloud = Cloud::builder().nodes(2).start().await?;
+    let disk = match pool {
+        Some(pool) => {
+            shared_pool(&cloud).await?;
+            format!("size=64M,pool={pool}")
+        }
+        None => "size=64M".to_owned(),
+    };
+    // With one disk shared and the boot disk local, or both local: the boot disk is an overlay on a cached image.
+    cloud.create_tiny("web", &["--disk", &disk]).await?;
+    cloud.guest("web").says(READY, 1).await?;
+    let vm = cloud.vm("web").await?;
+    let (vm_id, from) = (id(&vm), api::node(&vm).to_owned());
+    let to = if from == "n1" { "n2" } else { "n1" };
+    let before = fill(&cloud, "web").await?;
+    cloud.guest("web").answers(LOAD, "busy now.").await?;
+
+    // The node that it leaves clears its log; by another name what is written to it stays.
+    let kept = cloud.slot.directory.join("kept.log");
+    std::fs::hard_link(log_file(&cloud, &vm_id, &from)?, &kept)?;
+    let watcher = Watcher::begin(&vm_id);
+    cloud.cli.run(&["vm", "migrate", "web", "--to", to]).await?;
+    let vm = cloud.reaches("web", VmPhase::Running).await?;
+    ensure!(api::node(&vm) == to, "it is on {}", api::node(&vm));
+    ensure!(cloud.testbed.qemus(&from)?.is_empty(), "nothing of it is left on {from}");
+    ensure!(cloud.testbed.qemus(to)?.len() == 1, "it runs on {to}");
+    cloud.event("web", "Moved").await?;
+    let there = cloud.guest("web").ticks_on(to)?.len();
+    eventually("it ticks on over there", BOOT, async || {
+        let now = cloud.guest("web").ticks_on(to)?.len();
+        if now > there + 2 { Ok(()) } else { not_yet(format!("{now} ticks")) }
+    })
+    .await?;
+    let seen = watcher.end()?;
+    ensure!(seen.two_processes > 0, "the watcher has seen the move: {seen:?}");
+    let log = read(&kept) + &read(&log_file(&cloud, &vm_id, to)?);
+    gapless(&log)?;
+    ensure!(log.matches("tamdao-tiny: booted").count() == 1, "it booted once");
+    ensure!(!log.contains("other writer"), "its disk had one writer:\n{log}");
+    ensure!(!log.contains("disk error"), "{log}");
+
+    cloud.guest("web").answers("touch /run/rest; sleep 2; echo at rest now.", "at rest now.").await?;
+    let after = sum(&cloud, "web").await?;
+    ensure!(before == after, "its data was {before} and is {after}");
+    files_are_only_on(&cloud, &from, to).await?;
+
+    // And back, with files where some were removed before.
+    cloud.cli.run(&["vm", "migrate", "web"]).await?;
+    let vm = cloud.reaches("web", VmPhase::Running).await?;
+    ensure!(api::node(&vm) == from, "it is on {}", api::node(&vm));
+    ensure!(before == sum(&cloud, "web").await?, "its data is the same");
+    files_are_only_on(&cloud, to, &from).await?;
+
+    // It lives on as any other: off, on, gone.
+    cloud.cli.run(&["vm", "stop", "web"]).await?;
+    cloud.cli.run(&["vm", "start", "web"]).await?;
+    eventually("it booted again", BOOT, async || {
+        let log = read(&log_file(&cloud, &vm_id, &from)?);
+        if log.matches(READY).count() >= 1 { Ok(()) } else { not_yet("not ready") }
+    })
+    .await?;
+    cloud.cli.run(&["vm", "delete", "web", "--yes"]).await?;
+    cloud.vanishes("web").await?;
+    for node in ["n1", "n2"] {
+        let files = cloud.testbed.shell(node, &format!("find {POOL}/volumes -type f 2>/dev/null || true"))?;
+        ensure!(files.is_empty(), "{node} keeps {files}");
+    }
+    cloud.done()
+}
+
+/// The local files of what has left go.
+async fn files_are_only_on(cloud: &Cloud, left: &str, there: &str) -> Result<()> {
+    let files = |node: &str| {
+        cloud.testbed.shell(node, &format!("find {POOL}/volumes -type f -name '*.qcow2' 2>/dev/null || true"))
+    };
+    ensure!(!files(there)?.is_empty(), "its files are on {there}");
+    eventually("the files that were left are removed", SOON, async || match files(left)?.as_str() {
+        "" => Ok(()),
+        kept => not_yet(kept),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_busy_guest_moves_with_its_local_disks_and_back() -> Result<()> {
+    there_and_back(None).await
+}
+
+#[tokio::test]
+async fn a_busy_guest_moves_with_a_disk_in_a_shared_pool_and_back() -> Result<()> {
+    there_and_back(Some("san")).await
+}

@@ -55,7 +55,8 @@ impl Api {
         // Its files are made anew over there.
         shape.pin = vm.spec.pin;
         shape.disks.iter_mut().for_each(|disk| disk.on = None);
-        let (_, mut picture) = self.shared.questions.newest(&self.shared.cache);
+        let (_, engine) = self.shared.engine.newest(&self.shared.cache);
+        let mut picture = engine.picture().clone();
         let source = vm.status.node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
         picture.release(source, vm.id());
         let explained = explain::explain(&picture, &shape);

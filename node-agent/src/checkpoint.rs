@@ -3,7 +3,10 @@
 //! Invariant: without tests or the feature `test-hooks` a checkpoint is nothing at all. The names, in order of a
 //! create: volume-aside, volume-renamed, volume (in the ledger), seed (start recorded, filter perhaps not written),
 //! define (no domain yet), start (domain paused), resumed (runs, not in the ledger), running, report (first report that says RUNNING, not
-//! sent), reported (sent). Others: image-fetched, volume-removed, action (recorded, not done).
+//! sent), reported (sent). Of a move, on the source: move-sending
+//! (recorded, nothing sent), move-sent (libvirt has answered), move-gone (recorded, nobody told), move-said (target told);
+//! on the target: move-receive (nothing let in yet), move-ready, move-heard (recorded, guest paused), and resumed and
+//! running as above. Others: image-fetched, volume-removed, action (recorded, not done).
 
 /// Kills the process here if `TAMDAO_CRASH_AT` names the checkpoint; a test inside the process can hang it.
 #[cfg(any(test, feature = "test-hooks"))]

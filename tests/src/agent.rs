@@ -36,6 +36,17 @@ impl Agent {
         Ok(Self { name: name.to_owned(), data_dir, log, config, testbed, process: None })
     }
 
+    /// Limits what its moves may send, from its next start on.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn limit_moves(&self, mib: u32) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        let rest: Vec<&str> = text.lines().filter(|line| !line.starts_with("moves_bandwidth_mib")).collect();
+        std::fs::write(&self.config, format!("{}\nmoves_bandwidth_mib = {mib}\n", rest.join("\n")))?;
+        Ok(())
+    }
+
     /// Makes the host a node of the cloud.
     ///
     /// # Errors

@@ -67,7 +67,8 @@ fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
 fn take_vm(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) {
     // First, because by its word the VM may become another node's.
     move_step::hear(draft, moment, node, seen);
-    let Some(row) = draft.view().vms.get(seen.vm) else { return };
+    // Of one that is deleted by now, an earlier node may still have had something to clear.
+    let Some(row) = draft.view().vms.get(seen.vm) else { return confirm_stale(draft, moment, node, seen) };
     let vm = row.value.clone();
     if vm.status.node != Some(node) || seen.incarnation != vm.status.incarnation {
         return confirm_stale(draft, moment, node, seen);

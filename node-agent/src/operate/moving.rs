@@ -243,7 +243,11 @@ impl Operator {
                 .vms
                 .get(&vm)
                 .is_some_and(|record| may_run_arrived(record, domain.incarnation, arrival.moving.id));
-            if may { self.run_first(vm, &domain).await } else { Ok(()) }
+            if may {
+                self.run_first(vm, &domain).await?;
+                self.moves.clear(arrival.moving.id).await;
+            }
+            Ok::<_, OperateError>(())
         };
         match run.await {
             Ok(()) => tracing::info!(%vm, incarnation = arrival.moving.to, "guest has come and runs"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tamdao_proto::v1::{Vm, VmPhase};
+use tamdao_proto::v1::{Move, MovePhase, Vm, VmPhase};
 use tamdao_tests::cloud::POOL;
 use tamdao_tests::guest::READY;
 use tamdao_tests::wait::{BOOT, SOON};
@@ -162,4 +162,192 @@ async fn a_busy_guest_moves_with_its_local_disks_and_back() -> Result<()> {
 #[tokio::test]
 async fn a_busy_guest_moves_with_a_disk_in_a_shared_pool_and_back() -> Result<()> {
     there_and_back(Some("san")).await
+}
+
+/// The newest move.
+async fn newest(cloud: &Cloud) -> Result<Move> {
+    let list: Value = cloud.cli.json(&["move", "list"]).await?;
+    let moves: Vec<Move> = serde_json::from_value(list["moves"].clone())?;
+    let begun = |one: &Move| {
+        let time = one.metadata.as_ref().and_then(|metadata| metadata.create_time).unwrap_or_default();
+        (time.seconds, time.nanos)
+    };
+    moves.into_iter().max_by_key(begun).context("a move")
+}
+
+fn phase(one: &Move) -> MovePhase {
+    one.status.as_ref().map_or(MovePhase::Unspecified, |status| status.phase())
+}
+
+/// Waits until the newest move is over.
+async fn over(cloud: &Cloud) -> Result<Move> {
+    eventually("the move is over", BOOT, async || {
+        let one = newest(cloud).await?;
+        match phase(&one) {
+            MovePhase::Done | MovePhase::Failed | MovePhase::Cancelled => Ok(one),
+            _ => not_yet(format!("{:?}", one.status)),
+        }
+    })
+    .await
+}
+
+/// Waits until the newest move is being sent, with something of it on its way.
+async fn under_way(cloud: &Cloud) -> Result<()> {
+    eventually("the guest is on its way", SOON, async || {
+        let one = newest(cloud).await?;
+        let progress = one.status.as_ref().and_then(|status| status.progress);
+        if progress.is_some_and(|progress| progress.sent_bytes > 1 << 20) {
+            return Ok(());
+        }
+        not_yet(format!("{:?}", one.status))
+    })
+    .await
+}
+
+/// After a move: one QEMU in all, where the record says, and the guest runs on without having booted again.
+async fn one_guest_where_the_record_says(cloud: &Cloud, name: &str) -> Result<String> {
+    let node = eventually("one guest, where the record says", BOOT, async || {
+        let vm = cloud.vm(name).await?;
+        let node = api::node(&vm).to_owned();
+        let other = if node == "n1" { "n2" } else { "n1" };
+        let (here, there) = (cloud.testbed.qemus(&node)?.len(), cloud.testbed.qemus(other)?.len());
+        if (here, there) == (1, 0) && api::phase(&vm) == VmPhase::Running {
+            return Ok(node);
+        }
+        not_yet(format!("{here} on {node}, {there} on {other}: {}", api::told(&vm)))
+    })
+    .await?;
+    let before = cloud.guest(name).ticks_on(&node)?.len();
+    eventually("it ticks", BOOT, async || {
+        let now = cloud.guest(name).ticks_on(&node)?.len();
+        if now > before { Ok(()) } else { not_yet(format!("{now} ticks")) }
+    })
+    .await?;
+    cloud.guest(name).answers("echo up for $(cut -d. -f1 /proc/uptime) s.", "up for").await?;
+    Ok(node)
+}
+
+#[tokio::test]
+async fn a_move_that_is_cancelled_leaves_the_guest_where_it_was() -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(2).start().await?;
+    cloud.create_tiny("web", &[]).await?;
+    cloud.guest("web").says(READY, 1).await?;
+    let vm = cloud.vm("web").await?;
+    let (vm_id, from) = (id(&vm), api::node(&vm).to_owned());
+    let to = if from == "n1" { "n2" } else { "n1" };
+    cloud.agent(&from)?.limit_moves(4)?;
+    cloud.agent_mut(&from)?.stop().await?;
+    cloud.agent_mut(&from)?.start()?;
+    cloud.nodes_ready().await?;
+    cloud.guest("web").answers(&LOAD.replace("/dev/vdb", "/run/more"), "busy now.").await?;
+
+    let watcher = Watcher::begin(&vm_id);
+    cloud.cli.run(&["vm", "migrate", "web", "--no-wait"]).await?;
+    under_way(&cloud).await?;
+    let refused = cloud.cli.attempt(&["vm", "stop", "web"]).await?;
+    ensure!(!refused.status.success(), "a VM that moves is not stopped");
+    let one = newest(&cloud).await?;
+    let name = one.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    cloud.cli.run(&["move", "cancel", &name]).await?;
+    ensure!(phase(&newest(&cloud).await?) == MovePhase::Cancelled);
+    let node = one_guest_where_the_record_says(&cloud, "web").await?;
+    watcher.end()?;
+    ensure!(node == from, "it is on {node}");
+    let log = read(&log_file(&cloud, &vm_id, &from)?);
+    gapless(&log)?;
+    ensure!(log.matches("tamdao-tiny: booted").count() == 1, "it booted once");
+    files_are_only_on(&cloud, to, &from).await?;
+
+    // And then it moves all the same.
+    cloud.agent(&from)?.limit_moves(0)?;
+    cloud.agent_mut(&from)?.stop().await?;
+    cloud.agent_mut(&from)?.start()?;
+    cloud.nodes_ready().await?;
+    cloud.cli.run(&["vm", "migrate", "web", "--to", to]).await?;
+    ensure!(one_guest_where_the_record_says(&cloud, "web").await? == to);
+    cloud.done()
+}
+
+/// The agent of one end dies at each step of a move, and comes back.
+async fn agent_dies(source: bool, steps: &[&str]) -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(2).start().await?;
+    cloud.create_tiny("web", &[]).await?;
+    cloud.guest("web").says(READY, 1).await?;
+    let vm_id = id(&cloud.vm("web").await?);
+    cloud.guest("web").answers(&LOAD.replace("/dev/vdb", "/run/more"), "busy now.").await?;
+    for step in steps {
+        let from = api::node(&cloud.vm("web").await?).to_owned();
+        let to = if from == "n1" { "n2" } else { "n1" };
+        let dies = if source { from.clone() } else { to.to_owned() };
+        cloud.agent_mut(&dies)?.stop().await?;
+        cloud.agent_mut(&dies)?.start_to_die_at(step)?;
+        eventually("both nodes are ready", SOON, async || {
+            cloud.cli.run(&["vm", "migrate", "web", "--to", to, "--no-wait"]).await.map(drop)
+        })
+        .await?;
+        let watcher = Watcher::begin(&vm_id);
+        cloud.agent_mut(&dies)?.dies().await?;
+        cloud.agent_mut(&dies)?.start()?;
+        let one = over(&cloud).await.with_context(|| format!("{dies} died at {step}"))?;
+        let node = one_guest_where_the_record_says(&cloud, "web").await;
+        let node = node.with_context(|| format!("{dies} died at {step}; {:?}", one.status))?;
+        watcher.end().with_context(|| format!("{dies} died at {step}"))?;
+        let expected = if phase(&one) == MovePhase::Done { to } else { &from };
+        ensure!(node == expected, "{dies} died at {step}: {:?}, and it is on {node}", one.status);
+        let boots = read(&log_file(&cloud, &vm_id, &node)?).matches("tamdao-tiny: booted").count();
+        ensure!(boots <= 1, "{dies} died at {step}: it booted again");
+        files_are_only_on(&cloud, if node == "n1" { "n2" } else { "n1" }, &node).await?;
+    }
+    cloud.done()
+}
+
+#[tokio::test]
+async fn a_move_survives_the_death_of_the_source_s_agent_at_each_step() -> Result<()> {
+    agent_dies(true, &["move-sending", "move-sent", "move-gone", "move-said"]).await
+}
+
+#[tokio::test]
+async fn a_move_survives_the_death_of_the_target_s_agent_at_each_step() -> Result<()> {
+    agent_dies(false, &["move-receive", "move-ready", "move-heard", "resumed", "running"]).await
+}
+
+#[tokio::test]
+async fn a_move_survives_the_death_of_either_libvirtd_and_of_the_leader() -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(2).start().await?;
+    cloud.create_tiny("web", &[]).await?;
+    cloud.guest("web").says(READY, 1).await?;
+    let vm_id = id(&cloud.vm("web").await?);
+    for node in ["n1", "n2"] {
+        cloud.agent(node)?.limit_moves(8)?;
+        cloud.agent_mut(node)?.stop().await?;
+        cloud.agent_mut(node)?.start()?;
+    }
+    cloud.nodes_ready().await?;
+    cloud.guest("web").answers(&LOAD.replace("/dev/vdb", "/run/more"), "busy now.").await?;
+    for dies in ["the source's libvirtd", "the target's libvirtd", "the leader"] {
+        let from = api::node(&cloud.vm("web").await?).to_owned();
+        let to = if from == "n1" { "n2" } else { "n1" };
+        cloud.nodes_ready().await?;
+        cloud.cli.run(&["vm", "migrate", "web", "--to", to, "--no-wait"]).await?;
+        let watcher = Watcher::begin(&vm_id);
+        under_way(&cloud).await?;
+        match dies {
+            "the leader" => {
+                cloud.controllers[0].kill()?;
+                cloud.start_controller(0)?;
+            }
+            libvirtd => {
+                let node = if libvirtd.contains("source") { &from } else { to };
+                cloud.testbed.shell(node, "kill -KILL $(cat /run/libvirtd.pid); sleep 0.2; libvirtd -d")?;
+            }
+        }
+        let one = over(&cloud).await.with_context(|| format!("{dies} died"))?;
+        let node = one_guest_where_the_record_says(&cloud, "web").await;
+        let node = node.with_context(|| format!("{dies} died; {:?}", one.status))?;
+        watcher.end().with_context(|| format!("{dies} died"))?;
+        let expected = if phase(&one) == MovePhase::Done { to } else { &from };
+        ensure!(node == expected, "{dies} died: {:?}, and it is on {node}", one.status);
+        files_are_only_on(&cloud, if node == "n1" { "n2" } else { "n1" }, &node).await?;
+    }
+    cloud.done()
 }

@@ -8,8 +8,9 @@ use tamdao_proto::agent::v1::{Machine, MachineDirectBoot};
 use tamdao_proto::v1::{DiskKind, Firmware, Graphics, OsType, Platform};
 use uuid::Uuid;
 
-use super::domain_xml::{read, vcpus_room, write};
+use super::domain_xml::{arriving, read, vcpus_room, write};
 use super::host::{Acceleration, Host};
+use super::migration::Migration;
 use super::xml::Element;
 use super::{DiskFile, DiskFormat, DomainSpec, DomainState, PauseReason, Port, disk_serial, tap_name};
 
@@ -286,4 +287,35 @@ fn platforms_are_resolved_once() {
 #[test]
 fn there_is_room_to_grow() {
     assert_eq!([1, 2, 16, 17, 64, 65, 256].map(vcpus_room), [4, 8, 64, 64, 64, 65, 256]);
+}
+
+#[test]
+fn an_arrival_has_its_own_mark_and_every_file_by_its_name_there() {
+    let spec = linux();
+    let document = write(&spec, &platform(), Acceleration::Emulation, started());
+    let domain = read(&document, DomainState::Running).unwrap().unwrap();
+    let there = |path: &PathBuf| PathBuf::from(path.to_string_lossy().replace("/var/lib", "/srv"));
+    let disks = spec.disks.iter().filter_map(|disk| disk.path.clone());
+    let paths: Vec<PathBuf> = disks.chain(spec.seed.clone()).chain([spec.serial_log.clone()]).collect();
+    let migration = Migration {
+        destination: String::new(),
+        memory_socket: PathBuf::new(),
+        disks_socket: PathBuf::new(),
+        incarnation_to: 4,
+        files: paths.iter().map(|path| (path.clone(), there(path))).collect(),
+        copies: vec![spec.disks[1].path.clone().unwrap()],
+        auto_converge: true,
+    };
+    let arrival = arriving(&document, &domain, &migration).unwrap();
+    assert_eq!(arrival.copies, ["vdb"], "only the local disk is copied");
+    assert!(!arrival.document.contains("/var/lib"), "{}", arrival.document);
+    let arrived = read(&arrival.document, DomainState::Paused(PauseReason::OnDemand)).unwrap().unwrap();
+    assert_eq!((arrived.incarnation, arrived.generation), (4, 12));
+    assert_eq!(arrived.state, DomainState::Paused(PauseReason::NotYetRun));
+    assert_eq!((arrived.platform, arrived.started), (domain.platform.clone(), domain.started));
+
+    let mut less = migration.clone();
+    less.files.remove(&paths[0]);
+    let error = arriving(&document, &domain, &less).err().unwrap().to_string();
+    assert!(error.contains("name on the target"), "{error}");
 }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tamdao_node_agent::hypervisor::contract::{Fixture, Guest, cases};
-use tamdao_node_agent::hypervisor::fake::{FakeHypervisor, FakeWorld, Script};
+use tamdao_node_agent::hypervisor::fake::{Break, FakeHypervisor, FakeWorld, Script};
+use tamdao_node_agent::hypervisor::migration::Migration;
 use tamdao_node_agent::hypervisor::{
-    DiskFile, DiskFormat, DomainSpec, Hypervisor, HypervisorError, Port, disk_serial, tap_name,
+    DiskFile, DiskFormat, DomainSpec, DomainState, Hypervisor, HypervisorError, PauseReason, Port,
+    disk_serial, tap_name,
 };
 use tamdao_proto::agent::v1::Machine;
 use tamdao_proto::v1::DiskKind;
@@ -20,7 +22,9 @@ struct Fake {
 impl Fake {
     fn new() -> Self {
         let world = FakeWorld::default();
-        Self { here: world.host("here"), there: world.host("there") }
+        let fake = Self { here: world.host("here"), there: world.host("there") };
+        fake.there.reachable_at("fake:there");
+        fake
     }
 }
 
@@ -62,6 +66,10 @@ impl Fixture for Fake {
 
     fn other(&self) -> &dyn Hypervisor {
         &self.there
+    }
+
+    fn route(&self) -> (String, PathBuf) {
+        ("fake:there".to_owned(), PathBuf::from("/run"))
     }
 
     async fn spec(&self, guest: Guest) -> DomainSpec {
@@ -134,6 +142,42 @@ async fn a_cut_host_frees_its_locks_and_says_nothing() {
     assert!(events.try_recv().is_err());
     assert!(fake.here.observe().await.unwrap().ours.is_empty());
     fake.there.start(&spec).await.unwrap();
+}
+
+/// Breaks that libvirt has: what is left on the two hosts after each.
+#[tokio::test]
+async fn a_migration_breaks_as_libvirt_s_do() {
+    let fake = Fake::new();
+    for (how, here, there) in [
+        (Break::Early, Some(DomainState::Running), false),
+        (Break::Resumed, Some(DomainState::Running), true),
+        (Break::Stalled, Some(DomainState::Paused(PauseReason::Migration)), true),
+        (Break::Unheard, None, true),
+    ] {
+        let spec = spec();
+        fake.here.start(&spec).await.unwrap();
+        fake.here.resume(spec.vm, 1).await.unwrap();
+        fake.here.break_migration(how);
+        let migration = Migration {
+            destination: "fake:there".to_owned(),
+            memory_socket: PathBuf::from("/memory"),
+            disks_socket: PathBuf::from("/disks"),
+            incarnation_to: 2,
+            files: Default::default(),
+            copies: Vec::new(),
+            auto_converge: true,
+        };
+        fake.here.migrate(spec.vm, 1, &migration).await.unwrap_err();
+        let state = async |host: &FakeHypervisor| {
+            let seen = host.observe().await.unwrap().ours;
+            seen.into_iter()
+                .find(|domain| domain.vm == spec.vm)
+                .map(|domain| (domain.state, domain.incarnation))
+        };
+        assert_eq!(state(&fake.here).await.map(|(state, _)| state), here, "{how:?}");
+        let arrived = there.then_some((DomainState::Paused(PauseReason::NotYetRun), 2));
+        assert_eq!(state(&fake.there).await, arrived, "{how:?}: it never runs by itself");
+    }
 }
 
 #[tokio::test]

@@ -172,6 +172,11 @@ impl Fixture for Real {
         &self.there
     }
 
+    fn route(&self) -> (String, PathBuf) {
+        let socket = self.testbed.directory.join("n2/run/libvirt/libvirt-sock");
+        (format!("qemu+unix:///system?socket={}", socket.display()), self.testbed.shared())
+    }
+
     async fn spec(&self, guest: Guest) -> DomainSpec {
         let vm = Uuid::new_v4();
         let number = self.specs.fetch_add(1, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use tamdao_tests::{Cloud, Result, api, eventually, not_yet};
 
 /// Keeps memory and the second disk busy until it is told to end.
 const LOAD: &str = "(while [ ! -e /run/rest ]; do dd if=/dev/urandom of=/run/dirt bs=64k count=64; \
-    dd if=/run/dirt of=/dev/vdb bs=64k seek=512 conv=notrunc; done >/dev/null 2>&1 &) ; echo busy now.";
+    dd if=/run/dirt of=/dev/vdb bs=64k seek=512 conv=notrunc; done >/dev/null 2>&1 &) ; echo b''usy now.";
 
 /// The id of a VM.
 fn id(vm: &Vm) -> String {
@@ -56,16 +56,16 @@ fn gapless(log: &str) -> Result<usize> {
 
 /// Fills a part of the second disk that nothing writes to, and says what is there.
 async fn fill(cloud: &Cloud, name: &str) -> Result<String> {
-    let line = "dd if=/dev/urandom of=/dev/vdb bs=1M seek=2 count=8 conv=fsync,notrunc 2>/dev/null; echo filled here.";
+    let line = "dd if=/dev/urandom of=/dev/vdb bs=1M seek=2 count=8 conv=fsync,notrunc 2>/dev/null; echo f''illed here.";
     cloud.guest(name).answers(line, "filled here.").await?;
     sum(cloud, name).await
 }
 
 async fn sum(cloud: &Cloud, name: &str) -> Result<String> {
-    let line = "sync; echo 3 >/proc/sys/vm/drop_caches; echo sum=$(dd if=/dev/vdb bs=1M skip=2 count=8 2>/dev/null | md5sum | cut -c1-32).";
-    let heard = cloud.guest(name).answers(line, "sum=").await?;
+    let line = "sync; echo 3 >/proc/sys/vm/drop_caches; echo s''um=$(dd if=/dev/vdb bs=1M skip=2 count=8 2>/dev/null | md5sum | cut -c1-32).; echo t''old all.";
+    let heard = cloud.guest(name).answers(line, "told all.").await?;
     let sum = heard.lines().rev().find_map(|line| line.trim().strip_prefix("sum=")?.strip_suffix('.'));
-    let sum = sum.filter(|sum| sum.len() == 32).context("a checksum")?;
+    let sum = sum.filter(|sum| sum.len() == 32).with_context(|| format!("a checksum in {heard:?}"))?;
     Ok(sum.to_owned())
 }
 
@@ -112,7 +112,7 @@ async fn there_and_back(pool: Option<&str>) -> Result<()> {
     ensure!(!log.contains("other writer"), "its disk had one writer:\n{log}");
     ensure!(!log.contains("disk error"), "{log}");
 
-    cloud.guest("web").answers("touch /run/rest; sleep 2; echo at rest now.", "at rest now.").await?;
+    cloud.guest("web").answers("touch /run/rest; sleep 2; echo at r''est now.", "at rest now.").await?;
     let after = sum(&cloud, "web").await?;
     ensure!(before == after, "its data was {before} and is {after}");
     files_are_only_on(&cloud, &from, to).await?;
@@ -223,7 +223,7 @@ async fn one_guest_where_the_record_says(cloud: &Cloud, name: &str) -> Result<St
         if now > before { Ok(()) } else { not_yet(format!("{now} ticks")) }
     })
     .await?;
-    cloud.guest(name).answers("echo up for $(cut -d. -f1 /proc/uptime) s.", "up for").await?;
+    cloud.guest(name).answers("echo u''p for $(cut -d. -f1 /proc/uptime) s.", "up for").await?;
     Ok(node)
 }
 

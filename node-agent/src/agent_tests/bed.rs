@@ -62,6 +62,7 @@ impl Bed {
         std::fs::write(&boot, "boot-1\n").unwrap();
         let text = format!(
             "name = \"n1\"\ndata_dir = {:?}\nboot_id_file = {:?}\nspoofing = \"allow\"\nmetrics_listen = \"\"\n\
+             moves_listen = \"127.0.0.1:0\"\n\
              controllers = {controllers:?}\n",
             dir.path().join("data"),
             boot,

@@ -126,6 +126,15 @@ fn stranded_cpus_are_joined() {
 }
 
 #[test]
+fn a_place_that_another_move_has_taken_is_not_gained() {
+    let view = read("spoiled");
+    let size = Reservation { vcpus: 2, memory_mib: 8_192 };
+    let answer = defragment(&view, size, 10, &Terms::default(), &mut Budget::default());
+    let gain: u64 = answer.plan.moves().map(|one| one.gain).sum();
+    assert_eq!((answer.before.places, answer.after.places, gain), (0, 1, 2));
+}
+
+#[test]
 fn what_can_be_maintained() {
     let view = read("racks");
     let outages = Guard { nodes: true, keys: BTreeSet::from(["feed".to_owned(), "rack".to_owned()]) };

@@ -163,15 +163,23 @@ impl Search<'_> {
         sets.sort_by_key(|set| rank(set, &self.rooms));
         let mut gained = false;
         let mut refused: Vec<BTreeSet<VmId>> = self.rooms.iter().map(|_| BTreeSet::new()).collect();
+        // Nodes to which VMs have come since their set was made, which may gain nothing by it any more.
+        let mut came: BTreeSet<usize> = BTreeSet::new();
         while let Some(set) = sets.pop() {
             if self.course.moves.len() + set.vms.len() > self.at_most || !budget.step() {
                 continue;
             }
-            match self.carry(&set, budget) {
-                Ok(()) => gained = true,
-                Err(vm) => drop(refused[set.source].insert(vm)),
+            if !came.remove(&set.source) {
+                match self.carry(&set, budget) {
+                    Ok(targets) => {
+                        gained = true;
+                        came.extend(targets);
+                    }
+                    Err(vm) => drop(refused[set.source].insert(vm)),
+                }
             }
-            // The node is asked again: for its next place, or for a set without the VM that has nowhere to go.
+            // The node is asked again: for its next place, for a set without the VM that has nowhere to go, or for
+            // one with those that came.
             if let Some(next) = self.set(set.source, &refused[set.source]) {
                 let at = sets.partition_point(|other| rank(other, &self.rooms) <= rank(&next, &self.rooms));
                 sets.insert(at, next);
@@ -216,8 +224,9 @@ impl Search<'_> {
         (without.places(self.size) > room.places(self.size)).then_some(Set { source, vms, copied })
     }
 
-    /// Carries all VMs of a set to where they take only what is stranded, or says which of them has no such target.
-    fn carry(&mut self, set: &Set, budget: &mut Budget) -> Result<(), VmId> {
+    /// Carries all VMs of a set to where they take only what is stranded and says where, or which of them has no
+    /// such target.
+    fn carry(&mut self, set: &Set, budget: &mut Budget) -> Result<BTreeSet<usize>, VmId> {
         let from = self.rooms[set.source].node;
         let mut course = self.course.clone();
         let mut changed = vec![set.source];
@@ -228,12 +237,12 @@ impl Search<'_> {
             changed.push(target);
         }
         self.course = course;
-        for at in changed {
-            if let Some(room) = Room::of(&self.course.view, self.rooms[at].node) {
-                self.rooms[at] = room;
+        for at in &changed {
+            if let Some(room) = Room::of(&self.course.view, self.rooms[*at].node) {
+                self.rooms[*at] = room;
             }
         }
-        Ok(())
+        Ok(changed.split_off(1).into_iter().collect())
     }
 
     /// The node on which the VM leaves least stranded, among those that lose no place by it.

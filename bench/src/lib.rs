@@ -10,6 +10,7 @@ pub mod ganeti;
 pub mod guarded;
 pub mod plan_file;
 pub mod policy;
+pub mod rebalance;
 pub mod report;
 pub mod roadef;
 pub mod speed;

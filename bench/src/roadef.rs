@@ -1,5 +1,6 @@
 //! Instances of the ROADEF/EURO challenge 2012, with the cost of an assignment and the rules that it breaks, by the
-//! challenge's own definitions and sums. Deliberately absent: a solver, and any part of the scheduler.
+//! challenge's own definitions and sums. Deliberately absent: a solver, which is `rebalance`, and any part of the
+//! scheduler.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -144,6 +145,16 @@ impl Instance {
         Ok(Self { resources, machines, services, processes, balances, weights, start })
     }
 
+    /// No assignment costs less: all that is needed of a resource beyond all that is safe costs its weight.
+    pub fn least(&self) -> u64 {
+        let least = self.resources.iter().enumerate().map(|(r, resource)| {
+            let needed: u64 = self.processes.iter().map(|process| process.needs[r]).sum();
+            let safe: u64 = self.machines.iter().map(|machine| machine.safety[r]).sum();
+            resource.weight * needed.saturating_sub(safe)
+        });
+        least.sum()
+    }
+
     /// What each machine holds of each resource.
     fn used(&self, places: &[usize]) -> Vec<Vec<u64>> {
         let mut used = vec![vec![0; self.resources.len()]; self.machines.len()];
@@ -226,9 +237,41 @@ impl Instance {
     }
 }
 
+/// Reference values of one instance, of `reference.txt`, which says how sure each is.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    pub name: String,
+    pub published: Option<u64>,
+    pub recalled: u64,
+}
+
+/// Of all instances that are solved.
+pub fn references() -> Result<Vec<Reference>> {
+    let text = data("roadef2012/reference.txt")?;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let mut words = line.split(' ');
+            let mut next = || words.next().with_context(|| format!("{line}: a value is missing"));
+            let (name, published, recalled) = (next()?.to_owned(), next()?, next()?.parse()?);
+            let published = (published != "-").then(|| published.parse()).transpose()?;
+            Ok(Reference { name, published, recalled })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_cost_is_below_the_least() {
+        for reference in references().unwrap() {
+            let instance = Instance::read(&reference.name).unwrap();
+            assert!(instance.least() <= instance.cost(&instance.start).total(), "{}", reference.name);
+            assert!(instance.least() <= reference.recalled, "{}", reference.name);
+        }
+    }
 
     #[test]
     fn every_start_costs_what_is_published_and_breaks_nothing() {

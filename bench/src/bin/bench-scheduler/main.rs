@@ -27,6 +27,9 @@ struct Arguments {
     /// Run only these cases
     #[arg(long, value_name = "CASE")]
     only: Vec<Case>,
+    /// Processor seconds for each instance of the global rebalance
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    rebalance_seconds: u64,
     /// Keep the plan files in this folder
     #[arg(long, value_name = "FOLDER")]
     plans: Option<PathBuf>,
@@ -44,6 +47,7 @@ enum Case {
     Maintenance,
     Evening,
     Ganeti,
+    Rebalance,
 }
 
 fn main() -> Result<()> {
@@ -66,6 +70,7 @@ fn main() -> Result<()> {
             Case::Planted => planning::planted(&plans)?,
             Case::Maintenance => planning::maintenance(&plans)?,
             Case::Evening => planning::evening(&plans)?,
+            Case::Rebalance => planning::rebalance(arguments.rebalance_seconds)?,
             Case::Ganeti => placing::ganeti(&plans.folder)?,
         };
         writeln!(std::io::stdout(), "{}", table.markdown())?;

@@ -80,6 +80,11 @@ fn a_group_moves_together() {
 }
 
 #[test]
+fn a_chain_of_affinities_moves_as_a_whole() {
+    insta::assert_snapshot!(drained(&read("affinity-chain"), &["n1"], &Terms::default()));
+}
+
+#[test]
 fn a_wish_that_would_tear_a_group_apart_is_refused() {
     let view = read("together");
     let wished = [("app", "n3"), ("rest", "n4")];

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
-use tamdao_scheduler::View;
 use tamdao_scheduler::judge::judge;
 use tamdao_scheduler::place::{find, place_each};
 use tamdao_scheduler::plan::balance::{Outcome, Policy, balance};
@@ -23,6 +22,7 @@ use tamdao_scheduler::plan::reach::reach;
 use tamdao_scheduler::plan::rolling::rolling;
 use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms, Way};
 use tamdao_scheduler::text::{Cluster, parse_plan, write_plan};
+use tamdao_scheduler::{NodeShape, View, VmShape};
 use uuid::Uuid;
 
 /// A cluster in use: all VMs that have a place are placed, and some nodes are then cordoned or fail.
@@ -149,11 +149,71 @@ proptest! {
     }
 
     #[test]
-    fn equal_input_gives_a_byte_equal_plan(plan in cluster::any_plan(8, 24), mask in any::<u32>()) {
-        let (one, two) = (settle(&plan), settle(&plan));
-        let nodes = chosen(&one, mask);
-        let text = |view: &View| write_plan(&drain(view, &nodes, &Terms::default(), &mut Budget::default()).plan, view);
-        prop_assert_eq!(text(&one), text(&two));
+    fn equal_input_gives_a_byte_equal_plan_on_every_thread(plan in cluster::any_plan(8, 24), mask in any::<u32>()) {
+        let all = || {
+            let view = settle(&plan);
+            let (nodes, terms) = (chosen(&view, mask), Terms::default());
+            let drained = drain(&view, &nodes, &terms, &mut Budget::default()).plan;
+            let emptied = consolidate(&view, &Aim::default(), &terms, &mut Budget::default()).plan;
+            let policy = Policy { hold: 0, threshold: 0, ..Policy::default() };
+            let evened = balance(&view, &policy, 0, &terms, &mut Budget::default()).plan;
+            let size = Reservation { vcpus: 5, memory_mib: 0 };
+            let joined = defragment(&view, size, 12, &terms, &mut Budget::default()).plan;
+            let turns = rolling(&view, &nodes, &terms, &mut Budget::default()).groups;
+            let plans = [drained, emptied, evened, joined].into_iter().chain(turns.into_iter().map(|turn| turn.plan));
+            plans.map(|plan| write_plan(&plan, &view)).collect::<Vec<_>>()
+        };
+        let here = all();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(all)).collect();
+            for thread in threads {
+                prop_assert_eq!(&thread.join().unwrap(), &here);
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn what_was_cut_out_of_full_nodes_is_packed_back_into_close_to_them(
+        cuts in prop::collection::vec(prop::collection::vec((any::<prop::sample::Index>(), 1u32..16, 1u64..16), 0..8), 2..8),
+        order in any::<u64>(),
+    ) {
+        let mut parts: Vec<(u32, u64)> = Vec::new();
+        for node in &cuts {
+            let mut pieces = vec![(16u32, 16u64)];
+            for (at, vcpus, gib) in node {
+                let piece = at.get(&pieces);
+                if *vcpus < piece.0 && *gib < piece.1 {
+                    let (at, rest) = (at.index(pieces.len()), (piece.0 - vcpus, piece.1 - gib));
+                    pieces[at] = (*vcpus, *gib);
+                    pieces.push(rest);
+                }
+            }
+            parts.extend(pieces);
+        }
+        let k = cuts.len();
+        let mut view = View::new();
+        for n in 0..2 * k as u128 {
+            let mut node = NodeShape::bare(NodeId(Uuid::from_u128(n + 1)), &format!("n{n}"));
+            (node.vcpus, node.memory_mib) = (16, 16 * 1_024);
+            view.set_node(node);
+        }
+        // Scattered: each goes to the first with room from somewhere on.
+        let ids: Vec<NodeId> = view.nodes().map(|node| node.id).collect();
+        for (n, (vcpus, gib)) in parts.iter().enumerate() {
+            let id = VmId(Uuid::from_u128(n as u128 + 1));
+            let vm = VmShape::bare(id, &format!("v{n}"), *vcpus, gib * 1_024);
+            let begin = (order as usize).wrapping_mul(n + 1) % ids.len();
+            let fits = |node: &&NodeId| find(&view, &VmShape { pin: Some(**node), ..vm.clone() }).is_some();
+            let place = ids[begin..].iter().chain(&ids[..begin]).find(fits).copied();
+            let Some(place) = place else { return Ok(()) };
+            view.assign(place, vm.into()).unwrap();
+        }
+        let in_use = |view: &View| view.nodes().filter(|node| !view.vms_on(node.id).is_empty()).count();
+        let answer = consolidate(&view, &Aim::default(), &Terms::default(), &mut Budget::default());
+        assert_good(&view, &answer.plan, &Limits::default())?;
+        let after = in_use(&view) - answer.emptied.len();
+        prop_assert!(after >= k && after <= k + 1 + k / 4, "{after} nodes for {k} full ones\n{}", show(&view));
     }
 
     #[test]

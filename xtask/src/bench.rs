@@ -34,10 +34,10 @@ fn run(bench: &str, json: Option<PathBuf>) -> Result<()> {
 }
 
 /// Measures the scheduler, and writes what it found into docs/performance.md.
-pub fn scheduler(json: Option<PathBuf>, only: &[String]) -> Result<()> {
+pub fn scheduler(json: Option<PathBuf>, only: &[String], rebalance_seconds: u64) -> Result<()> {
     command("cargo", &["build", "--release", "-p", "tamdao-bench", "--bins"])?;
     let program = root().join("target/release/bench-scheduler");
-    let mut arguments: Vec<String> = Vec::new();
+    let mut arguments = vec!["--rebalance-seconds".to_owned(), rebalance_seconds.to_string()];
     if let Some(file) = json.map(std::path::absolute).transpose()? {
         arguments.extend(["--json".into(), file.to_string_lossy().into_owned()]);
     }

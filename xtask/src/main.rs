@@ -48,9 +48,13 @@ enum Bench {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Run only these cases: tightness, speed, storm, emptying, ganeti
+        /// Run only these cases: tightness, speed, guarded, storm, fragments, emptying, planted, maintenance, evening,
+        /// ganeti, rebalance
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
+        /// Processor seconds for each of the 13 instances of the global rebalance
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        rebalance_seconds: u64,
     },
     /// A start: from an accepted create to QEMU running, beside a bare `virsh start`; needs root
     Start {
@@ -64,7 +68,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Ci { long } => ci::run(long),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
-        Chore::Bench { what: Bench::Scheduler { json, only } } => bench::scheduler(json, &only),
+        Chore::Bench { what: Bench::Scheduler { json, only, rebalance_seconds } } => {
+            bench::scheduler(json, &only, rebalance_seconds)
+        }
         Chore::Bench { what: Bench::Start { json } } => bench::start(json),
         Chore::Tidy => tidy::run(),
     };

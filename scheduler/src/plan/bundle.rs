@@ -2,6 +2,7 @@
 //! all members are placed anew at once, with their old places still held. Deliberately absent: a group that is only
 //! preferred to be together; the score sees to it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::reach::{Wish, carry_all};
 use super::rounds::without_together;
 use super::{Budget, Why};
 use crate::filter::Ask;
-use crate::shape::{By, RuleKind, VmShape};
+use crate::shape::{By, GroupId, Rule, RuleKind, VmShape};
 use crate::view::View;
 
 /// Places that are tried for the first member.
@@ -32,10 +33,7 @@ pub(crate) fn move_together<'a>(
         return None;
     }
     let lifted = lift(&course.view, &members)?;
-    let mut order: Vec<&Arc<VmShape>> = members.values().map(|(member, _)| member).collect();
-    order.sort_by_key(|member| {
-        (std::cmp::Reverse((member.reservation.memory_mib, member.reservation.vcpus)), member.id)
-    });
+    let order = in_reach(&course.view, &members);
     let places = anchors(&lifted, &bys, &order).into_iter().find_map(|anchor| {
         let mut fork = lifted.clone();
         let mut places: Vec<NodeId> = vec![anchor];
@@ -98,6 +96,49 @@ fn bound(view: &View, vm: &Arc<VmShape>) -> (BTreeSet<By>, Members) {
     (bys, members)
 }
 
+/// The groups of a VM whose rules ask to be together, by node alone or by anything.
+fn ties<'v>(view: &'v View, vm: &'v VmShape, by_node: bool) -> impl Iterator<Item = GroupId> + 'v {
+    let groups = vm.groups.iter().filter_map(|id| view.group(*id));
+    let ties = groups.filter(move |group| {
+        let tie = |r: &Rule| r.required && r.kind == RuleKind::Together && (!by_node || r.by == By::Node);
+        group.rules.iter().any(tie)
+    });
+    ties.map(|group| group.id)
+}
+
+/// The members, the largest first and then always the largest of those that are tied to one before, so that each is
+/// placed where its companions are and not they where it happens to be.
+fn in_reach<'m>(view: &View, members: &'m Members) -> Vec<&'m Arc<VmShape>> {
+    let mut left: Vec<&Arc<VmShape>> = members.values().map(|(member, _)| member).collect();
+    left.sort_by_key(|member| {
+        (Reverse((member.reservation.memory_mib, member.reservation.vcpus)), member.id)
+    });
+    let (mut order, mut reached) = (Vec::new(), BTreeSet::new());
+    while !left.is_empty() {
+        let is_tied =
+            |member: &&Arc<VmShape>| ties(view, member, false).any(|group| reached.contains(&group));
+        let next = left.remove(left.iter().position(is_tied).unwrap_or(0));
+        reached.extend(ties(view, next, false));
+        order.push(next);
+    }
+    order
+}
+
+/// The members that must be on one node with the first, itself included.
+fn on_one_node<'m>(view: &View, order: &[&'m Arc<VmShape>]) -> Vec<&'m Arc<VmShape>> {
+    let (mut bound, mut reached): (Vec<&Arc<VmShape>>, BTreeSet<GroupId>) = (Vec::new(), BTreeSet::new());
+    // In the order each is tied to one before, but perhaps by something else than the node, so more passes may add.
+    loop {
+        let is_new = |member: &&&Arc<VmShape>| {
+            let is_tied = bound.is_empty() || ties(view, member, true).any(|group| reached.contains(&group));
+            is_tied && bound.iter().all(|known| known.id != member.id)
+        };
+        let Some(next) = order.iter().find(is_new).copied() else { return bound };
+        reached.extend(ties(view, next, true));
+        bound.push(next);
+    }
+}
+
 /// A fork in which the members have no place, but something of their size holds each place that they had.
 fn lift(view: &View, members: &Members) -> Option<View> {
     let mut fork = view.clone();
@@ -112,16 +153,17 @@ fn lift(view: &View, members: &Members) -> Option<View> {
     Some(fork)
 }
 
-/// Nodes for the first member, best first, one for each failure domain that the members may be together in. By node
-/// only those with room for all members count.
+/// Nodes for the first member, best first: with room for all that must be on one node with it, or, where it may be on
+/// a node alone, one for each failure domain that the members may be together in.
 fn anchors(view: &View, bys: &BTreeSet<By>, order: &[&Arc<VmShape>]) -> Vec<NodeId> {
     let Some(first) = order.first() else { return Vec::new() };
     let ask = Ask::new(view, first);
     if ask.cluster_reason().is_some() {
         return Vec::new();
     }
-    let all_on_one = bys.contains(&By::Node);
-    let (vcpus, memory_mib) = order.iter().fold((0u64, 0u64), |(vcpus, memory_mib), member| {
+    let bound = on_one_node(view, order);
+    let several = bound.len() > 1;
+    let (vcpus, memory_mib) = bound.iter().fold((0u64, 0u64), |(vcpus, memory_mib), member| {
         let size = member.reservation;
         (vcpus + u64::from(size.vcpus), memory_mib.saturating_add(size.memory_mib))
     });
@@ -133,7 +175,7 @@ fn anchors(view: &View, bys: &BTreeSet<By>, order: &[&Arc<VmShape>]) -> Vec<Node
     };
     let mut fitting: Vec<(i64, NodeId)> = Vec::new();
     for row in view.rows_by_id() {
-        if ask.reasons(row).next().is_none() && (!all_on_one || has_room(row.shape.id)) {
+        if ask.reasons(row).next().is_none() && (!several || has_room(row.shape.id)) {
             let need = ask.need(&row.entry, row.shape.emulation);
             fitting.push((-view.weights().total(&ask.points(&row.entry, &need)), row.shape.id));
         }
@@ -146,7 +188,7 @@ fn anchors(view: &View, bys: &BTreeSet<By>, order: &[&Arc<VmShape>]) -> Vec<Node
             By::Domain(key) => node.and_then(|node| node.domains.get(key)),
             By::Node => None,
         };
-        all_on_one || seen.insert(bys.iter().map(domain).collect::<Vec<_>>())
+        several || seen.insert(bys.iter().map(domain).collect::<Vec<_>>())
     });
     fitting.truncate(ANCHORS);
     fitting.into_iter().map(|(_, node)| node).collect()

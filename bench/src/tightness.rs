@@ -20,6 +20,9 @@ pub struct Outcome {
     /// Of what was asked for, thousandths of a CPU.
     pub accepted_milli_cpus: u64,
     pub milli_cpus: u64,
+    /// The same times how long each VM stays, in thousandths of a CPU and seconds: what the accepted ones make use of.
+    pub accepted_milli_cpu_seconds: u64,
+    pub milli_cpu_seconds: u64,
 }
 
 /// The least that any placement needs, by volume: at each moment, as many nodes as hold all CPU, or all memory.
@@ -57,6 +60,8 @@ pub fn run(stream: &Stream, policy: Policy, nodes: usize, plan: &mut impl Write)
     let mut fleet: Box<dyn Packer> = policy.fleet(nodes);
     writeln!(plan, "nodes {nodes} {} {}", NODE.milli_cpus, NODE.memory_mib)?;
     let mut held: Vec<Option<(usize, Size)>> = vec![None; stream.vms()];
+    let end_s = stream.events.last().map_or(0, Event::at_s);
+    let mut sizes = vec![0u32; stream.vms()];
     let mut vms_on = vec![0u32; nodes];
     let mut in_use = 0;
     let mut meter = Meter::default();
@@ -66,7 +71,11 @@ pub fn run(stream: &Stream, policy: Policy, nodes: usize, plan: &mut impl Write)
         match *event {
             Event::Come { at_s, vm, size } => {
                 let (cpu, memory) = (size.milli_cpus, size.memory_mib);
+                // Until it goes, or to the end: what it does not use of that is taken off when it goes.
+                let whole = u64::from(cpu) * (end_s - at_s);
                 outcome.milli_cpus += u64::from(cpu);
+                outcome.milli_cpu_seconds += whole;
+                sizes[vm] = cpu;
                 let Some(node) = fleet.come(vm, size)? else {
                     writeln!(plan, "+ {at_s} {vm} {cpu} {memory} -")?;
                     continue;
@@ -76,11 +85,15 @@ pub fn run(stream: &Stream, policy: Policy, nodes: usize, plan: &mut impl Write)
                 in_use += usize::from(vms_on[node] == 0);
                 vms_on[node] += 1;
                 outcome.accepted += 1;
+                outcome.accepted_milli_cpu_seconds += whole;
                 outcome.accepted_milli_cpus += u64::from(cpu);
             }
             Event::Go { at_s, vm } => {
                 writeln!(plan, "- {at_s} {vm}")?;
+                let unused = u64::from(sizes[vm]) * (end_s - at_s);
+                outcome.milli_cpu_seconds -= unused;
                 let Some((node, size)) = held[vm].take() else { continue };
+                outcome.accepted_milli_cpu_seconds -= unused;
                 fleet.go(vm, node, size)?;
                 vms_on[node] -= 1;
                 in_use -= usize::from(vms_on[node] == 0);
@@ -151,5 +164,8 @@ mod tests {
         assert_eq!((best.peak, best.node_seconds, best.accepted), (2, 190, 5));
         let small = outcome(Policy::BestFit, 1);
         assert_eq!((small.peak, small.accepted, small.vms), (1, 3, 5));
+        // Halves for 100 s and 20 s and a quarter for 70 s, of those and halves for 90 s and 60 s.
+        let (used, asked) = (small.accepted_milli_cpu_seconds, small.milli_cpu_seconds);
+        assert_eq!((used, asked), (32_000 * 120 + 16_000 * 70, 32_000 * 270 + 16_000 * 70));
     }
 }

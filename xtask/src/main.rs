@@ -48,7 +48,7 @@ enum Bench {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Run only these cases: tightness, speed, guarded, storm, fragments, emptying, planted, maintenance, evening,
+        /// Run only these cases: tightness, speed, spread, cells, guarded, storm, fragments, emptying, planted, maintenance, evening,
         /// ganeti, rebalance
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,

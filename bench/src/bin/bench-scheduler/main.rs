@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
+use tamdao_bench::fleet::Kind;
 use tamdao_bench::report::{Table, into_docs};
 
 /// Measures the scheduler.
@@ -39,6 +40,8 @@ struct Arguments {
 enum Case {
     Tightness,
     Speed,
+    Spread,
+    Cells,
     Guarded,
     Storm,
     Fragments,
@@ -62,7 +65,9 @@ fn main() -> Result<()> {
         }
         let table = match case {
             Case::Tightness => placing::tightness(&plans)?,
-            Case::Speed => placing::speed()?,
+            Case::Speed => placing::speed(Kind::Plain)?,
+            Case::Spread => placing::speed(Kind::Spread)?,
+            Case::Cells => placing::speed(Kind::Cells)?,
             Case::Guarded => placing::guarded()?,
             Case::Storm => placing::storm(&plans)?,
             Case::Fragments => planning::fragments(&plans)?,

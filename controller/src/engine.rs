@@ -24,8 +24,9 @@ use tamdao_store::cache::{Cache, Commit};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
 
+pub mod past;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// The place in the queue of a VM that waits for a node.
 pub type Waiting = (Reverse<u32>, TimeMs, VmId);
@@ -38,6 +39,10 @@ pub struct Engine {
     pub guarantee: Guarantee,
     /// Losses after which every protected VM is to have a place.
     pub guard: Guard,
+    /// Since when the plans have been carried on: what they are follows from the commits since.
+    pub planned: Revision,
+    /// When plans made anew were no better.
+    tried: Revision,
     /// VMs without a node: the highest priority first, then the oldest.
     pub waiting: OrdSet<Waiting>,
     /// Grows with every change that may make room or lift a rule: what was refused at one number need not be asked
@@ -66,6 +71,7 @@ impl Follower {
         let mut engine = self.0.lock().expect("no holder of the lock panics");
         let (engine, view) = Engine::catch_up(&mut engine, cache);
         engine.plan();
+        engine.renew(cache);
         (view, engine.clone())
     }
 }
@@ -78,9 +84,27 @@ impl Engine {
     /// Plans for every guarded loss from now on.
     pub fn plan(&mut self) {
         if !self.plans {
-            self.plans = true;
-            self.guarantee = Guarantee::new(self.picture().clone(), &self.guard.guarded());
+            (self.plans, self.planned) = (true, self.at);
+            self.guarantee = self.planned_anew();
         }
+    }
+
+    fn planned_anew(&self) -> Guarantee {
+        Guarantee::new(self.picture().clone(), &self.guard.guarded())
+    }
+
+    /// Makes the plans anew where the history behind them is gone, since no decision by them could be computed again;
+    /// unless they would leave more VMs out.
+    fn renew(&mut self, cache: &Cache) {
+        let since = self.planned.max(self.tried);
+        if self.guard.is_empty() || cache.after(since).is_ok() {
+            return;
+        }
+        let anew = self.planned_anew();
+        if anew.broken().count() <= self.guarantee.broken().count() {
+            (self.guarantee, self.planned) = (anew, self.at);
+        }
+        self.tried = self.at;
     }
 
     /// Draws the picture anew, without plans.
@@ -109,15 +133,11 @@ impl Engine {
     pub fn catch_up<'a>(engine: &'a mut Option<Self>, cache: &Cache) -> (&'a mut Self, Arc<View>) {
         let view = cache.view();
         let followed = engine.as_mut().is_some_and(|engine| {
-            // The history is complete up to the view; commits beyond it are followed next time.
-            while let Ok(commits) = cache.after(engine.at) {
-                let within = commits.partition_point(|commit| commit.revision <= view.revision);
-                if within == 0 {
-                    return true;
-                }
-                engine.follow(&commits[..within], &view);
-            }
-            false
+            let commits = past::commits(cache, engine.at, view.revision);
+            commits.is_some_and(|commits| {
+                engine.follow_all(&commits, &view);
+                true
+            })
         });
         if !followed {
             *engine = Some(Self::drawn_anew(engine.as_ref(), &view));
@@ -135,6 +155,17 @@ impl Engine {
         engine
     }
 
+    /// Follows commits that end at this view. A picture is what the records are, however one comes to it; plans are
+    /// what came of one commit after the other.
+    pub fn follow_all(&mut self, commits: &[Commit], view: &View) {
+        if !self.plans || self.guard.is_empty() || commits.len() < 2 {
+            return self.follow(commits, view);
+        }
+        for (commit, view) in commits.iter().zip(past::views(view, commits)) {
+            self.follow(std::slice::from_ref(commit), &view);
+        }
+    }
+
     /// Follows commits that end at this view.
     pub fn follow(&mut self, commits: &[Commit], view: &View) {
         let helped = self.helped;
@@ -142,19 +173,21 @@ impl Engine {
         for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
             self.take(delta, &mut stale);
         }
-        for id in stale.pools {
+        for id in std::mem::take(&mut stale.pools) {
             match view.pools.get(id) {
                 Some(pool) => self.set_pool(view, pool),
                 None => self.guarantee.remove_pool(id),
             }
         }
-        for id in stale.nodes {
+        for id in std::mem::take(&mut stale.nodes) {
             self.set_node(view, id, &stale.vms);
         }
-        if self.helped != helped {
+        self.at = commits.last().map_or(self.at, |commit| commit.revision.max(self.at));
+        if stale.guard {
+            (self.guarantee, self.planned) = (self.planned_anew(), self.at);
+        } else if self.helped != helped {
             self.guarantee.mend();
         }
-        self.at = commits.last().map_or(self.at, |commit| commit.revision.max(self.at));
     }
 
     fn take(&mut self, delta: &Delta, stale: &mut Stale) {
@@ -214,23 +247,23 @@ impl Engine {
                     }
                 }
             }
-            Some(Record::SchedulingPolicy(policy)) => self.set_policy(policy),
+            Some(Record::SchedulingPolicy(policy)) => {
+                stale.guard |= self.set_policy(policy) && self.plans;
+            }
             // A VM that waits may have an interface in it.
             Some(Record::Network(_)) => self.helped += 1,
             _ => {}
         }
     }
 
-    fn set_policy(&mut self, policy: &SchedulingPolicy) {
+    /// Whether other losses are guarded now.
+    fn set_policy(&mut self, policy: &SchedulingPolicy) -> bool {
         self.guarantee.set_weights(from_model::weights(policy));
         let guard = from_model::guard(policy);
-        if guard != self.guard {
-            self.helped += 1;
-            self.guard = guard;
-            if std::mem::take(&mut self.plans) {
-                self.plan();
-            }
-        }
+        let is_other = guard != self.guard;
+        self.helped += u64::from(is_other);
+        self.guard = guard;
+        is_other
     }
 
     fn set_pool(&mut self, view: &View, pool: &Pool) {
@@ -275,6 +308,8 @@ impl Engine {
 struct Stale {
     nodes: BTreeSet<NodeId>,
     pools: BTreeSet<PoolId>,
+    /// Other losses are guarded.
+    guard: bool,
     /// Placed VMs of which more may have changed than what they hold.
     vms: BTreeSet<VmId>,
 }

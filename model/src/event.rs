@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::Stored;
-use crate::{AgencyId, EventId, Kind, Name, NodeId, TimeMs};
+use crate::{AgencyId, EventId, Kind, Name, NodeId, TimeMs, VmId};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -25,6 +25,30 @@ pub struct Event {
     pub node: Option<NodeId>,
     /// Who caused it: a user, a node or a loop.
     pub actor: String,
+    /// From what a placement was decided; only what the placer decided has it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub decision: Option<Box<Decision>>,
+}
+
+/// From what a placement, or that there is none, was decided: enough to compute it again (docs/decisions/0132). All
+/// decisions of one pass have the first two numbers in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The records of this revision were looked at.
+    pub revision: u64,
+    /// Since this revision the plans of the failover guarantee were carried on; 0 where nothing was guarded.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub planned: u64,
+    /// How many VMs had been placed before in the same pass.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub turn: u32,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub score: i64,
+    /// The nodes that were kept for a VM that had waited long.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub kept: Option<(VmId, Vec<NodeId>)>,
+    /// Of what the VM asked for and of the engine's version, hexadecimal.
+    pub digest: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -132,4 +132,16 @@ pub enum DebugVerb {
         #[arg(long, requires = "file")]
         force: bool,
     },
+    /// Compute decisions about places again, and say what differs
+    Replay {
+        /// Only what was decided from this revision or committed in it
+        #[arg(long, value_name = "R")]
+        revision: Option<u64>,
+        /// Only decisions about this VM, by name or id
+        #[arg(long, value_name = "NAME")]
+        vm: Option<String>,
+        /// How many decisions, the newest
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        last: u32,
+    },
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
-use tamdao_proto::v1::{DumpClusterRequest, GetClusterRequest, ListLoopsRequest};
+use tamdao_proto::v1::{DumpClusterRequest, GetClusterRequest, ListLoopsRequest, ReplayDecisionsRequest};
 use tonic::Response;
 
 use crate::app::{App, now_s};
@@ -21,6 +21,7 @@ pub async fn run(app: &App, verb: DebugVerb) -> Result<ExitStatus> {
         DebugVerb::Loops => loops(app).await,
         DebugVerb::Cluster => cluster(app).await,
         DebugVerb::Dump { file, force } => dump(app, file.as_deref(), force).await,
+        DebugVerb::Replay { revision, vm, last } => replay(app, revision, vm, last).await,
     }
 }
 
@@ -90,6 +91,44 @@ async fn dump(app: &App, file: Option<&Path>, force: bool) -> Result<ExitStatus>
     })?;
     app.output.note(&format!("{}: written, {}", path.display(), bytes(text.len() as u64)));
     Ok(ExitStatus::Done)
+}
+
+/// Ends with 1 if a decision differs, so that it can be asked by a program.
+async fn replay(app: &App, revision: Option<u64>, vm: Option<String>, last: u32) -> Result<ExitStatus> {
+    let named = vm.unwrap_or_default();
+    let (agency, vm) = named.split_once('/').unwrap_or(("", &named));
+    let request = ReplayDecisionsRequest {
+        revision: revision.unwrap_or_default(),
+        agency: agency.to_owned(),
+        vm: vm.to_owned(),
+        last,
+    };
+    let answer = app.client()?.ask(request).await?;
+    let differ = answer.decisions.iter().filter(|one| !one.differs.is_empty()).count();
+    let status = if differ == 0 { ExitStatus::Done } else { ExitStatus::Failed };
+    if app.output.is_machine() {
+        app.output.value(&answer)?;
+        return Ok(status);
+    }
+    let now = now_s();
+    let rows = answer.decisions.iter().map(|one| {
+        let again = match one.differs.as_str() {
+            "" => Cell::toned("equal", Tone::Good),
+            differs => Cell::toned(differs, Tone::Bad),
+        };
+        vec![
+            Cell::from(one.revision),
+            Cell::from(one.decided_at),
+            Cell::from(since(&one.time, now)),
+            Cell::from(&one.vm),
+            Cell::from(&one.recorded),
+            again,
+        ]
+    });
+    let headers = vec!["REVISION", "FROM", "AGE", "VM", "DECIDED", "AGAIN"];
+    app.output.table(&Table { headers, rows: rows.collect() }, "no decision is recorded")?;
+    app.output.note(&format!("{} decisions computed again, {differ} differ", answer.decisions.len()));
+    Ok(status)
 }
 
 /// The live cluster in the cluster text format.

@@ -316,7 +316,8 @@ impl cluster_service_server::ClusterService for Fake {
     }
 
     missing!(get_cluster GetClusterRequest Cluster, list_join_tokens ListJoinTokensRequest ListJoinTokensResponse,
-        revoke_join_token RevokeJoinTokenRequest JoinToken, list_loops ListLoopsRequest ListLoopsResponse);
+        revoke_join_token RevokeJoinTokenRequest JoinToken, list_loops ListLoopsRequest ListLoopsResponse,
+        replay_decisions ReplayDecisionsRequest ReplayDecisionsResponse);
 }
 
 #[tonic::async_trait]

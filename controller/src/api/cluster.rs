@@ -116,4 +116,11 @@ impl ClusterService for Api {
         let parts = self.dump().await?.into_iter().map(|text| Ok(v1::DumpClusterResponse { text }));
         Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
+
+    async fn replay_decisions(
+        &self,
+        request: Request<v1::ReplayDecisionsRequest>,
+    ) -> Result<Response<v1::ReplayDecisionsResponse>, Status> {
+        Ok(Response::new(self.replay(request.into_inner()).await?))
+    }
 }

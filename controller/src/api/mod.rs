@@ -18,6 +18,7 @@ mod node;
 pub mod page;
 mod placement_group;
 mod pool;
+mod replay;
 mod scheduling_policy;
 mod standard;
 mod transfer;

@@ -59,7 +59,20 @@ pub fn node_event(
     message: impl Into<String>,
     actor: impl Display,
 ) {
-    draft.put(Event {
+    draft.put(happened(moment, subject, node, severity, reason, message, actor));
+}
+
+/// An event that is not drafted yet.
+pub fn happened(
+    moment: &mut Moment,
+    subject: &impl Resource,
+    node: Option<NodeId>,
+    severity: Severity,
+    reason: &str,
+    message: impl Into<String>,
+    actor: impl Display,
+) -> Event {
+    Event {
         id: moment.id(),
         time: moment.now,
         severity,
@@ -71,7 +84,8 @@ pub fn node_event(
         name: subject.meta().name.clone(),
         node,
         actor: actor.to_string(),
-    });
+        decision: None,
+    }
 }
 
 /// Rewrites what an agency holds, in the transaction of what changes it.

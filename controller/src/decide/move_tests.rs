@@ -41,7 +41,9 @@ impl Scene {
         vm_create::create(&mut draft, &mut moment, request(0, 1, 256, 100), AGENCY, None, "test").unwrap();
         let vm = only_vm(draft.view());
         let reservation = engine::shape(draft.view(), &vm).unwrap().reservation_on(false);
-        place::place(&mut draft, &mut moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
+        place::place(&mut draft, &mut moment, node_id(0), &[(vm.id(), reservation).into()])[0]
+            .clone()
+            .unwrap();
         let mut scene = Self { draft, moment };
         let vm = scene.vm();
         let volume = vm.volumes().next().unwrap();

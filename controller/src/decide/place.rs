@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 
 use tamdao_model::assignment::{Assignment, Intent, Reservation, VmEntry, VolumeEntry};
 use tamdao_model::condition::ConditionStatus;
-use tamdao_model::event::Severity;
+use tamdao_model::event::{Decision, Event, Severity};
 use tamdao_model::limits;
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::{NodeId, PoolId, VmId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::{node_event, put_vm};
+use super::{happened, node_event, put_vm};
 use crate::admission::Moment;
 
 /// Why a proposal no longer holds. The VM stays pending and is decided anew.
@@ -26,22 +26,35 @@ pub enum Overtaken {
     Room,
 }
 
+/// A VM's place as the engine decided it.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    pub vm: VmId,
+    pub reservation: Reservation,
+    /// What it was decided from, for its event.
+    pub decision: Option<Box<Decision>>,
+}
+
+impl From<(VmId, Reservation)> for Proposal {
+    fn from((vm, reservation): (VmId, Reservation)) -> Self {
+        Self { vm, reservation, decision: None }
+    }
+}
+
 /// Gives VMs to a node and holds the room for them. The answers are in the order of the VMs; one that is overtaken
 /// changes nothing. The node's record, which is large, is written once for all.
 pub fn place(
     draft: &mut Draft,
     moment: &mut Moment,
     node: NodeId,
-    vms: &[(VmId, Reservation)],
+    vms: &[Proposal],
 ) -> Vec<Result<(), Overtaken>> {
     let Some(host) = draft.view().nodes.get(node).map(|row| row.value.clone()) else {
         return vec![Err(Overtaken::Node); vms.len()];
     };
     let mut assignment = draft.view().assignment(node);
-    let answers: Vec<_> = vms
-        .iter()
-        .map(|(vm, reservation)| place_one(draft, moment, &host, &mut assignment, *vm, *reservation))
-        .collect();
+    let answers: Vec<_> =
+        vms.iter().map(|proposal| place_one(draft, moment, &host, &mut assignment, proposal)).collect();
     if answers.iter().any(Result::is_ok) {
         draft.put(assignment);
     }
@@ -53,11 +66,10 @@ fn place_one(
     moment: &mut Moment,
     host: &Node,
     assignment: &mut Assignment,
-    vm: VmId,
-    reservation: Reservation,
+    proposal: &Proposal,
 ) -> Result<(), Overtaken> {
-    let (view, node) = (draft.view(), host.id());
-    let vm = view.vms.get(vm).ok_or(Overtaken::Vm)?;
+    let (view, node, reservation) = (draft.view(), host.id(), proposal.reservation);
+    let vm = view.vms.get(proposal.vm).ok_or(Overtaken::Vm)?;
     if vm.status.node.is_some() || vm.spec.deleting {
         return Err(Overtaken::Vm);
     }
@@ -107,9 +119,18 @@ fn place_one(
         assignment.volumes.insert(volume.id(), entry);
         draft.put(volume);
     }
-    node_event(draft, moment, &vm, Some(node), Severity::Info, "Placed", message, "placer");
+    let event = happened(moment, &vm, Some(node), Severity::Info, "Placed", message, "placer");
+    draft.put(Event { decision: proposal.decision.clone(), ..event });
     put_vm(draft, vm);
     Ok(())
+}
+
+/// Records that a decided place was not taken: those decided after it in the same pass stood on it.
+pub fn tell_overtaken(draft: &mut Draft, moment: &mut Moment, node: NodeId, proposal: &Proposal) {
+    let Some(vm) = draft.view().vms.get(proposal.vm).map(|row| row.value.clone()) else { return };
+    let message = "something else has taken the place that was chosen; it is decided anew";
+    let event = happened(moment, &*vm, Some(node), Severity::Info, "PlaceOvertaken", message, "placer");
+    draft.put(Event { decision: proposal.decision.clone(), ..event });
 }
 
 /// Records why a VM still has no node. Says whether that is news.
@@ -119,6 +140,7 @@ pub fn explain_waiting(
     vm: VmId,
     reason: &str,
     message: &str,
+    decision: Option<&Decision>,
 ) -> bool {
     let Some(row) = draft.view().vms.get(vm) else { return false };
     if row.status.node.is_some() || row.spec.deleting {
@@ -129,7 +151,8 @@ pub fn explain_waiting(
     let news =
         vm.status.conditions.set("Placed", ConditionStatus::False, reason, message, generation, moment.now);
     if news {
-        node_event(draft, moment, &vm, None, Severity::Warning, reason, message, "placer");
+        let event = happened(moment, &vm, None, Severity::Warning, reason, message, "placer");
+        draft.put(Event { decision: decision.cloned().map(Box::new), ..event });
         put_vm(draft, vm);
     }
     news

@@ -197,7 +197,7 @@ fn apply(view: View, moment: &mut Moment, step: &Step) -> View {
         }
         Step::Place { at, node } => vm_at(*at).is_some_and(|vm| {
             let reservation = engine::shape(&view, &vm).unwrap().reservation_on(false);
-            place::place(&mut draft, moment, node_id(*node), &[(vm.id(), reservation)])[0].is_ok()
+            place::place(&mut draft, moment, node_id(*node), &[(vm.id(), reservation).into()])[0].is_ok()
         }),
         Step::Resize { at, vcpus, memory_mib } => vm_at(*at).is_some_and(|vm| {
             let size = Size { flavor: None, vcpus: *vcpus, memory_mib: *memory_mib };

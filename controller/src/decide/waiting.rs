@@ -4,12 +4,22 @@
 
 use tamdao_model::vm::Vm;
 use tamdao_scheduler::reason::ReasonKind;
-use tamdao_scheduler::survive::guarantee::Broken;
+use tamdao_scheduler::survive::guarantee::Refusal;
 use tamdao_scheduler::{By, Reason, Rejection};
 
 use crate::reconcile::placer::hold::KEPT;
 
-/// The word and the sentence.
+/// Why a VM was not admitted: the word and the sentence.
+pub fn told(vm: &Vm, refusal: &Refusal) -> (&'static str, String) {
+    match refusal {
+        Refusal::NoPlace(rejection) => tell(vm, rejection),
+        Refusal::Unguarded { broken, .. } => {
+            ("RoomKeptForFailures", format!("its room is kept for failures: with it, {broken}"))
+        }
+    }
+}
+
+/// The word and the sentence where the rules alone leave no place.
 pub fn tell(vm: &Vm, rejection: &Rejection) -> (&'static str, String) {
     let reasons = rejection.by_reason.values().map(|tally| &tally.reason);
     let names: Vec<String> = reasons.filter_map(|reason| name(vm, reason)).collect();
@@ -19,11 +29,6 @@ pub fn tell(vm: &Vm, rejection: &Rejection) -> (&'static str, String) {
         message.push_str(&name);
     }
     (word(rejection), message)
-}
-
-/// The same for a VM whose place would break the failover guarantee.
-pub fn unguarded(broken: &Broken) -> (&'static str, String) {
-    ("RoomKeptForFailures", format!("its room is kept for failures: with it, {broken}"))
 }
 
 /// What a placed VM was promised and does not have where it is.

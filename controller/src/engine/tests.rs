@@ -1,5 +1,6 @@
 //! The picture followed commit by commit against one drawn anew, over what users may change of placed VMs.
 
+use tamdao_model::event::Event;
 use tamdao_model::placement_group::{
     PlacedBy, PlacementGroup, PlacementGroupSpec, PlacementRule, PlacementRuleKind,
 };
@@ -32,21 +33,33 @@ fn changed<T: Held>(before: &View, after: &View, deltas: &mut Vec<Delta>) {
     }
 }
 
-/// An engine beside the view that it follows.
-struct Followed {
-    view: View,
-    engine: Engine,
+/// What the engine looks at.
+fn records(view: &View) -> String {
+    let nodes: Vec<_> = view.nodes.iter().map(|row| row.value.clone()).collect();
+    let vms: Vec<_> = view.vms.iter().map(|row| row.value.clone()).collect();
+    let volumes: Vec<_> = view.volumes.iter().map(|row| row.value.clone()).collect();
+    let assignments: Vec<_> = view.assignments.iter().map(|row| row.value.clone()).collect();
+    let pools: Vec<_> = view.pools.iter().map(|row| row.value.clone()).collect();
+    let policy = view.scheduling_policy().map(|row| row.value.clone());
+    format!("{nodes:?} {vms:?} {volumes:?} {assignments:?} {pools:?} {policy:?}")
+}
+
+/// An engine beside the view that it follows, with the commits that it has followed.
+pub(crate) struct Followed {
+    pub(crate) view: View,
+    pub(crate) engine: Engine,
+    pub(crate) commits: Vec<Commit>,
 }
 
 impl Followed {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let view = world();
         let engine = Engine::draw(&view);
-        Self { view, engine }
+        Self { view, engine, commits: Vec::new() }
     }
 
     /// Commits a change and holds the picture to its invariant. Says whether refused VMs are to be asked again.
-    fn commit(&mut self, change: impl FnOnce(&mut Draft, &mut Moment)) -> bool {
+    pub(crate) fn commit(&mut self, change: impl FnOnce(&mut Draft, &mut Moment)) -> bool {
         let mut draft = Draft::new(self.view.clone(), Uuid::from_u128(2));
         change(&mut draft, &mut Moment { now: TimeMs(1_000) });
         let mut after = draft.view().clone();
@@ -59,8 +72,16 @@ impl Followed {
         changed::<Pool>(&self.view, &after, &mut deltas);
         changed::<Volume>(&self.view, &after, &mut deltas);
         changed::<Assignment>(&self.view, &after, &mut deltas);
+        changed::<Event>(&self.view, &after, &mut deltas);
         let helped = self.engine.helped;
-        self.engine.follow(&[Commit { revision: after.revision, deltas: deltas.into() }], &after);
+        let commit = Commit { revision: after.revision, deltas: deltas.into() };
+        self.engine.follow(std::slice::from_ref(&commit), &after);
+        assert_eq!(
+            records(&past::before(&after, &commit)),
+            records(&self.view),
+            "what is undone is what was before"
+        );
+        self.commits.push(commit);
         self.view = after;
         let drawn = Engine::draw(&self.view);
         assert_eq!(Cluster::of(self.engine.picture(), &[]), Cluster::of(drawn.picture(), &[]));
@@ -103,7 +124,7 @@ fn what_users_change_of_a_placed_vm_reaches_the_picture() {
     let vm = followed.create(1);
     let reservation = shape(&followed.view, &vm).unwrap().reservation_on(false);
     followed.commit(|draft, moment| {
-        place::place(draft, moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
+        place::place(draft, moment, node_id(0), &[(vm.id(), reservation).into()])[0].clone().unwrap();
     });
     let group_of = |followed: &Followed| {
         followed.engine.picture().members(scheduler::GroupId(GROUP.0)).map(|(vm, _)| vm).collect::<Vec<_>>()
@@ -195,7 +216,7 @@ fn who_was_refused_is_asked_again_exactly_when_something_may_help() {
     let vm = followed.create(2);
     let reservation = shape(&followed.view, &vm).unwrap().reservation_on(false);
     let placed = followed.commit(|draft, moment| {
-        place::place(draft, moment, node_id(0), &[(vm.id(), reservation)])[0].clone().unwrap();
+        place::place(draft, moment, node_id(0), &[(vm.id(), reservation).into()])[0].clone().unwrap();
     });
     assert!(!placed, "who is placed takes room");
     assert!(!followed.change_vm("vm-1", |vm| vm.meta.display_name = "still waits".into()));

@@ -2,21 +2,24 @@
 //! failover guarantee is kept; `decide::place` holds the room under the nodes' guards.
 
 pub mod hold;
+pub mod replay;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tamdao_model::assignment::Reservation;
-use tamdao_model::{NodeId, VmId};
+use tamdao_model::event::Decision;
+use tamdao_model::{NodeId, TimeMs, VmId};
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::survive::guarantee::Refusal as Unfit;
-use tamdao_scheduler::{self as scheduler, Cells, VmShape};
+use tamdao_scheduler::{self as scheduler, Cells, Placement, VmShape};
+use tamdao_store::view::View;
 
 use super::Loop;
-use crate::decide::{place, waiting};
-use crate::engine;
+use crate::decide::place::{self, Proposal};
+use crate::decide::waiting;
+use crate::engine::{self, Engine};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 use hold::Hold;
@@ -38,12 +41,20 @@ pub struct Placer {
     hold: Option<Hold>,
 }
 
-/// What one decision does.
+/// What one pass does.
 #[derive(Default, Clone)]
 struct Outcome {
-    places: Vec<(VmId, NodeId, Reservation)>,
-    /// VM, reason, message.
-    waiting: Vec<(VmId, String, String)>,
+    places: Vec<(Arc<VmShape>, NodeId, Proposal)>,
+    waiting: Vec<Waits>,
+}
+
+/// A VM that has no place, and why.
+#[derive(Clone)]
+struct Waits {
+    vm: VmId,
+    reason: String,
+    message: String,
+    decision: Option<Decision>,
 }
 
 #[async_trait]
@@ -62,6 +73,16 @@ impl Loop for Placer {
         if engine.waiting.is_empty() {
             return Ok(0);
         }
+        let outcome = self.decide(&view, &engine, shared.clock.now());
+        judge(engine.picture(), &outcome)?;
+        commit(shared, outcome).await?;
+        Ok(shared.engine.newest(&shared.cache).1.waiting.len() as u64)
+    }
+}
+
+impl Placer {
+    /// What one pass does, from a view and the engine at its revision.
+    fn decide(&mut self, view: &View, engine: &Engine, now: TimeMs) -> Outcome {
         let mut shapes: Vec<Arc<VmShape>> = Vec::new();
         let mut outcome = Outcome::default();
         let helped = engine.helped;
@@ -74,55 +95,73 @@ impl Loop for Placer {
             if refused.get(id) == Some(&(vm.meta.generation, helped)) {
                 continue;
             }
-            match engine::shape(&view, vm) {
+            match engine::shape(view, vm) {
                 Ok(shape) => shapes.push(Arc::new(shape)),
-                Err(error) => outcome.waiting.push((*id, "Incomplete".into(), error.to_string())),
+                Err(error) => {
+                    let (vm, reason, message) = (*id, "Incomplete".into(), error.to_string());
+                    outcome.waiting.push(Waits { vm, reason, message, decision: None });
+                }
             }
             if shapes.len() == BATCH {
                 break;
             }
         }
         let mut fork = engine.guarantee.clone();
-        let turn = |id: VmId| view.vms.get(id).and_then(|vm| engine::waiting(vm));
-        self.hold = self.hold.filter(|hold| turn(hold.vm).is_some());
+        self.hold = self.hold.take().filter(|hold| turn(view, hold.vm).is_some());
+        let kept = self.hold.as_ref().map(Hold::parts);
         if let Some(hold) = &self.hold {
-            let ahead = shapes.partition_point(|shape| turn(shape.id) <= turn(hold.vm));
-            hold.keep(&mut fork, &mut shapes[ahead..]);
+            hold.keep(&mut fork, view, &mut shapes);
         }
-        let picture = fork.view().clone();
+        let before = fork.clone();
+        let planned = if engine.guard.is_empty() { 0 } else { engine.planned.0 };
+        let mut placed = 0;
         for (shape, answer) in shapes.iter().zip(fork.admit_each(&shapes)) {
             let Some(vm) = view.vms.get(shape.id) else { continue };
+            let (revision, turn, digest) = (view.revision.0, placed, replay::digest(shape));
+            let decision = Decision { revision, planned, turn, score: 0, kept: kept.clone(), digest };
             let (reason, message) = match answer {
-                Ok(placement) => {
-                    outcome.places.push((shape.id, placement.node, placement.reservation));
+                Ok(Placement { node, reservation, score, .. }) => {
+                    placed += 1;
+                    let decision = Some(Box::new(Decision { score, ..decision }));
+                    let proposal = Proposal { vm: shape.id, reservation, decision };
+                    outcome.places.push((shape.clone(), node, proposal));
                     continue;
                 }
-                Err(Unfit::NoPlace(rejection)) => {
-                    if self.hold.is_none_or(|hold| hold.vm == shape.id) {
-                        let now = shared.clock.now();
-                        self.hold = Hold::of(&picture, shape, vm.meta.create_time, now, &rejection);
+                Err(refusal) => {
+                    if self.hold.as_ref().is_none_or(|hold| hold.vm == shape.id) {
+                        let since = vm.meta.create_time;
+                        self.hold = match &refusal {
+                            Unfit::NoPlace(rejection) => {
+                                Hold::of(before.view(), shape, since, now, rejection)
+                            }
+                            Unfit::Unguarded { node, .. } => Hold::beside(&before, shape, since, now, *node),
+                        };
                     }
-                    waiting::tell(vm, &rejection)
+                    waiting::told(vm, &refusal)
                 }
-                Err(Unfit::Unguarded { broken, .. }) => waiting::unguarded(&broken),
             };
             refused.insert(shape.id, (vm.meta.generation, helped));
-            outcome.waiting.push((shape.id, reason.into(), message));
+            let (vm, reason) = (shape.id, reason.into());
+            outcome.waiting.push(Waits { vm, reason, message, decision: Some(decision) });
         }
-        judge(engine.picture(), &shapes, &outcome)?;
-        commit(shared, outcome).await?;
-        Ok(shared.engine.newest(&shared.cache).1.waiting.len() as u64)
+        outcome
     }
 }
 
+/// A VM's place in the queue, if it waits.
+fn turn(view: &View, vm: VmId) -> Option<engine::Waiting> {
+    view.vms.get(vm).and_then(|vm| engine::waiting(vm))
+}
+
 /// Lets the independent judge look at the plan before it is committed.
-fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -> Result<(), Refusal> {
+fn judge(before: &scheduler::View, outcome: &Outcome) -> Result<(), Refusal> {
     // A VM's record cannot ask for NUMA cells yet.
-    let step = |(id, node, _): &(VmId, NodeId, Reservation)| {
-        let vm = shapes.iter().find(|shape| shape.id == *id)?.clone();
-        Some(Step::Assign { vm, node: *node, cells: Cells::NONE })
+    let step = |(vm, node, _): &(Arc<VmShape>, NodeId, Proposal)| Step::Assign {
+        vm: vm.clone(),
+        node: *node,
+        cells: Cells::NONE,
     };
-    let steps: Vec<Step> = outcome.places.iter().filter_map(step).collect();
+    let steps: Vec<Step> = outcome.places.iter().map(step).collect();
     check(before, &steps).map_err(|breaches| {
         let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
         tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is placed");
@@ -133,9 +172,9 @@ fn judge(before: &scheduler::View, shapes: &[Arc<VmShape>], outcome: &Outcome) -
 async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     let view = shared.cache.view();
     // By node, because each node's record is written once for all of a decision.
-    let mut by_node: BTreeMap<NodeId, Vec<(VmId, Reservation)>> = BTreeMap::new();
-    for (vm, node, reservation) in outcome.places {
-        by_node.entry(node).or_default().push((vm, reservation));
+    let mut by_node: BTreeMap<NodeId, Vec<Proposal>> = BTreeMap::new();
+    for (_, node, proposal) in outcome.places {
+        by_node.entry(node).or_default().push(proposal);
     }
     // The VM, its volumes and an event.
     let weigh = |vm: VmId| 2 + view.vms.get(vm).map_or(0, |row| row.volumes().count());
@@ -147,9 +186,10 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
         shared.writer.submit(move |draft, moment| {
             // What was overtaken stays pending, and the next pass sees why.
             let answers = place::place(draft, moment, node, &vms);
-            for ((vm, _), answer) in vms.iter().zip(answers) {
+            for (proposal, answer) in vms.iter().zip(answers) {
                 if let Err(overtaken) = answer {
-                    tracing::debug!(%vm, %node, ?overtaken, "placement overtaken");
+                    tracing::debug!(vm = %proposal.vm, %node, ?overtaken, "placement overtaken");
+                    place::tell_overtaken(draft, moment, node, proposal);
                 }
             }
             Ok(())
@@ -158,8 +198,8 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
     let waiting = outcome.waiting.chunks(TOLD).map(|chunk| {
         let chunk = chunk.to_vec();
         shared.writer.submit(move |draft, moment| {
-            for (vm, reason, message) in &chunk {
-                place::explain_waiting(draft, moment, *vm, reason, message);
+            for Waits { vm, reason, message, decision } in &chunk {
+                place::explain_waiting(draft, moment, *vm, reason, message, decision.as_ref());
             }
             Ok(())
         })
@@ -170,11 +210,11 @@ async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {
 }
 
 /// Cuts one node's placements into decisions that each fit a transaction, by how many records each writes.
-fn split(vms: &[(VmId, Reservation)], weigh: impl Fn(VmId) -> usize) -> Vec<Vec<(VmId, Reservation)>> {
+fn split(vms: &[Proposal], weigh: impl Fn(VmId) -> usize) -> Vec<Vec<Proposal>> {
     let mut weight = 0;
-    let parts = vms.chunk_by(|(before, _), (next, _)| {
-        weight += weigh(*before);
-        let same = weight + weigh(*next) <= PER_DECISION;
+    let parts = vms.chunk_by(|before, next| {
+        weight += weigh(before.vm);
+        let same = weight + weigh(next.vm) <= PER_DECISION;
         weight *= usize::from(same);
         same
     });
@@ -183,12 +223,14 @@ fn split(vms: &[(VmId, Reservation)], weigh: impl Fn(VmId) -> usize) -> Vec<Vec<
 
 #[cfg(test)]
 mod tests {
+    use tamdao_model::assignment::Reservation;
+
     use super::*;
 
     #[test]
     fn no_decision_writes_more_than_a_transaction_takes() {
-        let vms: Vec<_> =
-            (0..16).map(|at| (VmId(uuid::Uuid::from_u128(at)), Reservation::default())).collect();
+        let vms: Vec<Proposal> =
+            (0..16).map(|at| (VmId(uuid::Uuid::from_u128(at)), Reservation::default()).into()).collect();
         let sizes = |weight| split(&vms, |_| weight).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(3), [16]);
         // Six disks each.

@@ -127,6 +127,7 @@ mod tests {
             name: Name::new("n1").unwrap(),
             node: None,
             actor: String::new(),
+            decision: None,
         }
     }
 

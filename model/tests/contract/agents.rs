@@ -103,6 +103,7 @@ fn events_tokens_and_controllers_are_shown_by_name() {
         name: Name::new("web").unwrap(),
         node: Some(NodeId(id(9))),
         actor: "placer".into(),
+        decision: None,
     };
     let shown = event::show(&event, 7, &world());
     assert_eq!((shown.kind.as_str(), shown.agency.as_str(), shown.revision), ("vm", "health", 7));

@@ -173,6 +173,38 @@ async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
     cloud.done()
 }
 
+#[tokio::test]
+async fn every_decision_under_load_is_the_same_when_computed_again() -> Result<()> {
+    let cloud = Cloud::builder().start().await?;
+    let _fleet = fleet(&cloud).await?;
+    cloud.cli.run(&["pool", "create", "san", "--path", "/san", "--shared", "--timeout", "60s"]).await?;
+    cloud.cli.run(&["scheduling-policy", "update", "--guard", "node"]).await?;
+    let names: Vec<String> = (0..24).map(|at| format!("v{at}")).collect();
+    let created = names.iter().enumerate().map(|(at, name)| {
+        let (cloud, memory) = (&cloud, ["256M", "512M", "2G"][at % 3]);
+        let size = ["--vcpus", "1", "--memory", memory, "--disk", "size=1G,pool=san", "--no-wait"];
+        async move { cloud.cli.run(&[&["vm", "create", name], &size[..]].concat()).await }
+    });
+    futures::future::try_join_all(created).await?;
+    let replay = async || cloud.cli.json::<Value>(&["debug", "replay", "--last", "1000"]).await;
+    let told = eventually("all VMs are placed or told why not", SOON, async || {
+        let told = replay().await?["decisions"].as_array().cloned().unwrap_or_default();
+        let all = names.iter().all(|name| told.iter().any(|one| one["vm"] == **name));
+        if all { Ok(told) } else { not_yet(format!("{} decisions", told.len())) }
+    })
+    .await?;
+    let placed =
+        told.iter().filter(|one| one["recorded"].as_str().is_some_and(|it| it.starts_with("placed on")));
+    ensure!(placed.count() >= 12 && told.len() >= names.len(), "{told:?}");
+    let differs: Vec<_> = told.iter().filter(|one| !one["differs"].is_null()).collect();
+    ensure!(differs.is_empty(), "{differs:?}");
+    let one: Value = cloud.cli.json(&["debug", "replay", "--vm", "v3"]).await?;
+    ensure!(
+        one["decisions"][0]["vm"] == "v3" && one["decisions"].as_array().is_some_and(|all| all.len() < 9)
+    );
+    cloud.done()
+}
+
 async fn fleet(cloud: &Cloud) -> Result<Fleet> {
     let request = CreateJoinTokenRequest {
         kind: JoinTokenKind::Node.into(),

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::boot::BootMs;
-use crate::protocol::{GuestStatus, PoolId, PoolStatus, VmId};
+use crate::protocol::{PoolId, PoolStatus, VmId};
 
 /// A shorter lease than this leaves no time for anything.
 pub const LEASE_MIN_MS: u64 = 600;
@@ -29,6 +29,8 @@ pub enum Refusal {
     NotHeld(PoolId),
     #[error("the lease on pool {0} has not been renewed in time")]
     Lapsed(PoolId),
+    #[error("the lease on pool {0} has lapsed since the guest was to begin under it")]
+    Broken(PoolId),
     #[error("vm {0} is guarded already, as another process")]
     AlreadyGuarded(VmId),
     #[error("guests on pool {pool} are still there: {guests}")]
@@ -71,6 +73,8 @@ struct Lease {
     lease_ms: u64,
     wanted_ms: u64,
     renewed_at: Option<BootMs>,
+    /// When the first renewal of the present unbroken holding was sent.
+    held_since: Option<BootMs>,
     under_way: Option<Renewal>,
     next_at: BootMs,
     lapsed: bool,
@@ -121,6 +125,7 @@ impl Keeper {
             lease_ms,
             wanted_ms: lease_ms,
             renewed_at: None,
+            held_since: None,
             under_way: None,
             next_at: now,
             lapsed: false,
@@ -139,23 +144,32 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes up what an earlier keeper of this boot held; `renewed_at` is what it last knew.
+    /// Takes up what an earlier keeper of this boot held; `renewed_at` and `held_since` are what it last knew.
     pub fn resume(
         &mut self,
         pool: PoolId,
         lease_ms: u64,
         renewed_at: Option<BootMs>,
+        held_since: Option<BootMs>,
         now: BootMs,
     ) -> Result<(), Refusal> {
         self.hold(pool, lease_ms, now)?;
         if let Some(lease) = self.leases.get_mut(&pool) {
             lease.renewed_at = renewed_at;
+            lease.held_since = held_since;
         }
         Ok(())
     }
 
-    /// Guards a guest from now on; it must not have run before.
-    pub fn guard(&mut self, vm: VmId, pools: BTreeSet<PoolId>, now: BootMs) -> Result<(), Refusal> {
+    /// Guards a guest from now on; it must not have run before. `under` are the holdings that must not have been broken
+    /// since it was decided that it may run.
+    pub fn guard(
+        &mut self,
+        vm: VmId,
+        pools: BTreeSet<PoolId>,
+        under: &BTreeMap<PoolId, BootMs>,
+        now: BootMs,
+    ) -> Result<(), Refusal> {
         if self.guests.contains_key(&vm) {
             return Err(Refusal::AlreadyGuarded(vm));
         }
@@ -164,6 +178,9 @@ impl Keeper {
                 self.leases.get(pool).filter(|lease| !lease.releasing).ok_or(Refusal::NotHeld(*pool))?;
             if !lease.is_fresh(now) {
                 return Err(Refusal::Lapsed(*pool));
+            }
+            if under.get(pool).is_some_and(|since| lease.held_since != Some(*since)) {
+                return Err(Refusal::Broken(*pool));
             }
         }
         self.guests.insert(vm, Guest { pools, dying: false });
@@ -190,6 +207,7 @@ impl Keeper {
         lease.releasing = true;
         // From here on the record may say released, even if its write is said to have failed.
         lease.renewed_at = None;
+        lease.held_since = None;
         lease.next_at = now;
         Ok(())
     }
@@ -211,8 +229,10 @@ impl Keeper {
             }
             return;
         }
+        let unbroken = lease.held_since.filter(|_| !lease.lapsed && lease.is_fresh(now));
         // What is being given back is not held any more, whatever write comes through.
         lease.renewed_at = (!lease.releasing).then_some(renewal.sent_at);
+        lease.held_since = lease.renewed_at.map(|sent_at| unbroken.unwrap_or(sent_at));
         lease.lease_ms = renewal.lease_ms.min(lease.wanted_ms);
         lease.next_at = match renewal.lease_ms == lease.wanted_ms && !lease.releasing {
             true => renewal.sent_at.plus(renewal.lease_ms / 6),
@@ -280,16 +300,15 @@ impl Keeper {
             lease_ms: lease.lease_ms,
             fresh: lease.is_fresh(now),
             renewed_at: lease.renewed_at,
+            held_since: lease.held_since.filter(|_| lease.is_fresh(now)),
             lapses: lease.lapses,
         });
         pools.collect()
     }
 
-    pub fn guests(&self) -> Vec<GuestStatus> {
-        let guests = self.guests.iter();
-        guests
-            .map(|(vm, guest)| GuestStatus { vm: *vm, pools: guest.pools.clone(), dying: guest.dying })
-            .collect()
+    /// Guests that are being killed and not yet gone.
+    pub fn is_dying(&self, vm: VmId) -> bool {
+        self.guests.get(&vm).is_some_and(|guest| guest.dying)
     }
 }
 

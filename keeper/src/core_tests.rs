@@ -20,7 +20,7 @@ fn guarding() -> Keeper {
     keeper.hold(pool(1), LEASE, BootMs(0)).unwrap();
     let step = keeper.tick(BootMs(0));
     keeper.written(&step.renew[0], true, BootMs(20));
-    keeper.guard(vm(1), [pool(1)].into(), BootMs(30)).unwrap();
+    keeper.guard(vm(1), [pool(1)].into(), &BTreeMap::new(), BootMs(30)).unwrap();
     keeper
 }
 
@@ -28,14 +28,26 @@ fn guarding() -> Keeper {
 fn a_guest_needs_a_lease_that_is_held() {
     let mut keeper = Keeper::new(None);
     let pools = BTreeSet::from([pool(1)]);
-    assert_eq!(keeper.guard(vm(1), pools.clone(), BootMs(0)), Err(Refusal::NotHeld(pool(1))));
+    assert_eq!(
+        keeper.guard(vm(1), pools.clone(), &BTreeMap::new(), BootMs(0)),
+        Err(Refusal::NotHeld(pool(1)))
+    );
     keeper.hold(pool(1), LEASE, BootMs(0)).unwrap();
-    assert_eq!(keeper.guard(vm(1), pools.clone(), BootMs(0)), Err(Refusal::Lapsed(pool(1))));
+    assert_eq!(
+        keeper.guard(vm(1), pools.clone(), &BTreeMap::new(), BootMs(0)),
+        Err(Refusal::Lapsed(pool(1)))
+    );
     let step = keeper.tick(BootMs(5));
     keeper.written(&step.renew[0], true, BootMs(39_000));
-    assert_eq!(keeper.guard(vm(1), pools.clone(), BootMs(40_005)), Err(Refusal::Lapsed(pool(1))));
-    assert_eq!(keeper.guard(vm(1), pools.clone(), BootMs(40_004)), Ok(()));
-    assert_eq!(keeper.guard(vm(1), pools, BootMs(40_004)), Err(Refusal::AlreadyGuarded(vm(1))));
+    assert_eq!(
+        keeper.guard(vm(1), pools.clone(), &BTreeMap::new(), BootMs(40_005)),
+        Err(Refusal::Lapsed(pool(1)))
+    );
+    assert_eq!(keeper.guard(vm(1), pools.clone(), &BTreeMap::new(), BootMs(40_004)), Ok(()));
+    assert_eq!(
+        keeper.guard(vm(1), pools, &BTreeMap::new(), BootMs(40_004)),
+        Err(Refusal::AlreadyGuarded(vm(1)))
+    );
 }
 
 #[test]
@@ -46,6 +58,34 @@ fn time_counts_from_the_sending() {
     keeper.written(&renewal, true, BootMs(39_000));
     assert_eq!(keeper.tick(BootMs(49_999)).kill, []);
     assert_eq!(keeper.tick(BootMs(50_000)).kill, [vm(1)]);
+}
+
+#[test]
+fn a_holding_is_the_same_until_it_was_broken() {
+    let held_since = |keeper: &Keeper, now| keeper.pools(BootMs(now))[0].held_since;
+    let mut keeper = guarding();
+    let under = |since| BTreeMap::from([(pool(1), BootMs(since))]);
+    assert_eq!(keeper.guard(vm(2), [pool(1)].into(), &under(0), BootMs(30)), Ok(()));
+    assert_eq!(held_since(&keeper, 39_999), Some(BootMs(0)));
+    let renewal = keeper.tick(BootMs(10_000)).renew[0];
+    keeper.written(&renewal, true, BootMs(39_999));
+    assert_eq!(held_since(&keeper, 40_000), Some(BootMs(0)), "renewed in time");
+    // Nobody looked at the clock in between: what came too late still breaks it.
+    let renewal = keeper.tick(BootMs(40_001)).renew[0];
+    keeper.written(&renewal, true, BootMs(50_000));
+    assert_eq!(held_since(&keeper, 50_001), Some(BootMs(40_001)));
+    // What was decided before the break may not begin after it, though the lease is held again.
+    let late = keeper.guard(vm(3), [pool(1)].into(), &under(0), BootMs(50_001));
+    assert_eq!(late, Err(Refusal::Broken(pool(1))));
+    assert_eq!(keeper.guard(vm(3), [pool(1)].into(), &under(40_001), BootMs(50_001)), Ok(()));
+    // An earlier keeper's holding goes on if it is still in time.
+    for (now, since) in [(40_999, BootMs(500)), (41_000, BootMs(41_000))] {
+        let mut next = Keeper::new(None);
+        next.resume(pool(1), LEASE, Some(BootMs(1_000)), Some(BootMs(500)), BootMs(now)).unwrap();
+        let renewal = next.tick(BootMs(now)).renew[0];
+        next.written(&renewal, true, BootMs(now));
+        assert_eq!(held_since(&next, now), Some(since), "at {now}");
+    }
 }
 
 #[test]
@@ -90,7 +130,10 @@ fn a_lease_is_given_back_only_without_guests() {
     assert_eq!(keeper.release(pool(1), BootMs(50)), Err(refusal));
     keeper.reaped(vm(1));
     keeper.release(pool(1), BootMs(60)).unwrap();
-    assert_eq!(keeper.guard(vm(2), [pool(1)].into(), BootMs(61)), Err(Refusal::NotHeld(pool(1))));
+    assert_eq!(
+        keeper.guard(vm(2), [pool(1)].into(), &BTreeMap::new(), BootMs(61)),
+        Err(Refusal::NotHeld(pool(1)))
+    );
     let renewal = keeper.tick(BootMs(70)).renew[0];
     assert!(renewal.released);
     keeper.written(&renewal, true, BootMs(80));
@@ -107,7 +150,7 @@ fn a_slow_watchdog_is_refused() {
 #[test]
 fn a_keeper_that_is_started_again_knows_the_age() {
     let mut keeper = Keeper::new(None);
-    keeper.resume(pool(1), LEASE, Some(BootMs(1_000)), BootMs(30_000)).unwrap();
+    keeper.resume(pool(1), LEASE, Some(BootMs(1_000)), Some(BootMs(500)), BootMs(30_000)).unwrap();
     keeper.readopt(vm(1), [pool(1)].into());
     assert!(keeper.tick(BootMs(30_000)).kill.is_empty());
     assert_eq!(keeper.tick(BootMs(41_000)).kill, [vm(1)]);
@@ -163,7 +206,7 @@ proptest! {
                     }
                 }
                 Event::Guard(n) => {
-                    if keeper.guard(vm(n.into()), [pool(1)].into(), BootMs(now)).is_ok() {
+                    if keeper.guard(vm(n.into()), [pool(1)].into(), &BTreeMap::new(), BootMs(now)).is_ok() {
                         running.insert(vm(n.into()));
                     }
                 }

@@ -23,7 +23,7 @@ use crate::boot::{self, BootMs};
 use crate::config::Config;
 use crate::core::{Keeper, Renewal};
 use crate::process::Process;
-use crate::protocol::{LINE_MAX, PoolId, Reply, Request, Status, VmId};
+use crate::protocol::{GuestStatus, LINE_MAX, PoolId, Reply, Request, Status, VmId};
 use crate::state::{GuardedGuest, HeldPool, State};
 use crate::storage::{Outcome, Outcomes, Place, Writer};
 use crate::watchdog::Watchdog;
@@ -108,7 +108,7 @@ impl<'a> Daemon<'a> {
         let now = BootMs::now();
         for (pool, held) in self.state.pools.clone() {
             self.arm()?;
-            self.keeper.resume(pool, held.lease_ms, held.renewed_at, now)?;
+            self.keeper.resume(pool, held.lease_ms, held.renewed_at, held.held_since, now)?;
             self.start_writer(pool, &held)?;
         }
         let guests = std::mem::take(&mut self.state.guests);
@@ -203,16 +203,25 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
-    /// Notes a good renewal for the next keeper; with the last lease given back the watchdog may rest.
+    /// Notes a good renewal for the next keeper.
     fn note(&mut self, renewal: &Renewal) -> Result<()> {
         let held = self.keeper.pools(BootMs::now());
-        if !held.iter().any(|pool| pool.pool == renewal.pool) {
-            self.writers.remove(&renewal.pool);
-            self.state.pools.remove(&renewal.pool);
-            tracing::info!(pool = %renewal.pool, "the storage lease was given back");
-        } else if let Some(pool) = self.state.pools.get_mut(&renewal.pool) {
+        let Some(status) = held.iter().find(|pool| pool.pool == renewal.pool) else {
+            return self.forget(renewal.pool);
+        };
+        if let Some(pool) = self.state.pools.get_mut(&renewal.pool) {
             pool.renewed_at = (!renewal.released).then_some(renewal.sent_at);
+            pool.held_since = status.held_since;
         }
+        self.save()
+    }
+
+    /// A lease was given back.
+    fn forget(&mut self, pool: PoolId) -> Result<()> {
+        self.writers.remove(&pool);
+        self.state.pools.remove(&pool);
+        tracing::info!(pool = %pool, "the storage lease was given back");
+        // With the last one the watchdog may rest.
         if self.keeper.is_idle()
             && let Some(watchdog) = self.watchdog.take()
         {
@@ -272,10 +281,10 @@ impl<'a> Daemon<'a> {
         let done = match request {
             Request::Status => return Reply::Status(self.status()),
             Request::Hold { pool, node, path, lease_ms } => {
-                self.hold(pool, HeldPool { node, path, lease_ms, renewed_at: None })
+                self.hold(pool, HeldPool { node, path, lease_ms, renewed_at: None, held_since: None })
             }
-            Request::Guard { vm, incarnation, process, pools } => {
-                self.guard(vm, GuardedGuest { incarnation, process, pools })
+            Request::Guard { vm, incarnation, process, pools, under } => {
+                self.guard(vm, GuardedGuest { incarnation, process, pools }, &under)
             }
             Request::Release { pool } => {
                 self.keeper.release(pool, BootMs::now()).map_err(anyhow::Error::from)
@@ -303,12 +312,12 @@ impl<'a> Daemon<'a> {
         self.save()
     }
 
-    fn guard(&mut self, vm: VmId, guest: GuardedGuest) -> Result<()> {
+    fn guard(&mut self, vm: VmId, guest: GuardedGuest, under: &BTreeMap<PoolId, BootMs>) -> Result<()> {
         if self.state.guests.get(&vm) == Some(&guest) {
             return Ok(());
         }
         let process = Process::open(guest.process)?;
-        self.keeper.guard(vm, guest.pools.clone(), BootMs::now())?;
+        self.keeper.guard(vm, guest.pools.clone(), under, BootMs::now())?;
         self.processes.insert(vm, process);
         self.state.guests.insert(vm, guest);
         self.save()
@@ -331,11 +340,19 @@ impl<'a> Daemon<'a> {
     }
 
     fn status(&self) -> Status {
+        let guests = self.state.guests.iter().map(|(vm, guest)| GuestStatus {
+            vm: *vm,
+            incarnation: guest.incarnation,
+            process: guest.process,
+            pools: guest.pools.clone(),
+            dying: self.keeper.is_dying(*vm),
+        });
         Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.state.boot_id,
             watchdog_timeout_ms: self.watchdog.as_ref().map(|_| self.config.watchdog_timeout_ms),
             pools: self.keeper.pools(BootMs::now()),
-            guests: self.keeper.guests(),
+            guests: guests.collect(),
         }
     }
 

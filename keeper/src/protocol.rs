@@ -1,7 +1,7 @@
 //! What agent and keeper say to each other, a line of JSON each way over a unix socket. The agent asks, the keeper
 //! answers; nothing is told unasked, because an agent that was away has to look anyway.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -65,6 +65,10 @@ pub enum Request {
         incarnation: u64,
         process: ProcessId,
         pools: BTreeSet<PoolId>,
+        /// Since when each lease must be held without a break: what the decision to run it rests on. A pool that is
+        /// not named here need only be held now, for a guest that runs already.
+        #[serde(default)]
+        under: BTreeMap<PoolId, BootMs>,
     },
     /// Give the lease back; refused while guests of the pool are there.
     Release {
@@ -87,6 +91,8 @@ pub enum Reply {
 /// What the keeper holds and guards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
+    /// Of the keeper's software.
+    pub version: String,
     pub boot_id: Uuid,
     /// How long the watchdog waits before it fires; none if there is none.
     pub watchdog_timeout_ms: Option<u64>,
@@ -102,6 +108,9 @@ pub struct PoolStatus {
     pub fresh: bool,
     /// When the last renewal that succeeded was sent.
     pub renewed_at: Option<BootMs>,
+    /// When the holding began that has not been broken since; none while the lease is not fresh. As long as this is the
+    /// same, nobody can have had a reason to believe that this node's guests are gone.
+    pub held_since: Option<BootMs>,
     /// How often it was not renewed in time since the keeper began to hold it.
     pub lapses: u64,
 }
@@ -109,6 +118,8 @@ pub struct PoolStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStatus {
     pub vm: VmId,
+    pub incarnation: u64,
+    pub process: ProcessId,
     pub pools: BTreeSet<PoolId>,
     /// It is being killed and not yet gone.
     pub dying: bool,

@@ -26,6 +26,8 @@ pub(crate) struct HeldPool {
     pub(crate) path: PathBuf,
     pub(crate) lease_ms: u64,
     pub(crate) renewed_at: Option<BootMs>,
+    #[serde(default)]
+    pub(crate) held_since: Option<BootMs>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows tests by #[test] and not their fixtures")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -87,6 +87,7 @@ impl Bed {
             incarnation: 1,
             process: id(guest),
             pools: BTreeSet::from([POOL]),
+            under: BTreeMap::new(),
         })
     }
 
@@ -215,7 +216,13 @@ fn another_process_under_the_same_number_is_not_guarded() {
     bed.hold();
     let guest = Guest::new();
     let process = ProcessId { start_time: id(&guest.0).start_time + 1, ..id(&guest.0) };
-    let request = Request::Guard { vm: GUEST, incarnation: 1, process, pools: BTreeSet::from([POOL]) };
+    let request = Request::Guard {
+        vm: GUEST,
+        incarnation: 1,
+        process,
+        pools: BTreeSet::from([POOL]),
+        under: BTreeMap::new(),
+    };
     assert!(bed.ask(request).unwrap_err().to_string().contains("there is no process"));
     assert!(bed.status().guests.is_empty());
 }

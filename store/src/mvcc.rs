@@ -18,7 +18,7 @@ use crate::kv::{Change, Entry, Guard, Key, Op, Prefix, Revision, Txn};
 /// Most commits that are kept for watches to resume from.
 pub const HISTORY_COMMITS: usize = 16_384;
 /// Most bytes of keys and values that are kept for watches to resume from.
-pub const HISTORY_BYTES: usize = 4 << 20;
+pub const HISTORY_BYTES: usize = 8 << 20;
 
 /// All that the replicated log can ever say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The agent put together: ledger, cache, loop, session, renewal and monitoring, and their end.
 //!
 //! Invariant: ending the agent ends no guest; a goodbye that nothing runs is said only when the last step has
-//! ended and the hypervisor shows no guest of ours. Deliberately absent: which hypervisor, which is the caller's.
+//! ended, the hypervisor shows no guest of ours and the storage leases are given back. Deliberately absent: which hypervisor, which is the caller's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::enroll::{self, Membership};
 use crate::guard::Guard;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageCache, ImageError};
+use crate::keeper::Keeper;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{self, MetricsError};
 use crate::moves::{self, Moves};
@@ -80,6 +81,11 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
     if configured.is_empty() && ledger.state().controllers.is_empty() {
         return Err(AgentError::NoController);
     }
+    let keeper = Keeper {
+        socket: config.keeper_socket.clone(),
+        node: member.as_ref().and_then(|member| uuid::Uuid::try_parse(&member.node_id).ok()),
+        lease_ms: config.storage_lease_ms,
+    };
     let name = member.map_or_else(|| config.name.clone(), |member| member.name);
     tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent begins");
 
@@ -87,6 +93,8 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
     let (up, is_up) = watch::channel(false);
     let (taken, inventory) = watch::channel(None);
     let (events, heard) = mpsc::channel(64);
+    let (readings, read) = mpsc::channel(64);
+    let (answered, answers) = watch::channel(None);
     let bandwidth = u64::from(config.moves_bandwidth_mib) << 20;
     let carried = Arc::new(Moves::new(Files::from(config), &config.libvirt_uri, bandwidth));
     let listener = match config.moves_listen {
@@ -102,6 +110,7 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
         hypervisor: outside.hypervisor.clone(),
         ledger: ledger.clone(),
         images: images.clone(),
+        keeper,
         guard: Guard::new(config.spoofing == Spoofing::Block),
         dial: dial.clone(),
         moves: carried.clone(),
@@ -123,6 +132,9 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
         configured: configured.clone(),
         reports: reported.clone(),
         inventory,
+        readings: read,
+        answered,
+        number: 0,
         events,
         up,
     };
@@ -143,7 +155,7 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
     };
     let serving_moves = listener.map(|listener| moves::serve(operator.clone(), listener));
     let _moves = serving_moves.map(|serving| AbortOnDropHandle::new(tokio::spawn(serving)));
-    let node = Node::new(operator, configured, reports);
+    let node = Node::new(operator, configured, reports, readings, answers);
     let nothing_runs = tokio::select! {
         nothing_runs = node.run(heard, stop) => nothing_runs,
         failed = serving => return Ok(failed?),

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tamdao_keeper::core::{LEASE_MAX_MS, LEASE_MIN_MS};
 
 /// The exit code for a bad configuration: `EX_CONFIG` of sysexits.
 pub const EXIT_CONFIG: u8 = 78;
@@ -82,6 +83,8 @@ struct File {
     #[serde(default)]
     spoofing: Spoofing,
     boot_id_file: Option<PathBuf>,
+    keeper_socket: Option<PathBuf>,
+    storage_lease_ms: Option<u64>,
 }
 
 /// A checked configuration with all defaults filled in.
@@ -111,6 +114,10 @@ pub struct Config {
     pub spoofing: Spoofing,
     /// The kernel's boot id; another file lets a test give several nodes of one machine boots of their own.
     pub boot_id_file: PathBuf,
+    /// Where the node's keeper listens.
+    pub keeper_socket: PathBuf,
+    /// How long this node's storage leases are, ms; its keeper's watchdog must fire within a sixth of it.
+    pub storage_lease_ms: u64,
 }
 
 impl Config {
@@ -165,12 +172,14 @@ impl File {
         let key = self.key.unwrap_or_else(|| pki.join("node.key"));
         let ca = self.ca.unwrap_or_else(|| pki.join("ca.crt"));
         let boot_id_file = self.boot_id_file.unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into());
+        let keeper_socket = self.keeper_socket.unwrap_or_else(|| "/run/tamdao-keeper/socket".into());
         for (field, path) in [
             ("data_dir", &data_dir),
             ("certificate", &certificate),
             ("key", &key),
             ("ca", &ca),
             ("boot_id_file", &boot_id_file),
+            ("keeper_socket", &keeper_socket),
         ] {
             if !path.is_absolute() {
                 return Err((field, format!("{} is not an absolute path", path.display())));
@@ -198,6 +207,10 @@ impl File {
         if image_cache_mib < 64 {
             return Err(("image_cache_mib", "less than 64 MiB holds no image".to_owned()));
         }
+        let storage_lease_ms = self.storage_lease_ms.unwrap_or(60_000);
+        if !(LEASE_MIN_MS..=LEASE_MAX_MS).contains(&storage_lease_ms) {
+            return Err(("storage_lease_ms", format!("give {LEASE_MIN_MS} to {LEASE_MAX_MS}")));
+        }
         let address = self.address.unwrap_or_default();
         if address.contains(|c: char| c.is_whitespace() || c == '/') {
             return Err(("address", format!("{address:?} is neither a name nor an address")));
@@ -219,6 +232,8 @@ impl File {
             log_format: self.log_format,
             spoofing: self.spoofing,
             boot_id_file,
+            keeper_socket,
+            storage_lease_ms,
         })
     }
 }
@@ -287,6 +302,8 @@ mod tests {
             ("name = \"a\"\nkey = \"x\"", "`key`"),
             ("name = \"a\"\nmetrics_listen = \"9180\"", "`metrics_listen`"),
             ("name = \"a\"\nmoves_listen = \"7444\"", "`moves_listen`"),
+            ("name = \"a\"\nstorage_lease_ms = 5", "`storage_lease_ms`"),
+            ("name = \"a\"\nkeeper_socket = \"x\"", "`keeper_socket`"),
             ("name = \"a\"\nimage_cache_mib = 1", "`image_cache_mib`"),
             ("name = \"a\"\naddress = \"10.0.0.1/24\"", "`address`"),
             ("name = \"a\"\nlibvirt_uri = \"system\"", "`libvirt_uri`"),

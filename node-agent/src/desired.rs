@@ -141,6 +141,17 @@ pub struct WantedVm {
     pub fault: Option<DesiredError>,
 }
 
+impl WantedVm {
+    /// The pools of its disks that other nodes see too.
+    pub fn shared_pools<'a>(
+        &'a self,
+        pools: &'a BTreeMap<Uuid, WantedPool>,
+    ) -> impl Iterator<Item = Uuid> + 'a {
+        let all = self.volumes.iter().map(|(_, pool)| *pool);
+        all.filter(|pool| pools.get(pool).is_some_and(|pool| pool.shared))
+    }
+}
+
 /// One entry for a volume.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedVolume {

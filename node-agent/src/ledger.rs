@@ -153,6 +153,9 @@ pub struct VmRecord {
     pub images: Vec<Digest>,
     /// Volumes that the running guest has open.
     pub volumes: Vec<Uuid>,
+    /// The storage leases under which it began: each pool, and since when its holding is unbroken, ms of this boot's
+    /// clock.
+    pub leases: BTreeMap<Uuid, u64>,
     /// Seed, filter and variables are there and must be cleared when the VM has left.
     pub untidy: bool,
     /// The last move out of this node.

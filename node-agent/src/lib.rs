@@ -18,6 +18,7 @@ pub mod guests;
 pub mod host;
 pub mod hypervisor;
 pub mod image;
+pub mod keeper;
 pub mod ledger;
 pub mod metrics;
 pub mod moves;

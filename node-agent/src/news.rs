@@ -1,12 +1,12 @@
 //! What of a report the leader has not heard in this session.
 //!
 //! Invariant: the leader's picture, made by folding what it is sent, equals the last whole report. A guest that is
-//! no longer spoken of is said to be absent once. `cached_images`, `foreign` and `health` are whole in every
-//! message. Deliberately absent: the sending.
+//! no longer spoken of is said to be absent once. `cached_images`, `foreign`, `health` and `keeper` are whole in
+//! every message. Deliberately absent: the sending.
 
 use std::collections::{BTreeMap, HashSet};
 
-use tamdao_proto::agent::v1::{GuestState, PoolReport, Report, VmReport, VolumeReport};
+use tamdao_proto::agent::v1::{GuestState, KeeperReport, PoolReport, Report, VmReport, VolumeReport};
 
 /// What the leader has heard.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ struct Heard {
     cached_images: Vec<String>,
     foreign: u32,
     health: String,
+    keeper: Option<KeeperReport>,
 }
 
 impl News {
@@ -41,6 +42,7 @@ impl News {
             cached_images: whole.cached_images.clone(),
             foreign: whole.foreign,
             health: whole.health.clone(),
+            keeper: whole.keeper.clone(),
             ..Report::default()
         };
         news.vms = changes(&mut heard.vms, &whole.vms, |vm| &vm.vm_id);
@@ -62,11 +64,12 @@ impl News {
                 still
             });
         }
-        let rest = (&whole.cached_images, whole.foreign, &whole.health);
-        let same_rest = rest == (&heard.cached_images, heard.foreign, &heard.health);
+        let rest = (&whole.cached_images, whole.foreign, &whole.health, &whole.keeper);
+        let same_rest = rest == (&heard.cached_images, heard.foreign, &heard.health, &heard.keeper);
         heard.cached_images.clone_from(&whole.cached_images);
         heard.foreign = whole.foreign;
         heard.health.clone_from(&whole.health);
+        heard.keeper.clone_from(&whole.keeper);
         let nothing = news.vms.is_empty() && news.volumes.is_empty() && news.pools.is_empty() && same_rest;
         (first || !nothing).then_some(news)
     }

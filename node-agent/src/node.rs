@@ -19,11 +19,12 @@ use uuid::Uuid;
 
 use crate::desired::{Desired, Intent, WantedVm};
 use crate::hypervisor::{Change, Domain, DomainEvent, Exit};
+use crate::keeper::KeeperFact;
 use crate::ledger::{REMEMBER_S, State};
 use crate::moves::{Arrival, Arrivals};
 use crate::operate::{Context, OperateError, Operator};
 use crate::reconcile::{self, Efforts, FileFact, Go, PoolFact, Step, Subject, View};
-use crate::session::Event;
+use crate::session::{Answered, Event};
 use crate::volume;
 
 /// How often it looks when nothing happens.
@@ -66,6 +67,7 @@ pub struct Node {
     observed: bool,
     exits: BTreeMap<Uuid, Exit>,
     pools: BTreeMap<Uuid, PoolFact>,
+    keeper: KeeperFact,
     files: BTreeMap<Uuid, FileFact>,
     /// Looks that have not come back: a file server that is away holds whoever asks it.
     looking: BTreeMap<Uuid, JoinHandle<PoolLook>>,
@@ -76,6 +78,12 @@ pub struct Node {
     guests: watch::Receiver<BTreeMap<Uuid, GuestStatus>>,
     to_ask: watch::Sender<BTreeSet<Uuid>>,
     reports: watch::Sender<Option<Arc<wire::Report>>>,
+    readings: mpsc::Sender<wire::LeaseReading>,
+    /// The session that the assignment is of.
+    session: Option<u64>,
+    answered: watch::Receiver<Option<Answered>>,
+    /// Readings at work, by pool.
+    reading: BTreeMap<Uuid, JoinHandle<()>>,
     /// The packet filter has been written once since the agent began.
     filtered: bool,
     /// A complete assignment came: what nobody speaks of any more may be forgotten.
@@ -84,12 +92,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// `configured` are the controllers of the configuration; reports go out by `reports`.
+    /// `configured` are the controllers of the configuration; reports go out by `reports`, readings of other nodes'
+    /// leases by `readings`. `answered` says how long the leader was there.
     #[must_use]
     pub fn new(
         operator: Arc<Operator>,
         configured: Vec<String>,
         reports: watch::Sender<Option<Arc<wire::Report>>>,
+        readings: mpsc::Sender<wire::LeaseReading>,
+        answered: watch::Receiver<Option<Answered>>,
     ) -> Self {
         let (to_ask, asked) = watch::channel(BTreeSet::new());
         let (answers, guests) = watch::channel(BTreeMap::new());
@@ -104,6 +115,7 @@ impl Node {
             observed: false,
             exits: BTreeMap::new(),
             pools: BTreeMap::new(),
+            keeper: KeeperFact::default(),
             files: BTreeMap::new(),
             looking: BTreeMap::new(),
             efforts: Efforts::default(),
@@ -113,6 +125,10 @@ impl Node {
             guests,
             to_ask,
             reports,
+            readings,
+            session: None,
+            answered,
+            reading: BTreeMap::new(),
             filtered: false,
             forget: false,
             _asking: AbortOnDropHandle::new(asking),
@@ -161,12 +177,15 @@ impl Node {
             }
         };
         let finished = tokio::time::timeout(FINISH, all).await.is_ok();
-        finished && self.operator.hypervisor.observe().await.is_ok_and(|now| now.ours.is_empty())
+        let nothing_runs = self.operator.hypervisor.observe().await.is_ok_and(|now| now.ours.is_empty());
+        // Nothing runs, and the storage leases say so too.
+        finished && nothing_runs && self.operator.keeper.release_all().await
     }
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Assignment(assignment) => {
+            Event::Assignment(session, assignment) => {
+                self.session = Some(session);
                 for fault in self.desired.apply(&assignment) {
                     tracing::error!(error = %fault, "entry of the assignment cannot be understood");
                 }
@@ -179,8 +198,37 @@ impl Node {
                     "assignment taken"
                 );
             }
-            Event::Down => self.desired.cut(),
+            Event::Down => {
+                self.session = None;
+                self.desired.cut();
+            }
+            Event::ReadLease(asked) => self.read_lease(asked),
         }
+    }
+
+    /// Reads another node's lease, off the loop: the storage may hang. One reading of a pool at a time.
+    fn read_lease(&mut self, asked: wire::ReadLease) {
+        let ids = (Uuid::try_parse(&asked.pool_id), Uuid::try_parse(&asked.node_id));
+        let (Ok(pool), Ok(node)) = ids else { return };
+        let path = self.desired.pools.get(&pool).filter(|pool| pool.shared).map(|pool| pool.path.clone());
+        if self.reading.get(&pool).is_some_and(|reading| !reading.is_finished()) {
+            return;
+        }
+        let (keeper, readings) = (self.operator.keeper.clone(), self.readings.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            let reading = match path {
+                Some(path) => keeper.read_lease(&path, pool, node),
+                None => wire::LeaseReading {
+                    pool_id: asked.pool_id,
+                    node_id: asked.node_id,
+                    error: "this node does not hold the pool".to_owned(),
+                    ..wire::LeaseReading::default()
+                },
+            };
+            // A session that is over asks again.
+            let _ = readings.try_send(reading);
+        });
+        self.reading.insert(pool, reading);
     }
 
     fn note(&mut self, change: Result<DomainEvent, broadcast::error::RecvError>) {
@@ -286,6 +334,9 @@ impl Node {
             let ledger = self.operator.ledger.state();
             let images = self.operator.images.digests();
             let guests = self.guests.borrow_and_update().clone();
+            let answered = *self.answered.borrow();
+            let answered_ms =
+                answered.filter(|told| Some(told.session) == self.session).map(|told| told.sent_ms);
             let now_ms = boot_clock_ms();
             let decision = reconcile::decide(&View {
                 now_ms,
@@ -301,6 +352,8 @@ impl Node {
                 files: &self.files,
                 images: &images,
                 guests: &guests,
+                keeper: &self.keeper,
+                answered_ms,
                 efforts: &self.efforts,
                 busy: &self.busy,
             });
@@ -352,6 +405,7 @@ impl Node {
         let mut context = Context {
             now_ms,
             pools: self.desired.pools.clone(),
+            leases: self.keeper.leases.clone(),
             controllers: controllers(&self.operator.ledger.state(), &self.configured),
             ..Context::default()
         };
@@ -417,6 +471,27 @@ impl Node {
         });
         self.look_for_ends().await;
         self.look_at_pools().await;
+        self.look_at_keeper().await;
+    }
+
+    /// Asks the keeper, and has it hold a lease on each shared pool that is there.
+    async fn look_at_keeper(&mut self) {
+        let ready = |id: &Uuid| self.pools.get(id).is_some_and(|fact| fact.ready);
+        let shared = || self.desired.pools.iter().filter(|(_, pool)| pool.shared);
+        let needed = shared().next().is_some();
+        let hold = shared().filter(|(id, _)| ready(id)).map(|(id, pool)| (*id, pool.path.clone()));
+        // One that is absent now is held on to; what no whole assignment names is given back.
+        let keep = self.desired.complete.then(|| shared().map(|(id, _)| *id).collect());
+        let fact = self.operator.keeper.look(hold.collect(), keep).await;
+        if fact.away != self.keeper.away && needed {
+            match &fact.away {
+                Some(error) => {
+                    tracing::warn!(error, "keeper does not answer, no guest on shared pools is started")
+                }
+                None => tracing::info!(version = fact.version, "keeper answers"),
+            }
+        }
+        self.keeper = fact;
     }
 
     /// Asks how guests ended whose end no event told of.

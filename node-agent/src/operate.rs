@@ -2,11 +2,11 @@
 //!
 //! Invariants: what a restart must know is in the ledger, fsynced, before the act; every step may be killed at any
 //! line and taken again; an action (reboot, reset) is written down first and so done at most once. A start is
-//! paused → (registered with the keeper) → run. Deliberately absent: retries, which the reconciler times.
+//! paused → registered with the keeper, where its disks are shared → run. Deliberately absent: retries, which the reconciler times.
 
 mod moving;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +24,7 @@ use crate::hypervisor::{
     tap_name,
 };
 use crate::image::{ImageCache, ImageError};
+use crate::keeper::{Keeper, KeeperError, Lease};
 use crate::ledger::{Ledger, LedgerError, Life, State, Stop, VmRecord};
 use crate::moves::{MoveError, Moves};
 use crate::reconcile::{Go, Step};
@@ -46,6 +47,8 @@ pub enum OperateError {
     Seed(#[from] cloudinit::SeedError),
     #[error(transparent)]
     Move(#[from] MoveError),
+    #[error("keeper: {0}")]
+    Keeper(#[from] KeeperError),
     #[error("packet filter: {0}")]
     Guard(#[from] GuardError),
     /// The assignment changed under the step; the next decision knows better.
@@ -64,6 +67,7 @@ impl OperateError {
             Self::Image(error) => (error.reason(), false),
             Self::Move(error) => (error.reason(), false),
             Self::Seed(error) => ("BadCloudInit", error.is_permanent()),
+            Self::Keeper(error) => (error.reason(), false),
             Self::Guard(GuardError::Bad { .. }) => ("BadInterface", true),
             Self::Guard(_) => ("PacketFilter", false),
             Self::Overtaken(_) => ("Overtaken", false),
@@ -82,6 +86,8 @@ pub struct Context {
     pub domain: Option<Domain>,
     pub volume: Option<WantedVolume>,
     pub pools: BTreeMap<Uuid, WantedPool>,
+    /// The storage leases that the decision saw.
+    pub leases: BTreeMap<Uuid, Lease>,
     pub controllers: Vec<String>,
 }
 
@@ -93,6 +99,7 @@ pub struct Operator {
     pub ledger: Arc<Ledger>,
     pub images: Arc<ImageCache>,
     pub guard: Guard,
+    pub keeper: Keeper,
     pub dial: Dial,
     pub moves: Arc<Moves>,
     /// Loading the filter's whole table is cheap, and must not be done with an older list of guests.
@@ -143,7 +150,8 @@ impl Operator {
             Step::Recognise { vm, paused } => self.recognise(*vm, *paused, wanted(context)?, domain()?).await,
             Step::Tidy { vm, incarnation } => self.tidy(*vm, *incarnation).await,
             Step::Start { vm, again } => self.start(*vm, *again, wanted(context)?, context).await,
-            Step::Resume { vm, why } => self.resume(*vm, *why, domain()?).await,
+            Step::Resume { vm, why } => self.resume(*vm, *why, domain()?, context).await,
+            Step::Guard { vm } => self.register(*vm, domain()?, &shared(context)?, BTreeMap::new()).await,
             Step::Pause { vm } => {
                 self.ledger.vm(*vm, |record| record.paused = true).await?;
                 Ok(self.hypervisor.pause(*vm, domain()?.incarnation).await?)
@@ -253,6 +261,8 @@ impl Operator {
             record.rules.clone_from(&rules);
             record.images.clone_from(&wanted.images);
             record.volumes = wanted.volumes.iter().map(|(id, _)| *id).collect();
+            // Under which leases it began nobody knows.
+            record.leases.clear();
             record.untidy = true;
         };
         self.ledger.vm(vm, change).await?;
@@ -346,6 +356,7 @@ impl Operator {
             rules,
             images: wanted.images.clone(),
             volumes: wanted.volumes.iter().map(|(id, _)| *id).collect(),
+            leases: BTreeMap::new(),
             untidy: true,
             ..old
         };
@@ -363,7 +374,13 @@ impl Operator {
             }
         };
         checkpoint("start").await;
-        self.run_first(vm, &domain).await?;
+        if let Err(error) = self.run_first(vm, &domain, context).await {
+            // It has never run and nobody guards it: no paused QEMU is to hold the disks of a VM that may go elsewhere.
+            if matches!(error, OperateError::Keeper(_)) {
+                self.hypervisor.destroy(vm, domain.incarnation).await?;
+            }
+            return Err(error);
+        }
         tracing::info!(%vm, incarnation = wanted.incarnation, generation = wanted.generation, again, "guest started");
         Ok(())
     }
@@ -382,13 +399,22 @@ impl Operator {
         Ok(self.hypervisor.start(spec).await?)
     }
 
-    /// The last part of a start: paused → (the keeper takes it here) → run.
-    async fn run_first(&self, vm: Uuid, domain: &Domain) -> Result<()> {
+    /// The last part of a start: paused → registered with the keeper → run.
+    async fn run_first(&self, vm: Uuid, domain: &Domain, context: &Context) -> Result<()> {
+        let shared = shared(context)?;
+        let under = shared.iter().map(|pool| {
+            let lease = context.leases.get(pool).ok_or(KeeperError::NotHeld(*pool))?;
+            Ok((*pool, lease.held_since_ms))
+        });
+        let under: BTreeMap<_, _> = under.collect::<std::result::Result<_, KeeperError>>()?;
+        self.register(vm, domain, &shared, under.clone()).await?;
+        checkpoint("registered").await;
         self.hypervisor.resume(vm, domain.incarnation).await?;
         checkpoint("resumed").await;
         // Until this is written the domain's own mark tells its platform.
         let change = |record: &mut VmRecord| {
             record.life = Life::Running;
+            record.leases = under;
             record.platform = Some(domain.platform.clone());
         };
         self.ledger.vm(vm, change).await?;
@@ -396,9 +422,24 @@ impl Operator {
         Ok(())
     }
 
-    async fn resume(&self, vm: Uuid, why: Go, domain: &Domain) -> Result<()> {
+    /// Has the keeper guard a guest whose disks lie on shared pools; others need nobody.
+    async fn register(
+        &self,
+        vm: Uuid,
+        domain: &Domain,
+        shared: &BTreeSet<Uuid>,
+        under: BTreeMap<Uuid, u64>,
+    ) -> Result<()> {
+        if shared.is_empty() {
+            return Ok(());
+        }
+        let process = self.hypervisor.process(vm, domain.incarnation).await?;
+        Ok(self.keeper.guard(vm, domain.incarnation, process, shared.clone(), under).await?)
+    }
+
+    async fn resume(&self, vm: Uuid, why: Go, domain: &Domain, context: &Context) -> Result<()> {
         match why {
-            Go::FirstTime => self.run_first(vm, domain).await,
+            Go::FirstTime => self.run_first(vm, domain, context).await,
             Go::OnOrder => {
                 self.hypervisor.resume(vm, domain.incarnation).await?;
                 Ok(self.ledger.vm(vm, |record| record.paused = false).await?)
@@ -503,6 +544,11 @@ impl Operator {
 
 fn wanted(context: &Context) -> Result<&WantedVm> {
     context.vm.as_ref().ok_or(OperateError::Overtaken("the entry is gone"))
+}
+
+/// The shared pools that the VM's disks lie on.
+fn shared(context: &Context) -> Result<BTreeSet<Uuid>> {
+    Ok(wanted(context)?.shared_pools(&context.pools).collect())
 }
 
 /// The texts of the seed, for a VM that has one.

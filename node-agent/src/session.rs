@@ -25,7 +25,7 @@ use crate::dial::{Dial, DialError, chain};
 use crate::hypervisor::Hypervisor;
 use crate::ledger::{Ledger, LedgerError};
 use crate::news::News;
-use crate::node::controllers;
+use crate::node::{boot_clock_ms, controllers};
 use crate::tunnel;
 
 /// The highest data format that this agent understands.
@@ -47,9 +47,21 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// What the loop hears.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Assignment(Box<wire::Assignment>),
+    /// With the number of its session.
+    Assignment(u64, Box<wire::Assignment>),
+    /// The leader wants to know how another node's lease stands.
+    ReadLease(wire::ReadLease),
     /// The session is over.
     Down,
+}
+
+/// The leader has answered a heartbeat: when that was sent, the session stood on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The number of the session, counted by this agent.
+    pub session: u64,
+    /// When the heartbeat was sent, ms of CLOCK_BOOTTIME.
+    pub sent_ms: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +103,12 @@ pub struct Session {
     pub configured: Vec<String>,
     pub reports: watch::Receiver<Option<Arc<wire::Report>>>,
     pub inventory: watch::Receiver<Option<Inventory>>,
+    /// Leases of other nodes that were read for the leader.
+    pub readings: mpsc::Receiver<wire::LeaseReading>,
     pub events: mpsc::Sender<Event>,
+    pub answered: watch::Sender<Option<Answered>>,
+    /// Sessions begun so far.
+    pub number: u64,
     /// The session in which the agent is, for metrics and the curious.
     pub up: watch::Sender<bool>,
 }
@@ -216,6 +233,7 @@ impl Session {
             moves_port: self.moves_port.into(),
         }))
         .await?;
+        self.number += 1;
         let mut client = AgentServiceClient::new(channel.clone());
         let opening = client.session(ReceiverStream::new(said));
         let silence = || SessionError::Silence(FIRST_TIMEOUT);
@@ -329,6 +347,7 @@ impl Session {
                         line.send(Said::MoveProgress(report)).await?;
                     }
                 }
+                Some(reading) = self.readings.recv() => line.send(Said::LeaseReading(reading)).await?,
                 Ok(()) = self.inventory.changed() => {
                     self.tell_inventory(line, &mut clock).await?;
                 }
@@ -338,11 +357,18 @@ impl Session {
                     match message.ok_or(SessionError::Ended)?.message {
                         Some(Heard::Heartbeat(answer)) => {
                             self.ledger.hear(answer.revision);
+                            if let Some(sent_ms) = clock.sent_ms(answer.sequence) {
+                                self.answered.send_replace(Some(Answered { session: self.number, sent_ms }));
+                            }
                             if clock.hear(&answer) {
                                 self.tell_inventory(line, &mut clock).await?;
                             }
                         }
                         Some(Heard::Assignment(assignment)) => self.take(assignment).await?,
+                        Some(Heard::ReadLease(asked)) => {
+                            let told = self.events.send(Event::ReadLease(asked)).await;
+                            told.map_err(|_| SessionError::Goodbye)?;
+                        }
                         Some(Heard::OpenTunnel(open)) => {
                             let serial = self.data_dir.clone();
                             tunnels.spawn(tunnel::run(channel.clone(), self.hypervisor.clone(), serial, open));
@@ -375,7 +401,10 @@ impl Session {
         if epoch > ours {
             self.ledger.update(move |state| state.epoch = epoch).await?;
         }
-        self.events.send(Event::Assignment(Box::new(assignment))).await.map_err(|_| SessionError::Goodbye)
+        self.events
+            .send(Event::Assignment(self.number, Box::new(assignment)))
+            .await
+            .map_err(|_| SessionError::Goodbye)
     }
 
     async fn tell_inventory(&mut self, line: &Line, clock: &mut Clock) -> Result<(), SessionError> {
@@ -419,6 +448,7 @@ impl Line {
 struct Clock {
     sequence: u64,
     sent: Option<(u64, SystemTime, Instant)>,
+    sent_ms: u64,
     offset_ms: i64,
     told_ms: i64,
 }
@@ -427,6 +457,7 @@ impl Clock {
     fn beat(&mut self) -> wire::Heartbeat {
         self.sequence += 1;
         let now = SystemTime::now();
+        self.sent_ms = boot_clock_ms();
         self.sent = Some((self.sequence, now, Instant::now()));
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let sent_time = pbjson_types::Timestamp {
@@ -434,6 +465,11 @@ impl Clock {
             nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
         };
         wire::Heartbeat { sequence: self.sequence, sent_time: Some(sent_time) }
+    }
+
+    /// When the last heartbeat was sent, ms of CLOCK_BOOTTIME, if it is the one with this number.
+    fn sent_ms(&self, sequence: u64) -> Option<u64> {
+        (sequence == self.sequence && sequence > 0).then_some(self.sent_ms)
     }
 
     /// Takes an answer; says whether the clocks have drifted enough to be told again.

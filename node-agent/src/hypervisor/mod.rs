@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tamdao_keeper::protocol::ProcessId;
 use tamdao_proto::agent::v1::Machine;
 use tamdao_proto::v1::{DiskKind, GuestStatus, Inventory, Platform};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -50,6 +51,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Lets a paused guest run. A guest that runs already is no error.
     async fn resume(&self, vm: Uuid, incarnation: u64) -> Result<()>;
+
+    /// The QEMU process of a domain, be it paused or running.
+    async fn process(&self, vm: Uuid, incarnation: u64) -> Result<ProcessId>;
 
     /// Freezes a guest. A guest that is paused already is no error, and keeps its reason.
     async fn pause(&self, vm: Uuid, incarnation: u64) -> Result<()>;

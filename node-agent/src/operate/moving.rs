@@ -244,7 +244,11 @@ impl Operator {
                 .get(&vm)
                 .is_some_and(|record| may_run_arrived(record, domain.incarnation, arrival.moving.id));
             if may {
-                self.run_first(vm, &domain).await?;
+                // Whether it may run is the source's word; the leases are only to be held now.
+                let leases = self.keeper.look(BTreeMap::new(), None).await.leases;
+                let (wanted, pools) = (Some(arrival.wanted.clone()), arrival.pools.clone());
+                let context = Context { vm: wanted, pools, leases, ..Context::default() };
+                self.run_first(vm, &domain, &context).await?;
                 self.moves.clear(arrival.moving.id).await;
             }
             Ok::<_, OperateError>(())

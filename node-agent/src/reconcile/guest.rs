@@ -2,7 +2,7 @@
 //!
 //! Invariants: those of the module above. A guest whose domain has a higher incarnation than its entry is left
 //! alone; one with a lower incarnation than a wanted entry is stale, since the VM was given out anew since.
-//! Deliberately absent: moves (`moving`), and the keeper's registration.
+//! Deliberately absent: moves (`moving`).
 
 use std::collections::BTreeSet;
 use std::time::UNIX_EPOCH;
@@ -19,6 +19,10 @@ use crate::ledger::{End, Life, VmRecord};
 
 /// How often ACPI is asked again: a guest that boots does not hear it yet, ms.
 const ASK_AGAIN_MS: u64 = 10_000;
+/// Why a guest on a shared pool waits.
+const NO_LEASE: &str = "NoStorageLease";
+/// How often the leader is heard, ms.
+const HEARTBEAT_MS: u64 = 1_000;
 /// Room in every pool of a guest that was paused for want of it before it goes on, MiB.
 const ROOM_MIB: u64 = 32;
 /// How long a guest must do well before its earlier failures no longer count, ms.
@@ -161,6 +165,7 @@ impl Guest<'_> {
         if let DomainState::Paused(reason) = domain.state {
             report.pause_reason = reason.as_str().to_owned();
         }
+        report.guarded = self.view.keeper.guests.get(&self.id) == Some(&domain.incarnation);
         report.generation = domain.generation;
         report.platform = Some(domain.platform.clone());
         report.vcpus = domain.vcpus;
@@ -291,6 +296,14 @@ impl Guest<'_> {
         if wanted.power == Power::Off {
             return self.stop(wanted, domain, report, decision);
         }
+        if !never_ran && self.can_be_guarded(wanted) && !report.guarded {
+            let steps = decision.steps.len();
+            let earlier = attempt(self.view, stamp(wanted), Step::Guard { vm: self.id }, decision);
+            if decision.steps.len() > steps {
+                report.problem = earlier;
+                return;
+            }
+        }
         if record.reboot {
             if let Some(stop) = record.stop.filter(|_| wanted.fresh) {
                 self.press_on(wanted, domain, stop.deadline_ms, true, Some(stop.asked_ms), report, decision);
@@ -308,7 +321,9 @@ impl Guest<'_> {
         }
         match domain.state {
             DomainState::Paused(PauseReason::NotYetRun) => {
-                if wanted.fresh {
+                if wanted.fresh && !self.may_begin(wanted) {
+                    decision.wake(now_ms + HEARTBEAT_MS);
+                } else if wanted.fresh {
                     let step = Step::Resume { vm: self.id, why: Go::FirstTime };
                     report.problem = attempt(self.view, stamp(wanted), step, decision);
                 }
@@ -361,6 +376,23 @@ impl Guest<'_> {
                 }
             }
         }
+    }
+
+    /// Whether its disks ask for the keeper, and the keeper could take it now.
+    fn can_be_guarded(&self, wanted: &WantedVm) -> bool {
+        let mut pools = wanted.shared_pools(&self.view.desired.pools).peekable();
+        pools.peek().is_some() && pools.all(|pool| self.view.keeper.leases.contains_key(&pool))
+    }
+
+    /// Whether what the entry of this session asks for may begin under the storage leases as they are: each must have
+    /// been held since before a heartbeat that the leader has answered. Whoever concluded from a lease's silence that
+    /// this node is lost did so after the session's end, and the lease would have been broken since.
+    fn may_begin(&self, wanted: &WantedVm) -> bool {
+        let stood = |pool| {
+            let lease = self.view.keeper.leases.get(&pool);
+            lease.is_some_and(|lease| self.view.answered_ms.is_some_and(|sent| lease.held_since_ms < sent))
+        };
+        wanted.shared_pools(&self.view.desired.pools).all(stood)
     }
 
     /// Does the entry's action unless it has been done; says whether it was taken up.
@@ -418,12 +450,18 @@ impl Guest<'_> {
             return;
         }
         let Some((due_ms, again)) = self.due(wanted, life, report) else { return };
-        // The start rule: by an entry of this session, or again on the same boot under the same incarnation.
+        // The start rule: by an entry of this session, or again on the same boot under the same incarnation, with no
+        // storage lease lapsed since it began.
+        let unbroken = |pool: Uuid| {
+            let held = self.view.keeper.leases.get(&pool).map(|lease| lease.held_since_ms);
+            held.is_some() && held == record.leases.get(&pool).copied()
+        };
         let may_again = same
             && life == Life::Ended
             && record.boot_id == self.view.boot_id
-            && record.end != Some(End::Migrated);
-        if !wanted.fresh && !may_again {
+            && record.end != Some(End::Migrated)
+            && wanted.shared_pools(&self.view.desired.pools).all(unbroken);
+        if !may_again && !wanted.fresh {
             return;
         }
         if due_ms > self.view.now_ms {
@@ -434,8 +472,17 @@ impl Guest<'_> {
             report.generation = if same { record.generation } else { 0 };
             report.state = GuestState::Preparing.into();
             if let Obstacle::Problem(problem) = obstacle {
+                // A lease that was asked for is there in a moment, and nothing tells so.
+                if problem.reason == NO_LEASE {
+                    decision.wake(self.view.now_ms + HEARTBEAT_MS);
+                }
                 report.problem = Some(problem);
             }
+            return;
+        }
+        if !may_again && !self.may_begin(wanted) {
+            report.state = GuestState::Preparing.into();
+            decision.wake(self.view.now_ms + HEARTBEAT_MS);
             return;
         }
         report.problem = attempt(self.view, stamp(wanted), Step::Start { vm: self.id, again }, decision);
@@ -483,6 +530,15 @@ impl Guest<'_> {
                 Some(Obstacle::Wait) => found = Some(Obstacle::Wait),
                 None => {}
             }
+        }
+        for pool in wanted.shared_pools(&self.view.desired.pools) {
+            let keeper = self.view.keeper;
+            let told = match &keeper.away {
+                Some(message) => ("KeeperAway", message.clone()),
+                None if keeper.leases.contains_key(&pool) => continue,
+                None => (NO_LEASE, format!("the storage lease on pool {pool} is not held")),
+            };
+            return Some(Obstacle::Problem(problem(told.0, told.1, false)));
         }
         let mut failed: Option<Problem> = None;
         for image in wanted.images.iter().filter(|image| !self.view.images.contains(image)) {

@@ -2,7 +2,8 @@
 //! no randomness; equal input gives equal output.
 //!
 //! Invariants: a guest is stopped, reset or destroyed only by an entry received in the present session that names
-//! its incarnation or a higher one; a guest begins only so, or again on the same boot under the same incarnation;
+//! its incarnation or a higher one; a guest begins only so, or again on the same boot under the same incarnation and
+//! under storage leases that never lapsed; on a shared pool it begins only while the keeper holds the lease there;
 //! only what we paused, and what QEMU paused for want of room, goes on; a volume that was made is never made
 //! again. Deliberately absent: doing (`operate`), and the memory of failures between calls (`Efforts`).
 
@@ -25,6 +26,7 @@ pub use moving::may_run_arrived;
 
 use crate::desired::{Desired, Digest};
 use crate::hypervisor::{Domain, Exit};
+use crate::keeper::KeeperFact;
 use crate::ledger::{End, State};
 
 /// What a pool's directory was found to be.
@@ -75,6 +77,9 @@ pub struct View<'a> {
     /// Images in the cache.
     pub images: &'a BTreeSet<Digest>,
     pub guests: &'a BTreeMap<Uuid, GuestStatus>,
+    pub keeper: &'a KeeperFact,
+    /// When the last heartbeat was sent that the present session's leader has answered, ms of CLOCK_BOOTTIME.
+    pub answered_ms: Option<u64>,
     pub efforts: &'a Efforts,
     /// Subjects on which a step is at work.
     pub busy: &'a BTreeMap<Subject, Step>,
@@ -121,6 +126,10 @@ pub enum Step {
         why: Go,
     },
     Pause {
+        vm: Uuid,
+    },
+    /// Register a guest that runs and that the keeper does not have.
+    Guard {
         vm: Uuid,
     },
     /// Ask by ACPI; the time to destroy is set when it is asked first.
@@ -202,6 +211,7 @@ impl Step {
             | Self::Start { vm, .. }
             | Self::Resume { vm, .. }
             | Self::Pause { vm }
+            | Self::Guard { vm }
             | Self::Shutdown { vm, .. }
             | Self::Destroy { vm, .. }
             | Self::Reboot { vm, .. }
@@ -231,6 +241,7 @@ impl Step {
             Self::Start { .. } => "start",
             Self::Resume { .. } => "resume",
             Self::Pause { .. } => "pause",
+            Self::Guard { .. } => "guard",
             Self::Shutdown { .. } => "shutdown",
             Self::Destroy { .. } => "destroy",
             Self::Reboot { .. } => "reboot",
@@ -297,6 +308,8 @@ pub fn decide(view: &View<'_>) -> Decision {
     report.complete = view.observed;
     report.foreign = view.foreign;
     report.health = view.hypervisor_away.unwrap_or_default().to_owned();
+    report.keeper =
+        view.keeper.away.is_none().then(|| wire::KeeperReport { version: view.keeper.version.clone() });
     report.cached_images = view.images.iter().map(ToString::to_string).collect();
     for id in view.desired.pools.keys() {
         let fact = view.pools.get(id).cloned().unwrap_or_default();
@@ -306,6 +319,7 @@ pub fn decide(view: &View<'_>) -> Decision {
             capacity_mib: fact.capacity_mib,
             used_mib: fact.used_mib,
             message: fact.message,
+            lease: view.keeper.report_of(*id),
         });
     }
     decision

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tamdao_keeper::protocol::ProcessId;
 use tamdao_proto::v1::{DiskKind, GuestStatus, Inventory, Platform};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -360,6 +361,11 @@ impl Hypervisor for FakeHypervisor {
             self.stop_on_error(&mut state, vm);
         }
         Ok(())
+    }
+
+    async fn process(&self, vm: Uuid, incarnation: u64) -> Result<ProcessId> {
+        find(&mut *self.reach()?, vm, incarnation)?;
+        Ok(ProcessId { pid: i32::MAX, start_time: 1 })
     }
 
     async fn pause(&self, vm: Uuid, incarnation: u64) -> Result<()> {

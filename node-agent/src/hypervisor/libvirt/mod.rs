@@ -11,6 +11,7 @@ mod exits;
 mod ffi;
 mod guest;
 mod migrate;
+mod process;
 mod stats;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tamdao_keeper::protocol::ProcessId;
 use tamdao_proto::v1::{GuestStatus, Inventory};
 use tokio::sync::{OnceCell, broadcast};
 use uuid::Uuid;
@@ -49,6 +51,8 @@ pub struct LibvirtConfig {
     pub acceleration: AccelerationChoice,
     /// Where libvirtd keeps a log for each domain, as this process sees it.
     pub log_directory: PathBuf,
+    /// Where libvirtd keeps the process id of each domain, as this process sees it.
+    pub run_directory: PathBuf,
     /// The network devices of the network namespace in which libvirtd runs.
     pub class_net: PathBuf,
 }
@@ -59,6 +63,7 @@ impl Default for LibvirtConfig {
             uri: "qemu:///system".to_owned(),
             acceleration: AccelerationChoice::Auto,
             log_directory: PathBuf::from("/var/log/libvirt/qemu"),
+            run_directory: PathBuf::from("/run/libvirt/qemu"),
             class_net: PathBuf::from("/sys/class/net"),
         }
     }
@@ -192,6 +197,11 @@ impl Hypervisor for Libvirt {
             Ok(())
         })
         .await
+    }
+
+    async fn process(&self, vm: Uuid, incarnation: u64) -> Result<ProcessId> {
+        let directory = self.config.run_directory.clone();
+        self.act(vm, incarnation, move |_, _| Ok(process::find(&directory, vm)?)).await
     }
 
     async fn pause(&self, vm: Uuid, incarnation: u64) -> Result<()> {

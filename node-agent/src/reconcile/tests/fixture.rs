@@ -1,7 +1,7 @@
 //! The fixtures' text form. A line is a noun, a number where it needs one, and words or key=value pairs:
 //! `boot b1`, `now 100000`, `away`, `pool 1 free=500`, `image a`, `file 1`, `exit 1 crashed`, `busy 1`,
-//! `vm 1 i=1 g=1 on run=always cut`, `volume 1 make size=100 image=a`, `domain 1 i=1 g=1 paused=io-error`,
-//! `ledger 1 i=1 running stop=5000`, `made 1 size=100`, `failed 1 start attempts=3`.
+//! `answered 99000`, `no-keeper`, `lease 1 since=10`, `guarded 1 i=1`, `vm 1 i=1 g=1 on run=always cut`, `volume 1 make size=100 image=a`, `domain 1 i=1 g=1 paused=io-error`,
+//! `ledger 1 i=1 running stop=5000 under=10`, `made 1 size=100`, `failed 1 start attempts=3`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::desired::{
     WantedVolume,
 };
 use crate::hypervisor::{Domain, DomainState, Exit, PauseReason};
+use crate::keeper::{KeeperFact, Lease};
 use crate::ledger::{End, Incoming, Life, Outgoing, State, Stop, VmRecord, VolumeRecord, Word};
 use crate::reconcile::{Decision, Efforts, FileFact, PoolFact, Step, Subject, View, decide, problem};
 
@@ -34,6 +35,8 @@ pub struct Node {
     pub images: BTreeSet<Digest>,
     pub efforts: Efforts,
     pub busy: BTreeMap<Subject, Step>,
+    pub keeper: KeeperFact,
+    pub answered_ms: Option<u64>,
 }
 
 pub fn id(n: u128) -> Uuid {
@@ -79,7 +82,8 @@ pub fn wanted_vm() -> WantedVm {
 
 impl Node {
     pub fn parse(text: &str) -> Self {
-        let mut node = Self { boot_id: "b1".into(), now_ms: 100_000, ..Self::default() };
+        let mut node =
+            Self { boot_id: "b1".into(), now_ms: 100_000, answered_ms: Some(99_000), ..Self::default() };
         node.desired.complete = true;
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             node.line(line);
@@ -125,6 +129,13 @@ impl Node {
                 };
                 self.exits.insert(number(), exit);
             }
+            "no-keeper" => self.keeper.away = Some("it does not answer".into()),
+            "answered" => self.answered_ms = Some(words[1].parse().unwrap()),
+            "lease" => {
+                let lease = Lease { lease_ms: 60_000, held_since_ms: count("since", 10) };
+                self.keeper.leases.insert(number(), lease);
+            }
+            "guarded" => drop(self.keeper.guests.insert(number(), count("i", 1))),
             "busy" => {
                 let vm = number();
                 let step = if has("send") { Step::Send { vm } } else { Step::Start { vm, again: false } };
@@ -225,6 +236,7 @@ impl Node {
             action: value("action").map(|n| id(n.parse().unwrap())),
             streak: u32::try_from(count("streak", 0)).unwrap(),
             ended_ms: count("at", 100_000),
+            leases: value("under").map(|since| (id(1), since.parse().unwrap())).into_iter().collect(),
             untidy: has("untidy"),
             outgoing: value("out").map(|n| Outgoing {
                 id: id(n.parse().unwrap()),
@@ -257,6 +269,8 @@ impl Node {
             images: &self.images,
             guests: NO_GUESTS,
             efforts: &self.efforts,
+            keeper: &self.keeper,
+            answered_ms: self.answered_ms,
             busy: &self.busy,
         }
     }
@@ -336,7 +350,7 @@ pub fn show(decision: &Decision) -> String {
             let exit = GuestExit::try_from(vm.exit).unwrap().as_str_name().trim_start_matches("GUEST_EXIT_");
             line += &format!(" exit={}", exit.to_lowercase());
         }
-        for (flag, word) in [(vm.gone, "gone"), (vm.unknown, "unknown")] {
+        for (flag, word) in [(vm.gone, "gone"), (vm.unknown, "unknown"), (vm.guarded, "guarded")] {
             if flag {
                 line += &format!(" {word}");
             }

@@ -11,6 +11,7 @@ use crate::desired::{
     ActionKind, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm, WantedVolume,
 };
 use crate::hypervisor::{DomainState, Exit, PauseReason};
+use crate::keeper::Lease;
 use crate::ledger::{End, Incoming, Life, Outgoing, Stop, VmRecord, VolumeRecord, Word};
 use crate::reconcile::{FileFact, Go, PoolFact, Step, may_run_arrived};
 
@@ -80,10 +81,11 @@ fn record() -> impl Strategy<Value = VmRecord> {
     let outgoing = proptest::option::weighted(0.3, (6..8u128, word));
     let incoming = proptest::option::weighted(0.3, (6..8u128, any::<bool>()));
     let moving = (outgoing, incoming);
-    (1..4u64, life, end, flags, proptest::option::of(0..400_000u64), proptest::option::of(1..3u128), moving)
+    let numbers = (1..4u64, proptest::option::of(10..12u64));
+    (numbers, life, end, flags, proptest::option::of(0..400_000u64), proptest::option::of(1..3u128), moving)
         .prop_map(
             |(
-                incarnation,
+                (incarnation, under),
                 life,
                 end,
                 (old_boot, reboot, paused, untidy),
@@ -102,6 +104,7 @@ fn record() -> impl Strategy<Value = VmRecord> {
                 untidy,
                 action: action.map(id),
                 ended_ms: 90_000,
+                leases: under.map(|since| (id(1), since)).into_iter().collect(),
                 outgoing: outgoing.map(|(n, word)| Outgoing { id: id(n), word, reason: String::new() }),
                 incoming: incoming.map(|(n, go)| Incoming { id: id(n), go }),
                 ..VmRecord::default()
@@ -137,14 +140,19 @@ prop_compose! {
         free in prop_oneof![Just(10u64), Just(500u64)],
         ready in proptest::bool::weighted(0.9),
         complete in any::<bool>(),
+        shared in any::<bool>(),
+        lease in proptest::option::of(10..12u64),
+        answered_ms in proptest::option::of(10..13u64),
     ) -> Node {
-        let mut node = Node { now_ms: 100_000, boot_id: "b1".into(), away: away.then(|| "away".into()), ..Node::default() };
+        let mut node = Node { answered_ms, now_ms: 100_000, boot_id: "b1".into(), away: away.then(|| "away".into()), ..Node::default() };
         node.desired.complete = complete;
         node.desired.vms = wanted.into_iter().map(|(n, wanted)| (id(n), wanted)).collect();
         node.domains = domains.into_iter().map(|(n, (i, state))| (id(n), domain(id(n), i, 1, state))).collect();
         node.ledger.vms = records.into_iter().map(|(n, record)| (id(n), record)).collect();
         node.exits = exits.into_iter().map(|(n, exit)| (id(n), exit)).collect();
-        node.desired.pools.insert(id(1), WantedPool { name: "p".into(), path: "/p".into(), shared: false });
+        node.desired.pools.insert(id(1), WantedPool { name: "p".into(), path: "/p".into(), shared });
+        let lease = lease.map(|held_since_ms| (id(1), Lease { lease_ms: 60_000, held_since_ms }));
+        node.keeper.leases.extend(lease);
         node.pools.insert(id(1), PoolFact { ready, capacity_mib: 1000, used_mib: 1000 - free, message: String::new() });
         for (n, (wanted, record, exists)) in volumes {
             node.desired.volumes.insert(id(n), wanted);
@@ -155,6 +163,10 @@ prop_compose! {
     }
 }
 
+fn shared(node: &Node, vm: &uuid::Uuid) -> bool {
+    node.desired.vms[vm].shared_pools(&node.desired.pools).next().is_some()
+}
+
 fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
     let entry = |vm| node.desired.vms.get(vm);
     let known = |vm| {
@@ -163,6 +175,7 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
     };
     match step {
         Step::RecordEnd { .. } | Step::Recognise { .. } | Step::Tidy { .. } => {}
+        Step::Guard { vm } => prop_assert!(shared(node, vm) && !node.keeper.guests.contains_key(vm)),
         Step::Start { vm, .. } => {
             let wanted = entry(vm).expect("a start without an entry");
             prop_assert!(!node.domains.contains_key(vm), "a second domain");
@@ -174,6 +187,13 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
                     && record.life == Life::Ended
             });
             prop_assert!(wanted.fresh || again, "the start rule");
+            if shared(node, vm) && !wanted.volumes.is_empty() {
+                let held = node.keeper.leases.get(&id(1)).map(|lease| lease.held_since_ms);
+                prop_assert!(held.is_some(), "without a lease");
+                let under = node.ledger.vms.get(vm).and_then(|record| record.leases.get(&id(1)).copied());
+                let stood = wanted.fresh && held < node.answered_ms;
+                prop_assert!(stood || held == under, "the lease lapsed in between");
+            }
             for (volume, _) in &wanted.volumes {
                 let record = node.ledger.volumes.get(volume);
                 prop_assert!(record.is_some_and(|record| record.made) && node.files[volume].exists);
@@ -188,6 +208,12 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
                     let arrived = may_run_arrived(record, here.incarnation, id(7));
                     let may = if wanted.intent == Intent::Incoming { arrived } else { wanted.fresh };
                     prop_assert!(may);
+                    let held = node.keeper.leases.get(&id(1)).map(|lease| lease.held_since_ms);
+                    prop_assert!(
+                        !shared(node, vm)
+                            || wanted.intent == Intent::Incoming
+                            || (held.is_some() && held < node.answered_ms)
+                    );
                 }
                 Go::Kept => {
                     prop_assert!(record.outgoing.is_some() && !record.paused);

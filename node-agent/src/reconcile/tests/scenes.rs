@@ -25,6 +25,11 @@ fn start_rule() {
 }
 
 #[test]
+fn keeper() {
+    insta::assert_snapshot!(play(include_str!("keeper.txt")));
+}
+
+#[test]
 fn stopping() {
     insta::assert_snapshot!(play(include_str!("stopping.txt")));
 }

@@ -21,7 +21,8 @@ pub struct World {
 
 impl World {
     pub fn carry_out(&mut self, step: &Step) {
-        let Node { ledger, domains, desired, files, images, now_ms, boot_id, exits, .. } = &mut self.node;
+        let Node { ledger, domains, desired, files, images, now_ms, boot_id, exits, keeper, .. } =
+            &mut self.node;
         let now_ms = *now_ms;
         match step {
             Step::RecordEnd { vm, end } => {
@@ -139,6 +140,7 @@ impl World {
                 };
                 ledger.vms.insert(*vm, record);
             }
+            Step::Guard { vm } => drop(keeper.guests.insert(*vm, domains[vm].incarnation)),
             Step::Pause { vm } => {
                 ledger.vms.get_mut(vm).unwrap().paused = true;
                 domains.get_mut(vm).unwrap().state = DomainState::Paused(PauseReason::OnDemand);
@@ -226,7 +228,10 @@ impl World {
             if decision.steps.is_empty() {
                 match decision.wake_ms {
                     None => return true,
-                    Some(at_ms) => self.node.now_ms = at_ms.max(self.node.now_ms + 1),
+                    Some(at_ms) => {
+                        self.node.now_ms = at_ms.max(self.node.now_ms + 1);
+                        self.node.answered_ms = Some(self.node.now_ms);
+                    }
                 }
             }
             for step in &decision.steps {

@@ -121,6 +121,9 @@ pub enum Noun {
     /// How VMs are placed: what a good node is, and which failures must find room
     #[command(subcommand)]
     SchedulingPolicy(SchedulingPolicyVerb),
+    /// Restarts elsewhere after the loss of a node
+    #[command(subcommand)]
+    Ha(HaVerb),
     /// Processes of the control plane
     #[command(subcommand)]
     Controller(ControllerVerb),

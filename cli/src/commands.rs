@@ -9,6 +9,7 @@ mod controller;
 mod debug;
 mod events;
 mod flavor;
+mod ha;
 mod image;
 mod moves;
 mod network;
@@ -20,6 +21,7 @@ mod simulate;
 mod standard;
 mod vm;
 mod vm_create;
+mod vm_history;
 mod vm_log;
 mod vm_power;
 mod volume;
@@ -44,6 +46,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Node(verb) => node::run(app, verb).await,
         Noun::Pool(verb) => pool::run(app, verb).await,
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
+        Noun::Ha(verb) => ha::run(app, verb).await,
         Noun::Controller(verb) => controller::run(app, verb).await,
         Noun::Events(args) => events::run(app, args).await,
         Noun::Simulate(verb) => simulate::run(app, verb).await,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use imbl::{OrdMap, OrdSet};
-use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
+use tamdao_model::assignment::{Assignment, Intent, Reservation, VmEntry};
 use tamdao_model::node::Node;
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
@@ -287,10 +287,14 @@ impl Engine {
         self.guarantee.set_node(shape);
         let held: BTreeMap<VmId, Reservation> =
             self.picture().vms_on(id).iter().map(|vm| (vm.id, vm.reservation)).collect();
-        for vm in held.keys().filter(|vm| !assignment.vms.contains_key(vm)) {
+        // What was evacuated holds nothing on the node that was lost.
+        let nothing =
+            |entry: &VmEntry| entry.intent == Intent::Stale && entry.reservation == Reservation::default();
+        let holds = |vm: &VmId| assignment.vms.get(vm).is_some_and(|entry| !nothing(entry));
+        for vm in held.keys().filter(|vm| !holds(vm)) {
             self.guarantee.release(id, *vm);
         }
-        for (vm, entry) in &assignment.vms {
+        for (vm, entry) in assignment.vms.iter().filter(|(vm, _)| holds(vm)) {
             match held.get(vm) {
                 Some(reservation) if *reservation == entry.reservation && !changed.contains(vm) => continue,
                 Some(_) => drop(self.guarantee.release(id, *vm)),

@@ -129,6 +129,7 @@ pub fn found(
         ca_certificate: authority.pem().to_owned(),
         ca_key: authority.seal(&key)?,
         admin_tokens: vec![token.digest()],
+        disarmed: None,
     };
     let text = format!("{}\n", token.expose());
     write(&config.data_dir.join(ADMIN_TOKEN), text.as_bytes(), Secrecy::Secret)?;

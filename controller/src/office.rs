@@ -9,6 +9,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::drive;
+use crate::reconcile::evacuator::Evacuator;
+use crate::reconcile::fencer::Fencer;
 use crate::reconcile::liveness::Liveness;
 use crate::reconcile::mover::Mover;
 use crate::reconcile::placer::Placer;
@@ -65,6 +67,8 @@ async fn hold(
     loops.spawn(drive(Placer::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Mover, shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Fencer::new(since), shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Evacuator::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Seater, shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Surveyor::default(), shared.clone(), Some(leadership.clone())));

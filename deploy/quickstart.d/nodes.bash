@@ -15,6 +15,7 @@ start_nodes() {
   local name
   for name in "${nodes[@]}"; do
     host_up "$name"
+    run_keeper "$name"
     configure_agent "$name"
     join_node "$name"
     run_agent "$name"
@@ -32,6 +33,23 @@ host_up() {
   [ -s "$home/uuid" ] || cat /proc/sys/kernel/random/uuid >"$home/uuid"
   step "host $1 with its libvirtd" "$here/testbed/node" up "$1" --bridge "$bridge" --address "$(node_address "$1")/24" --uuid "$(cat "$home/uuid")" --gateway "$network.1"
   inside "$1" -- mkdir -p "$pool"
+}
+
+# run_keeper NODE: the keeper inside, and outside what stands in for the host's watchdog. Both rest until there is a
+# shared pool.
+run_keeper() {
+  local home run
+  home=$(agent_home "$1")/keeper run=/run/tamdao-keeper
+  mkdir -p "$home" "$home-watchdog"
+  cat >"$home/keeper.toml" <<CONF
+socket = "$run/socket"
+state = "$run/state.json"
+watchdog = "$run/watchdog"
+watchdog_timeout_ms = 10000
+CONF
+  running "$home-watchdog" >/dev/null || launch "$home-watchdog" "$here/testbed/watchdog" "$1" -- 10
+  wait_for "$1 has a watchdog" 20 "$home-watchdog/log" test -p "$TAMDAO_TESTBED_DIR/$1$run/watchdog"
+  running "$home" >/dev/null || launch "$home" "$here/testbed/node" exec "$1" -- "$(program tamdao-keeper)" --config "$home/keeper.toml"
 }
 
 configure_agent() {
@@ -77,7 +95,9 @@ stop_nodes() {
   for name in "${nodes[@]}"; do
     halt "$(agent_home "$name")" "the agent of $name" child
     if [ -n "$1" ]; then shut_down_guests "$name"; fi
+    halt "$(agent_home "$name")/keeper-watchdog" "the watchdog of $name"
     "$here/testbed/node" down "$name" "${purge[@]}"
+    rm -f "$(agent_home "$name")/keeper/pid"
     [ ! -d "$(agent_home "$name")" ] || say "  host $name is down"
   done
 }

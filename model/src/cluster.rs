@@ -21,6 +21,23 @@ pub struct Cluster {
     pub ca_key: Sealed,
     /// Digests of the tokens that are cloud admins, hex.
     pub admin_tokens: Vec<String>,
+    /// While it lasts no node is fenced and no VM is restarted elsewhere by itself.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub disarmed: Option<Disarmed>,
+}
+
+/// Automatic restarts elsewhere are off, for work on network or storage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disarmed {
+    pub until: TimeMs,
+    pub by: String,
+}
+
+impl Cluster {
+    /// Whether automatic restarts elsewhere are off now.
+    pub fn is_disarmed(&self, now: TimeMs) -> bool {
+        self.disarmed.as_ref().is_some_and(|disarmed| now < disarmed.until)
+    }
 }
 
 impl Stored for Cluster {

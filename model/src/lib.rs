@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod condition;
 pub mod convert;
 pub mod event;
+pub mod fence;
 pub mod flavor;
 pub mod id;
 pub mod image;

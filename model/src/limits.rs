@@ -88,6 +88,8 @@ pub const SELECTOR_TERMS: usize = 32;
 pub const MASK_PATHS: usize = 64;
 /// Violations listed for one request; nobody reads more.
 pub const VIOLATIONS: usize = 50;
+/// Restarts elsewhere that a VM's record remembers.
+pub const EVACUATIONS_KEPT: usize = 8;
 /// One text in an agent's report, characters; the rest is cut off.
 pub const REPORT_TEXT_CHARS: usize = 2_000;
 /// Addresses that one guest is believed to have.

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::assignment::Reservation;
 use crate::condition::Conditions;
+use crate::fence::{Fence, Goodbye};
 use crate::limits;
 use crate::pool::Pool;
 use crate::record::resource;
@@ -70,6 +71,15 @@ pub struct NodeStatus {
     pub foreign: u32,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub phase_time: TimeMs,
+    /// The version of its keeper, as its agent said last; empty if that found none.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub keeper: String,
+    /// The session that ended with the word that nothing runs and no storage lease is held.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub goodbye: Option<Goodbye>,
+    /// What is proven of it since it was lost; none while it is not.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub fence: Option<Fence>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,6 +90,12 @@ pub enum NodePhase {
     Ready,
     Unreachable,
     NotReady,
+    /// Lost, and evidence is sought that it runs nothing.
+    Fencing,
+    /// Proven to run none of the VMs that its proofs cover.
+    Fenced,
+    /// Heard again after it was fenced; it is told only what it must not run.
+    Returning,
 }
 
 /// What a node has, as its agent found it.
@@ -119,6 +135,17 @@ pub struct PoolSeen {
     pub used_mib: u64,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub message: String,
+    /// The node's storage lease; none if it holds none.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub lease: Option<LeaseSeen>,
+}
+
+/// A storage lease that is held and was renewed in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseSeen {
+    pub lease_ms: u64,
+    /// Of an armed watchdog; none if nothing would stop the host.
+    pub watchdog_timeout_ms: Option<u64>,
 }
 
 resource!(Node, Node, |_| Scope::Cluster);

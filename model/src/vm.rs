@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Conditions;
+use crate::fence::FenceProof;
 use crate::record::resource;
 use crate::sealed::Sealed;
 use crate::{
@@ -237,6 +238,22 @@ pub struct VmStatus {
     /// The highest incarnation ever given, also by a move that was given up; 0 means that `incarnation` is.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub incarnation_given: u64,
+    /// Restarts elsewhere after the loss of a node, the newest last; [`crate::limits::EVACUATIONS_KEPT`] at most.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub evacuations: Vec<Evacuation>,
+}
+
+/// One restart on another node after the VM's own was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evacuation {
+    pub time: TimeMs,
+    /// The nodes' names at that time.
+    pub from: Name,
+    pub to: Name,
+    /// On the new node.
+    pub incarnation: u64,
+    /// That the lost node did not run it any more.
+    pub proof: FenceProof,
 }
 
 /// What the node's last report said.
@@ -253,6 +270,9 @@ pub struct Seen {
     pub vcpus: u32,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub memory_mib: u32,
+    /// The node's keeper has it: it does not outlive the node's storage lease.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub guarded: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -47,6 +47,29 @@ impl Agent {
         Ok(())
     }
 
+    /// Adds a line to the configuration; it counts from the next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, line: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, format!("{text}{line}\n"))?)
+    }
+
+    /// Sends a signal to the agent, which is the only child of what was started.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, how: Signal) -> Result<()> {
+        let process = self.process.as_ref().context("the agent is not started")?;
+        children(process.id())?.into_iter().try_for_each(|child| signal(child, how))
+    }
+
+    /// Forgets an agent whose host's power was cut.
+    pub fn forget(&mut self) {
+        self.process = None;
+    }
+
     /// Makes the host a node of the cloud.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use crate::agent::Agent;
 use crate::api::{self, Api};
 use crate::cli::Cli;
 use crate::controller::Controller;
+use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
 use crate::guest::Guest;
 use crate::process::tail;
 use crate::rest::Rest;
@@ -35,12 +36,15 @@ pub struct Builder {
     controllers: usize,
     nodes: u8,
     furnished: bool,
+    shared: bool,
 }
 
 /// The cloud under test. Its fields go in this order: processes first, then what they lived in.
 pub struct Cloud {
     pub controllers: Vec<Controller>,
     pub agents: Vec<Agent>,
+    /// Keepers, watchdogs and shared storage, where the cloud has them.
+    pub guarded: Vec<Guarded>,
     pub api: Api,
     pub cli: Cli,
     pub testbed: Testbed,
@@ -55,7 +59,7 @@ pub struct Cloud {
 impl Cloud {
     /// A cloud of one controller and no node.
     pub fn builder() -> Builder {
-        Builder { controllers: 1, nodes: 0, furnished: true }
+        Builder { controllers: 1, nodes: 0, furnished: true, shared: false }
     }
 
     /// # Errors
@@ -265,6 +269,7 @@ impl Cloud {
 
     fn clear(&mut self) -> Result<()> {
         self.agents.clear();
+        self.guarded.clear();
         self.controllers.clear();
         self.slot.clear()
     }
@@ -273,7 +278,8 @@ impl Cloud {
     fn show_logs(&self) {
         let controllers = self.controllers.iter().map(|controller| (&controller.name, &controller.log));
         let agents = self.agents.iter().map(|agent| (&agent.name, &agent.log));
-        for (name, log) in controllers.chain(agents) {
+        let keepers = self.guarded.iter().map(|guarded| (&guarded.node, &guarded.log));
+        for (name, log) in controllers.chain(agents).chain(keepers) {
             eprintln!("--- the end of the log of {name} ---\n{}", tail(log, 40));
         }
     }
@@ -312,6 +318,13 @@ impl Builder {
         self
     }
 
+    /// With a keeper, a watchdog and a shared directory on each host, and the pool `shared` in that.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
     /// Without agency, flavor, pool, network and image.
     #[must_use]
     pub fn bare(mut self) -> Self {
@@ -347,12 +360,25 @@ impl Builder {
         let api = Api::new(&addresses, &ca, Some(&token))?;
         let config = slot.directory.join("cli.toml");
         let cli = Cli::new(&config, &addresses, &ca_file, &token_file, AGENCY).await?;
-        let mut cloud =
-            Cloud { controllers, agents: Vec::new(), api, cli, testbed, ca, token, slot, done: false };
+        let mut cloud = Cloud {
+            controllers,
+            agents: Vec::new(),
+            guarded: Vec::new(),
+            api,
+            cli,
+            testbed,
+            ca,
+            token,
+            slot,
+            done: false,
+        };
         cloud.gather().await?;
-        cloud.settle(self.nodes).await?;
+        cloud.settle(self.nodes, self.shared).await?;
         if self.furnished {
             cloud.furnish(self.nodes > 0).await?;
+        }
+        if self.shared {
+            cloud.share().await?;
         }
         Ok(cloud)
     }
@@ -398,7 +424,7 @@ impl Cloud {
     }
 
     /// Boots the nodes and joins them.
-    async fn settle(&mut self, nodes: u8) -> Result<()> {
+    async fn settle(&mut self, nodes: u8, shared: bool) -> Result<()> {
         if nodes == 0 {
             return Ok(());
         }
@@ -411,10 +437,83 @@ impl Cloud {
             let token = self.join_token(JoinTokenKind::Node, &name).await?;
             let mut agent = Agent::plan(&self.slot.directory, &self.testbed, &name, acceleration)?;
             agent.join(&addresses, &token)?;
+            if shared {
+                agent.configure(&format!("storage_lease_ms = {LEASE_MS}"))?;
+                self.guarded.push(Guarded::start(&self.slot, &self.testbed, &name).await?);
+            }
             agent.start()?;
             self.agents.push(agent);
         }
         self.nodes_ready().await
+    }
+
+    /// The pool that all nodes share.
+    async fn share(&self) -> Result<()> {
+        let make = ["pool", "create", "shared", "--path", SHARED, "--shared", "--no-wait"];
+        let pool: serde_json::Value = self.cli.json(&make).await?;
+        guarded::mark(&self.slot.directory, pool["metadata"]["id"].as_str().context("an id")?)?;
+        eventually("the pool is ready and every node holds a lease on it", SOON, async || {
+            let nodes = self.nodes().await?;
+            let kept = |node: &&Node| node.status.as_ref().is_some_and(|s| !s.keeper_version.is_empty());
+            if nodes.iter().filter(kept).count() < self.guarded.len() {
+                return not_yet("not every node has a keeper");
+            }
+            let pool: serde_json::Value = self.cli.json(&["pool", "get", "shared"]).await?;
+            match pool["status"]["phase"].as_str() {
+                Some("POOL_PHASE_READY") => Ok(()),
+                other => not_yet(format!("{other:?}")),
+            }
+        })
+        .await
+    }
+
+    /// What guards a node.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn guarded(&self, node: &str) -> Result<&Guarded> {
+        let found = self.guarded.iter().find(|guarded| guarded.node == node);
+        found.with_context(|| format!("nothing guards {node:?}"))
+    }
+
+    /// The power of a node goes, with all that runs on it.
+    ///
+    /// # Errors
+    /// When its processes stay.
+    pub fn power_cut(&mut self, node: &str) -> Result<()> {
+        self.testbed.cut(node)?;
+        self.agent_mut(node)?.forget();
+        self.guarded.iter_mut().filter(|guarded| guarded.node == node).for_each(Guarded::end);
+        Ok(())
+    }
+
+    /// A node whose power was cut boots, with its agent.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn boot(&mut self, node: &str) -> Result<()> {
+        let place = self.agents.iter().position(|agent| agent.name == node).context("no such node")?;
+        self.testbed.boot(node, u8::try_from(place + 1)?)?;
+        for guarded in self.guarded.iter_mut().filter(|guarded| guarded.node == node) {
+            guarded.begin(&self.slot).await?;
+        }
+        self.agent_mut(node)?.start()
+    }
+
+    /// Waits until something is true of a node.
+    ///
+    /// # Errors
+    /// When it does not become so.
+    pub async fn node_becomes(&self, name: &str, what: &str, is: impl Fn(&Node) -> bool) -> Result<Node> {
+        eventually(&format!("{name}: {what}"), 3 * SOON, async || {
+            let nodes = self.nodes().await?;
+            let named = |node: &&Node| node.metadata.as_ref().is_some_and(|metadata| metadata.name == name);
+            match nodes.iter().find(named) {
+                Some(node) if is(node) => Ok(node.clone()),
+                other => not_yet(format!("{:?}", other.and_then(|node| node.status.clone()))),
+            }
+        })
+        .await
     }
 
     /// What VMs need: an agency, a size, a pool, a network, and the tiny guest's image where there are nodes.

@@ -153,7 +153,7 @@ impl Node {
                     let report = self.obey(assignment);
                     send(ToLeader::Report(report)).await?;
                 }
-                Some(FromLeader::OpenTunnel(_) | FromLeader::Heartbeat(_)) => {}
+                Some(FromLeader::OpenTunnel(_) | FromLeader::Heartbeat(_) | FromLeader::ReadLease(_)) => {}
             }
         }
     }
@@ -186,6 +186,7 @@ impl Node {
             capacity_mib: self.size.pool_mib,
             used_mib: 0,
             message: String::new(),
+            lease: None,
         };
         agent::Report {
             complete,

@@ -50,6 +50,13 @@ impl Testbed {
         Ok(())
     }
 
+    /// What stands in for the watchdog's hardware of a host.
+    pub fn watchdog(&self, node: &str, seconds: &str) -> Command {
+        let mut command = self.command("watchdog");
+        command.args([node, "--", seconds]);
+        command
+    }
+
     /// The power of a host goes.
     ///
     /// # Errors

@@ -145,3 +145,17 @@ pub enum DebugVerb {
         last: u32,
     },
 }
+
+#[derive(Debug, Subcommand)]
+pub enum HaVerb {
+    /// Say whether lost nodes are fenced and their VMs restarted, and how the nodes stand
+    Status,
+    /// Turn it off for a while, such as for work on the network
+    Disarm {
+        /// For how long, 7 days at most
+        #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+        ttl: Duration,
+    },
+    /// Turn it on again
+    Arm,
+}

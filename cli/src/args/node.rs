@@ -18,6 +18,8 @@ pub enum NodeVerb {
     Cordon(NameArg),
     /// Let new VMs onto a node again
     Uncordon(NameArg),
+    /// Answer for a lost node running nothing any more: its VMs are then restarted elsewhere
+    AttestGone(AttestGoneArgs),
     /// Change labels, failure domains or overcommit
     Update(NodeUpdateArgs),
     /// Remove nodes on which nothing runs
@@ -26,6 +28,18 @@ pub enum NodeVerb {
     /// Permissions for new nodes to join
     #[command(subcommand)]
     JoinToken(JoinTokenVerb),
+}
+
+#[derive(Debug, Args)]
+pub struct AttestGoneArgs {
+    /// Name or id
+    pub name: String,
+    /// What you know, such as "pulled its power cords"; it is kept beside your name
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub reason: String,
+    /// Answer yes to the question
+    #[arg(long, short = 'y')]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

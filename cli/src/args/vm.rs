@@ -40,6 +40,8 @@ pub enum VmVerb {
     Delete(VmDeleteArgs),
     /// Say why a VM is where it is, or what it waits for
     Explain(NameArg),
+    /// What became of a VM: its events, and each restart elsewhere with its proof
+    History(NameArg),
     /// Join the serial console; Ctrl-] then "." leaves it
     Console(VmConsoleArgs),
     /// Print the serial log that the node keeps

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use tamdao_proto::v1::{
-    ControllerRole, CordonNodeRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, JoinTokenKind,
-    ListControllersRequest, ListJoinTokensRequest, Node, RevokeJoinTokenRequest, UncordonNodeRequest,
+    AttestNodeGoneRequest, ControllerRole, CordonNodeRequest, CreateJoinTokenRequest,
+    CreateJoinTokenResponse, JoinTokenKind, ListControllersRequest, ListJoinTokensRequest, Node,
+    RevokeJoinTokenRequest, UncordonNodeRequest,
 };
 
 use super::standard;
 use crate::app::{App, now_s};
-use crate::args::{JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeUpdateArgs, NodeVerb};
+use crate::args::{AttestGoneArgs, JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeUpdateArgs, NodeVerb};
 use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table};
@@ -22,6 +23,7 @@ pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
         NodeVerb::Get(args) => standard::get::<Node>(app, &args, false).await,
         NodeVerb::Cordon(args) => cordon(app, &args).await,
         NodeVerb::Uncordon(args) => uncordon(app, &args).await,
+        NodeVerb::AttestGone(args) => attest_gone(app, &args).await,
         NodeVerb::Update(args) => update(app, &args).await,
         NodeVerb::Delete(args) => standard::delete::<Node>(app, &args, false, false).await,
         NodeVerb::JoinToken(JoinTokenVerb::Create(args)) => create_token(app, &args).await,
@@ -44,6 +46,18 @@ async fn uncordon(app: &App, args: &NameArg) -> Result<ExitStatus> {
     let request = UncordonNodeRequest { name, request_id: request_id() };
     let node = app.client()?.ask(request).await;
     standard::done(app, &node.map_err(|problem| problem.about(&args.name))?, "takes new VMs again")
+}
+
+async fn attest_gone(app: &App, args: &AttestGoneArgs) -> Result<ExitStatus> {
+    let name = app.place::<Node>(&args.name, false)?.name;
+    let question = format!(
+        "answer for {name} running nothing any more (if it does, VMs run twice and their disks are lost)"
+    );
+    app.confirm(args.yes, &question)?;
+    let request = AttestNodeGoneRequest { name, reason: args.reason.clone(), request_id: request_id() };
+    let node = app.client()?.ask(request).await;
+    let node = node.map_err(|problem| problem.about(&args.name))?;
+    standard::done(app, &node, "fenced on your word; its VMs are restarted elsewhere")
 }
 
 async fn update(app: &App, args: &NodeUpdateArgs) -> Result<ExitStatus> {

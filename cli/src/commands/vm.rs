@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, WatchEvent};
 
-use super::{console, moves, standard, vm_create, vm_log, vm_power};
+use super::{console, moves, standard, vm_create, vm_history, vm_log, vm_power};
 use crate::app::{App, now_s};
 use crate::args::{NameArg, Run, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
 use crate::client::request_id;
@@ -33,6 +33,7 @@ pub async fn run(app: &App, verb: VmVerb) -> Result<ExitStatus> {
         VmVerb::Migrate(args) => moves::migrate(app, &args).await,
         VmVerb::Delete(args) => standard::delete::<Vm>(app, &args.delete, false, args.force).await,
         VmVerb::Explain(args) => explain(app, &args).await,
+        VmVerb::History(args) => vm_history::history(app, &args).await,
         VmVerb::Console(args) => console::console(app, &args).await,
         VmVerb::Log(args) => vm_log::log(app, &args).await,
         VmVerb::Watch(args) => watch(app, &args).await,

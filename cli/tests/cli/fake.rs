@@ -255,7 +255,8 @@ impl node_service_server::NodeService for Fake {
         found(&self.world().nodes, &request.get_ref().name, |node| &node.metadata)
     }
 
-    missing!(delete_node DeleteNodeRequest Node, uncordon_node UncordonNodeRequest Node);
+    missing!(delete_node DeleteNodeRequest Node, uncordon_node UncordonNodeRequest Node,
+        attest_node_gone AttestNodeGoneRequest Node);
     silent!(WatchNodesStream watch_nodes WatchNodesRequest WatchNodesResponse);
 }
 
@@ -315,7 +316,8 @@ impl cluster_service_server::ClusterService for Fake {
         Ok(Response::new(stream::iter(parts).boxed()))
     }
 
-    missing!(get_cluster GetClusterRequest Cluster, list_join_tokens ListJoinTokensRequest ListJoinTokensResponse,
+    missing!(get_cluster GetClusterRequest Cluster, disarm_ha DisarmHaRequest Cluster, arm_ha ArmHaRequest Cluster,
+        list_join_tokens ListJoinTokensRequest ListJoinTokensResponse,
         revoke_join_token RevokeJoinTokenRequest JoinToken, list_loops ListLoopsRequest ListLoopsResponse,
         replay_decisions ReplayDecisionsRequest ReplayDecisionsResponse);
 }

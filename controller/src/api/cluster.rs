@@ -3,7 +3,7 @@
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tamdao_model::JoinTokenId;
-use tamdao_model::cluster::JoinToken;
+use tamdao_model::cluster::{Disarmed, JoinToken};
 use tamdao_model::convert::{cluster as shown, metadata::timestamp};
 use tamdao_proto::v1;
 use tamdao_proto::v1::cluster_service_server::ClusterService;
@@ -11,8 +11,31 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, Events};
+use crate::auth;
 use crate::pki;
 use crate::refusal::Refusal;
+
+/// The longest time for which automatic restarts elsewhere can be turned off, seconds.
+const DISARM_MAX_S: u32 = 604_800;
+
+impl Api {
+    /// Turns automatic restarts elsewhere off for some seconds, or on.
+    async fn arm(&self, disarm: Option<(u32, String)>) -> Result<Response<v1::Cluster>, Status> {
+        let decided = self.shared.writer.submit(move |draft, moment| {
+            let cluster = draft.view().cluster().map(|row| (*row.value).clone());
+            let mut cluster = cluster.ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
+            cluster.disarmed = disarm.clone().map(|(ttl_s, by)| {
+                let until = moment.now.plus_ms(u64::from(ttl_s) * 1_000);
+                tracing::warn!(%until, by, "automatic restarts elsewhere are off");
+                Disarmed { until, by }
+            });
+            draft.put(cluster.clone());
+            Ok(cluster)
+        });
+        let (cluster, revision) = decided.await?;
+        Ok(Response::new(shown::show(&cluster, revision.0)))
+    }
+}
 
 #[tonic::async_trait]
 impl ClusterService for Api {
@@ -88,6 +111,23 @@ impl ClusterService for Api {
         });
         let (token, _) = decided.await?;
         Ok(Response::new(shown::show_join_token(&token)))
+    }
+
+    async fn disarm_ha(
+        &self,
+        request: Request<v1::DisarmHaRequest>,
+    ) -> Result<Response<v1::Cluster>, Status> {
+        let ttl_s = match request.get_ref().ttl_s {
+            0 => 3_600,
+            ttl_s @ 1..=DISARM_MAX_S => ttl_s,
+            _ => return Err(Refusal::field("ttl_s", format!("is more than {DISARM_MAX_S}")).into()),
+        };
+        let by = auth::principal(request.metadata()).to_string();
+        self.arm(Some((ttl_s, by))).await
+    }
+
+    async fn arm_ha(&self, _: Request<v1::ArmHaRequest>) -> Result<Response<v1::Cluster>, Status> {
+        self.arm(None).await
     }
 
     async fn list_loops(

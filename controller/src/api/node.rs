@@ -1,9 +1,10 @@
 //! NodeService. Nodes come by enrolment, so there is no create.
 
-use tamdao_model::assignment::Assignment;
+use tamdao_model::assignment::{Assignment, Intent, VmEntry};
 use tamdao_model::convert::agent::show_inventory;
 use tamdao_model::event::Severity;
-use tamdao_model::node::Node;
+use tamdao_model::fence::Evidence;
+use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::{Scope, convert::metadata::timestamp};
 use tamdao_proto::v1;
 use tamdao_store::typed::Draft;
@@ -13,9 +14,12 @@ use tonic::{Request, Response, Status};
 use super::standard::{Standard, Writable, replace, service};
 use super::{Api, Asked, find};
 use crate::admission::Moment;
-use crate::decide;
+use crate::decide::{self, fence};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
+
+/// What an operator may say about a node that is gone, characters.
+const REASON_CHARS: usize = 200;
 
 impl Standard for Node {
     fn complete(proto: &mut v1::Node, row: &Self, view: &View, shared: &Shared) {
@@ -44,7 +48,10 @@ impl Standard for Node {
 impl Writable for Node {
     fn check_unused(&self, view: &View) -> Result<(), Refusal> {
         let assignment = view.assignment(self.id());
-        if assignment.vms.is_empty() && assignment.volumes.is_empty() {
+        // Of a fenced node it is proven that what is only to be confirmed gone is gone.
+        let fenced = self.status.phase == NodePhase::Fenced;
+        let left = |entry: &VmEntry| !(fenced && entry.intent == Intent::Stale);
+        if !assignment.vms.values().any(left) && assignment.volumes.is_empty() {
             return Ok(());
         }
         let message = format!(
@@ -78,6 +85,30 @@ impl Api {
         })
         .await
     }
+
+    /// Takes a person's word that a lost node runs nothing.
+    async fn attest_gone(
+        &self,
+        asked: Asked,
+        request: v1::AttestNodeGoneRequest,
+    ) -> Result<v1::Node, Refusal> {
+        let v1::AttestNodeGoneRequest { name, reason, .. } = request;
+        if reason.chars().count() > REASON_CHARS || reason.chars().any(char::is_control) {
+            return Err(Refusal::field(
+                "reason",
+                format!("takes {REASON_CHARS} characters at most, and one line"),
+            ));
+        }
+        self.change(asked.clone(), move |draft, moment| {
+            let node = find::<Node>(draft.view(), Scope::Cluster, &name)?.value.clone();
+            let evidence = Evidence::Attestation { reason: reason.clone() };
+            let proof = fence::proof_of(&node, evidence, asked.caller.clone(), moment.now);
+            fence::prove(draft, moment, proof).map_err(|refusal| {
+                refusal.hint("stop its agent and cut its power first, or delete its VMs one by one")
+            })
+        })
+        .await
+    }
 }
 
 service! {
@@ -101,6 +132,14 @@ service! {
         ) -> Result<Response<v1::Node>, Status> {
             let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
             Ok(Response::new(self.cordon(asked, request.into_inner().name, false).await?))
+        }
+
+        async fn attest_node_gone(
+            &self,
+            request: Request<v1::AttestNodeGoneRequest>,
+        ) -> Result<Response<v1::Node>, Status> {
+            let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
+            Ok(Response::new(self.attest_gone(asked, request.into_inner()).await?))
         }
     }
 }

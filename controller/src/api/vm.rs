@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::standard::{Standard, based_on, service};
 use super::vm_verbs;
 use super::{Api, Asked, agency_of, check_revision, find};
-use crate::decide::{self, vm_create, vm_delete, vm_power::Verb};
+use crate::decide::{self, fence, vm_create, vm_delete, vm_power::Verb};
 use crate::pki::ClusterKey;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -29,6 +29,24 @@ impl Standard for Vm {
             DiskSource::Iso { .. } | DiskSource::Empty => String::new(),
         };
         status.volumes = row.spec.disks.iter().map(name).collect();
+        let protection = fence::protection(view, row);
+        status.protected = protection.is_ok();
+        let (holds, reason, message) = match protection {
+            Ok(()) => (
+                v1::ConditionStatus::True,
+                "Guarded",
+                "it is restarted elsewhere when its node is lost".into(),
+            ),
+            Err(unprotected) => (v1::ConditionStatus::False, unprotected.reason, unprotected.message),
+        };
+        status.conditions.push(v1::Condition {
+            r#type: "Protected".into(),
+            status: holds.into(),
+            reason: reason.into(),
+            message,
+            observed_generation: row.meta.generation,
+            last_transition_time: None,
+        });
     }
 }
 

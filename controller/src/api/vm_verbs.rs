@@ -12,6 +12,7 @@ use tonic::Code;
 
 use super::{Api, Asked, agency_of, check_revision, find};
 use crate::admission::Moment;
+use crate::decide::fence;
 use crate::decide::vm_power::{self, Size, Verb};
 use crate::decide::waiting;
 use crate::engine;
@@ -147,7 +148,10 @@ fn on_node_loss(vm: &Vm, view: &View) -> String {
     let pool = |id| view.pools.get(id).map(|row| &*row.value);
     let stays = "stays down until its node is back";
     match from_model::stays(vm, volume, pool) {
-        None => "is restarted on another node once its node is fenced; nothing fences nodes yet".to_owned(),
+        None => match fence::protection(view, vm) {
+            Ok(()) => "is restarted on another node once its node is proven to be gone".to_owned(),
+            Err(why) => format!("{stays}, or a person says that the node is gone: {}", why.message),
+        },
         Some(Stays::Asked) => format!("{stays}, as its on_node_loss asks"),
         Some(Stays::Pinned) => format!("{stays}, because it is pinned to its node"),
         Some(Stays::Local(id)) => {

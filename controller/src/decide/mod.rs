@@ -4,6 +4,9 @@
 //! want to change they change here, so that what belongs together (a VM, its usage, its addresses, its place)
 //! changes together. Deliberately absent: I/O, clocks and waiting.
 
+pub mod brake;
+pub mod evacuate;
+pub mod fence;
 pub mod move_start;
 pub mod move_step;
 pub mod node;

@@ -1,7 +1,9 @@
 //! What becomes of a node's record: a session that opens, an inventory, silence, and the phases of its VMs.
 
+use tamdao_model::assignment::Intent;
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::event::Severity;
+use tamdao_model::fence::{self, Goodbye, NodeEvent};
 use tamdao_model::node::{Inventory, Node, NodePhase};
 use tamdao_model::vm;
 use tamdao_model::{Kind, NodeId, SessionId, VmId};
@@ -47,6 +49,17 @@ pub fn open_session(
     if node.status.boot_id != opening.boot_id && !node.status.boot_id.is_empty() {
         event(draft, moment, &node, Severity::Warning, "Rebooted", "the host has booted anew", "node");
     }
+    let heard = fence::next(node.status.phase, NodeEvent::Heard);
+    let phase = heard.map_err(|impossible| Refusal::internal(impossible.to_string()))?;
+    if phase != node.status.phase {
+        node.status.phase = phase;
+        node.status.phase_time = moment.now;
+        if phase == NodePhase::Returning {
+            let message = "it is heard again and has first to give up what runs elsewhere by now";
+            event(draft, moment, &node, Severity::Info, "Returning", message, "node");
+        }
+    }
+    node.status.goodbye = None;
     node.status.session = Some(opening.session);
     node.status.boot_id.clone_from(&opening.boot_id);
     node.status.address.clone_from(&opening.address);
@@ -70,50 +83,75 @@ pub fn take_inventory(draft: &mut Draft, id: NodeId, inventory: &Inventory) {
     }
 }
 
-/// The node's complete report has been taken: it is heard, and healthy or not.
+/// The node's complete report has been taken: it is heard, and healthy or not. One that comes back from being fenced is
+/// neither before it has confirmed that nothing which runs elsewhere by now is left on it.
 pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, health: &str) {
-    let (phase, status, reason, message) = match health {
-        "" => (NodePhase::Ready, ConditionStatus::True, "Healthy", "the agent is heard and libvirt works"),
-        problem => (NodePhase::NotReady, ConditionStatus::False, "Unhealthy", problem),
-    };
-    set_phase(draft, moment, id, phase, status, reason, message);
-}
-
-/// The node's agent has been silent for too long. Its VMs are left alone.
-pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
-    set_phase(draft, moment, id, NodePhase::Unreachable, ConditionStatus::Unknown, "AgentSilent", message);
-}
-
-/// The agent has said that it ends and that nothing runs: the node is as good as off, and nobody has to wait until its
-/// silence is long enough. Another session may have begun since; then it says nothing.
-pub fn take_goodbye(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: SessionId) {
-    if draft.view().nodes.get(id).is_some_and(|row| row.status.session == Some(session)) {
-        let message = "its agent ended as planned, and nothing ran";
-        let status = ConditionStatus::False;
-        set_phase(draft, moment, id, NodePhase::Unreachable, status, "Goodbye", message);
+    let Some(row) = draft.view().nodes.get(id) else { return };
+    if row.status.phase == NodePhase::Returning {
+        let assignment = draft.view().assignment(id);
+        if assignment.vms.values().any(|entry| entry.intent == Intent::Stale) {
+            return;
+        }
+        let message = "it has confirmed that nothing is left on it which runs elsewhere by now";
+        advance(draft, moment, id, NodeEvent::Cleared, ConditionStatus::False, "Returned", message);
+    }
+    match health {
+        "" => {
+            let message = "the agent is heard and libvirt works";
+            advance(draft, moment, id, NodeEvent::Healthy, ConditionStatus::True, "Healthy", message);
+        }
+        problem => {
+            advance(draft, moment, id, NodeEvent::Unhealthy, ConditionStatus::False, "Unhealthy", problem);
+        }
     }
 }
 
-fn set_phase(
+/// The node's agent has been silent for too long. Its VMs are left alone until something is proven.
+pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
+    advance(draft, moment, id, NodeEvent::Lost, ConditionStatus::Unknown, "AgentSilent", message);
+}
+
+/// The agent has said that it ends, that nothing runs and that no storage lease is held: the node is as good as off, and
+/// nobody has to wait until its silence is long enough. Another session may have begun since; then it says nothing.
+pub fn take_goodbye(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: SessionId) {
+    let row = draft.view().nodes.get(id).filter(|row| row.status.session == Some(session));
+    let Some(mut node) = row.map(|row| (*row.value).clone()) else { return };
+    node.status.goodbye = Some(Goodbye { session, time: moment.now });
+    draft.put(node);
+    let message = "its agent ended as planned, and nothing ran";
+    advance(draft, moment, id, NodeEvent::Lost, ConditionStatus::False, "Goodbye", message);
+}
+
+fn advance(
     draft: &mut Draft,
     moment: &mut Moment,
     id: NodeId,
-    phase: NodePhase,
+    what: NodeEvent,
     status: ConditionStatus,
     reason: &str,
     message: &str,
 ) {
     let Some(row) = draft.view().nodes.get(id) else { return };
     let mut node = (*row.value).clone();
+    let phase = match fence::next(node.status.phase, what) {
+        Ok(phase) => phase,
+        // A report that was on its way when the node was given up.
+        Err(impossible) => return tracing::debug!(node = %id, error = %impossible, "too late"),
+    };
     let news = node.status.conditions.set("Ready", status, reason, message, node.meta.generation, moment.now);
+    if what == NodeEvent::Cleared {
+        node.status.fence = None;
+    }
+    let back = matches!(phase, NodePhase::Ready | NodePhase::NotReady);
+    let told = back && node.status.conditions.clear(super::fence::CONDITION);
     if node.status.phase != phase {
         node.status.phase = phase;
         node.status.phase_time = moment.now;
-        let planned = phase == NodePhase::Ready || reason == "Goodbye";
+        let planned = phase == NodePhase::Ready || matches!(reason, "Goodbye" | "Returned");
         let severity = if planned { Severity::Info } else { Severity::Warning };
         event(draft, moment, &node, severity, reason, message, "controller");
         draft.put(node);
-    } else if news {
+    } else if news || told {
         draft.put(node);
     }
 }

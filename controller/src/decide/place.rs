@@ -77,11 +77,7 @@ fn place_one(
         return Err(Overtaken::Node);
     }
     let mut vm = (*vm.value).clone();
-    let (allocatable, reserved) = (host.allocatable(), assignment.reserved());
-    if assignment.vms.len() >= limits::VMS_PER_NODE
-        || reserved.vcpus + reservation.vcpus > allocatable.vcpus
-        || reserved.memory_mib + reservation.memory_mib > allocatable.memory_mib
-    {
+    if !has_room(host, assignment, reservation) {
         return Err(Overtaken::Room);
     }
     let mut volumes = Vec::new();
@@ -131,6 +127,14 @@ pub fn tell_overtaken(draft: &mut Draft, moment: &mut Moment, node: NodeId, prop
     let message = "something else has taken the place that was chosen; it is decided anew";
     let event = happened(moment, &*vm, Some(node), Severity::Info, "PlaceOvertaken", message, "placer");
     draft.put(Event { decision: proposal.decision.clone(), ..event });
+}
+
+/// Whether a node with this assignment bears so much more, by plain sums.
+pub(super) fn has_room(host: &Node, assignment: &Assignment, more: Reservation) -> bool {
+    let (allocatable, reserved) = (host.allocatable(), assignment.reserved());
+    assignment.vms.len() < limits::VMS_PER_NODE
+        && reserved.vcpus + more.vcpus <= allocatable.vcpus
+        && reserved.memory_mib + more.memory_mib <= allocatable.memory_mib
 }
 
 /// Records why a VM still has no node. Says whether that is news.

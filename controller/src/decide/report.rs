@@ -11,7 +11,7 @@ use tamdao_model::volume::VolumePhase;
 use tamdao_model::{NodeId, PoolId, SessionId};
 use tamdao_store::typed::Draft;
 
-use super::{move_step, node_event, put_vm, vm_delete};
+use super::{evacuate, move_step, node_event, put_vm, vm_delete};
 use crate::admission::Moment;
 
 /// Entries of one report that go into one decision, so that it always fits a transaction.
@@ -24,6 +24,8 @@ pub struct Part {
     pub volumes: Vec<VolumeSeen>,
     pub pools: Vec<(PoolId, PoolSeen)>,
     pub foreign: Option<u32>,
+    /// The version of the node's keeper; empty where there is none.
+    pub keeper: Option<String>,
 }
 
 /// Takes a part of a report. One of a session that is no longer the node's changes nothing.
@@ -49,7 +51,8 @@ fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
         // One per cent of the file system is news, less is not.
         let same = old.is_some_and(|old| {
             let step = (seen.capacity_mib / 100).max(1);
-            (old.ready, &old.message, old.capacity_mib) == (seen.ready, &seen.message, seen.capacity_mib)
+            (old.ready, &old.message, old.capacity_mib, old.lease)
+                == (seen.ready, &seen.message, seen.capacity_mib, seen.lease)
                 && old.used_mib.abs_diff(seen.used_mib) < step
         });
         if !same {
@@ -58,6 +61,9 @@ fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
     }
     if let Some(foreign) = part.foreign {
         node.status.foreign = foreign;
+    }
+    if let Some(keeper) = &part.keeper {
+        node.status.keeper.clone_from(keeper);
     }
     if node != *row.value {
         draft.put(node);
@@ -85,6 +91,8 @@ fn take_vm(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) 
     if status.platform.is_none() {
         status.platform.clone_from(&seen.platform);
     }
+    // Its node is heard, so nobody waits for another one.
+    status.conditions.clear(evacuate::CONDITION);
     let generation = seen.generation;
     match &seen.seen.problem {
         Some(problem) => {

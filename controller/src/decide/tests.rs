@@ -2,6 +2,9 @@
 //! over what it owns, no node holds more than it may, an address has one holder, and what is deleted leaves
 //! nothing behind.
 
+#[path = "fence_tests.rs"]
+mod fencing;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -72,7 +75,7 @@ pub(crate) fn world() -> View {
         },
     });
     for at in 0..NODES {
-        let seen = PoolSeen { ready: true, capacity_mib: 8_192, used_mib: 0, message: String::new() };
+        let seen = PoolSeen { ready: true, capacity_mib: 8_192, ..PoolSeen::default() };
         draft.create(Node {
             meta: meta(node_id(at), &format!("n{at}")),
             spec: NodeSpec { cpu_overcommit_percent: 100, ..NodeSpec::default() },
@@ -174,7 +177,15 @@ pub(crate) fn seen(vm: &Vm, state: GuestState, gone: bool) -> VmSeen {
         vm: vm.id(),
         incarnation: vm.status.incarnation,
         generation: vm.meta.generation,
-        seen: Seen { state, exit: None, problem: None, pause_reason: String::new(), vcpus: 0, memory_mib: 0 },
+        seen: Seen {
+            state,
+            exit: None,
+            problem: None,
+            pause_reason: String::new(),
+            vcpus: 0,
+            memory_mib: 0,
+            guarded: false,
+        },
         guest: Default::default(),
         platform: None,
         action_done: None,

@@ -1,5 +1,5 @@
 //! Liveness: notices nodes whose agents are silent, and keeps the phases of their VMs in step. It only detects:
-//! the VMs of a silent node are left alone.
+//! the VMs of a silent node are left alone until the fencer has proven something of it.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ impl Loop for Liveness {
             };
             if silent {
                 shared.sessions.end(id);
-                if matches!(row.status.phase, NodePhase::Ready | NodePhase::NotReady) {
+                if matches!(row.status.phase, NodePhase::Ready | NodePhase::NotReady | NodePhase::Returning) {
                     lose(shared, id, timeout).await?;
                 }
             }

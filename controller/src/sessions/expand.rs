@@ -7,6 +7,7 @@ use tamdao_model::convert::Twin;
 use tamdao_model::convert::agent::{show_action, show_platform};
 use tamdao_model::moves::MovePhase;
 use tamdao_model::network::Provider;
+use tamdao_model::node::NodePhase;
 use tamdao_model::range::{self, Family};
 use tamdao_model::sealed::Sealed;
 use tamdao_model::vm::{DiskSource, Interface, Vm};
@@ -27,18 +28,30 @@ pub fn assignment(
 ) -> agent::Assignment {
     let none = Assignment::empty(node);
     let own = view.assignments.get(node).map_or(&none, |row| &*row.value);
+    let held_back = view.nodes.get(node).is_some_and(|node| is_held_back(node.status.phase));
+    let speaks_of =
+        |id: &VmId| own.vms.get(id).is_some_and(|entry| !held_back || entry.intent == Intent::Stale);
     let (told, mut volumes): (Vec<VmId>, BTreeSet<VolumeId>) = match only {
         // What is told is looked for, and not all that the node has: a node is told something many times a second.
         Some((vms, volumes)) => {
             let volumes = volumes.iter().filter(|id| is_for(view, own, **id));
-            (vms.iter().filter(|id| own.vms.contains_key(id)).copied().collect(), volumes.copied().collect())
+            (vms.iter().filter(|id| speaks_of(id)).copied().collect(), volumes.copied().collect())
         }
-        None => (own.vms.keys().copied().collect(), own.volumes.keys().copied().collect()),
+        None => (
+            own.vms.keys().filter(|id| speaks_of(id)).copied().collect(),
+            own.volumes.keys().copied().collect(),
+        ),
     };
+    if held_back {
+        volumes.clear();
+    }
     let mut vms = Vec::with_capacity(told.len());
     for id in told {
         let vm = view.vms.get(id);
-        volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes()));
+        // A stale guest is destroyed; its disks are another node's by now.
+        if own.vms[&id].intent != Intent::Stale {
+            volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes()));
+        }
         vms.push(vm_entry(view, id, &own.vms[&id], vm.map(|row| &*row.value), open));
     }
     let told = |id: &VolumeId| match view.volumes.get(*id) {
@@ -60,6 +73,19 @@ pub fn assignment(
         volumes,
         pools,
         wanted_images,
+    }
+}
+
+/// Whether a node is told only what it must not run: it was fenced, and has not confirmed yet that nothing is left on it
+/// which runs elsewhere by now.
+pub fn is_held_back(phase: NodePhase) -> bool {
+    match phase {
+        NodePhase::Fenced | NodePhase::Returning => true,
+        NodePhase::Joining
+        | NodePhase::Ready
+        | NodePhase::Unreachable
+        | NodePhase::NotReady
+        | NodePhase::Fencing => false,
     }
 }
 

@@ -13,7 +13,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tamdao_model::{MoveId, NodeId, SessionId, TimeMs, VmId, VolumeId};
+use tamdao_model::fence::Reading;
+use tamdao_model::{MoveId, NodeId, PoolId, SessionId, TimeMs, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
@@ -29,6 +30,8 @@ pub use stream::AgentApi;
 
 /// Messages that wait for an agent at most; one that does not read them loses its session.
 const TO_AGENT: usize = 256;
+/// Lease readings that wait for the fencer at most.
+const READINGS: usize = 1_024;
 
 /// The sessions that are open here.
 pub struct Sessions {
@@ -36,6 +39,18 @@ pub struct Sessions {
     tunnels: tunnel::Waiting,
     progress: progress::Progress,
     timeout: Duration,
+    /// Looks at other nodes' leases that agents have sent and the fencer has not taken yet.
+    readings: Mutex<Vec<LeaseTold>>,
+}
+
+/// What a node said of another node's lease.
+#[derive(Debug, Clone)]
+pub struct LeaseTold {
+    pub reader: NodeId,
+    pub node: NodeId,
+    pub pool: PoolId,
+    /// Or why there is none.
+    pub reading: Result<Reading, String>,
 }
 
 /// One open session.
@@ -75,6 +90,7 @@ impl Sessions {
             tunnels: tunnel::Waiting::default(),
             progress: progress::Progress::default(),
             timeout,
+            readings: Mutex::default(),
         }
     }
 
@@ -104,6 +120,28 @@ impl Sessions {
     /// How many agents are heard here.
     pub fn count(&self) -> usize {
         self.open.lock().expect("no holder of the lock panics").len()
+    }
+
+    /// Asks a node to read another node's lease record on a pool; the answer comes by [`Sessions::take_readings`]. False
+    /// if it is not heard.
+    pub fn ask_for_lease(&self, reader: NodeId, pool: PoolId, node: NodeId) -> bool {
+        let asked = agent::ReadLease { pool_id: pool.to_string(), node_id: node.to_string() };
+        let message = agent::session_response::Message::ReadLease(asked);
+        self.get(reader).is_some_and(|session| session.send(message).is_ok())
+    }
+
+    /// The lease readings that have come since.
+    pub fn take_readings(&self) -> Vec<LeaseTold> {
+        std::mem::take(&mut *self.readings.lock().expect("no holder of the lock panics"))
+    }
+
+    fn keep_reading(&self, told: LeaseTold) {
+        let mut readings = self.readings.lock().expect("no holder of the lock panics");
+        // Nobody takes them while no node is fenced; the newest are worth the most.
+        if readings.len() >= READINGS {
+            readings.remove(0);
+        }
+        readings.push(told);
     }
 
     fn get(&self, node: NodeId) -> Option<Arc<Session>> {
@@ -238,6 +276,15 @@ fn note(delta: &Delta, open: &HashMap<NodeId, Arc<Session>>, view: &View) {
             let id = one.spec.vm;
             mark(Some(one.spec.source), &|dirty| dirty.vms.extend([id]));
             mark(Some(one.spec.target), &|dirty| dirty.vms.extend([id]));
+        }
+        // What was held back from a node that was fenced is told when it is cleared.
+        Some(Record::Node(node)) => {
+            if let Some(Record::Node(before)) = &delta.before
+                && expand::is_held_back(before.status.phase)
+                && !expand::is_held_back(node.status.phase)
+            {
+                mark(Some(node.id()), &|dirty| dirty.all = true);
+            }
         }
         Some(Record::Pool(_) | Record::Network(_) | Record::Image(_)) => {
             for session in open.values() {

@@ -10,7 +10,7 @@ use futures::{FutureExt, Stream, StreamExt, TryFutureExt};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 use tamdao_model::NodeId;
-use tamdao_model::convert::agent::{read_inventory, read_pool, read_vm, read_volume};
+use tamdao_model::convert::agent::{read_inventory, read_pool, read_reading, read_vm, read_volume};
 use tamdao_model::convert::metadata::timestamp;
 use tamdao_proto::agent::v1 as agent;
 use tamdao_proto::agent::v1::agent_service_server::AgentService;
@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::tunnel::{FromNode, NodeEnd, ToNode};
-use super::{Deaf, Dirty, Heard, Session, TO_AGENT, expand, read_id};
+use super::{Deaf, Dirty, Heard, LeaseTold, Session, TO_AGENT, expand, read_id};
 use crate::admission::Moment;
 use crate::api::open_user_data;
 use crate::auth::{self, Principal};
@@ -304,6 +304,12 @@ async fn listen(
                 shared.sessions.progress.take(&shared.cache.view(), session.node, report);
             }
             FromAgent::Hello(_) => return None,
+            FromAgent::LeaseReading(told) => match read_reading(session.node, session.id, &told) {
+                Ok((pool, node, reading)) => {
+                    shared.sessions.keep_reading(LeaseTold { reader: session.node, node, pool, reading });
+                }
+                Err(error) => tracing::warn!(node = %session.node, %error, "lease reading not understood"),
+            },
             report @ (FromAgent::Report(_) | FromAgent::Inventory(_)) => {
                 if reports.try_send(report).is_err() {
                     tracing::warn!(node = %session.node, "agent reports faster than can be committed");
@@ -331,7 +337,8 @@ async fn take_reports(shared: Arc<Shared>, session: Arc<Session>, mut waiting: m
                 FromAgent::Hello(_)
                 | FromAgent::Heartbeat(_)
                 | FromAgent::Goodbye(_)
-                | FromAgent::MoveProgress(_) => Ok(()),
+                | FromAgent::MoveProgress(_)
+                | FromAgent::LeaseReading(_) => Ok(()),
             });
         }
         let committed = futures::future::try_join_all(handed_in).await;
@@ -371,7 +378,9 @@ fn take_report(
     let vms = report.vms.iter().map(read_vm).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let volumes = report.volumes.iter().map(read_volume).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let pools = report.pools.iter().map(read_pool).collect::<Result<Vec<_>, _>>().map_err(bad)?;
-    let mut parts = vec![Part { pools, foreign: Some(report.foreign), ..Part::default() }];
+    let keeper = report.keeper.map(|keeper| keeper.version).unwrap_or_default();
+    let mut parts =
+        vec![Part { pools, foreign: Some(report.foreign), keeper: Some(keeper), ..Part::default() }];
     // A deleted VM goes when its last volume has, so volumes come after the VMs' own news.
     parts.extend(vms.chunks(CHUNK).map(|vms| Part { vms: vms.to_vec(), ..Part::default() }));
     parts.extend(volumes.chunks(CHUNK).map(|volumes| Part { volumes: volumes.to_vec(), ..Part::default() }));

@@ -8,9 +8,10 @@ use tamdao_proto::{agent, v1};
 use uuid::Uuid;
 
 use super::{Twin, metadata};
-use crate::node::{Inventory, NumaCell, PoolSeen};
+use crate::fence::{FenceProof, Reading, RecordSeen};
+use crate::node::{Inventory, LeaseSeen, NumaCell, PoolSeen};
 use crate::vm::{Action, Guest, Platform, Problem, Seen};
-use crate::{ActionId, MoveId, PoolId, TimeMs, VmId, VolumeId, limits};
+use crate::{ActionId, MoveId, NodeId, PoolId, SessionId, TimeMs, VmId, VolumeId, limits};
 
 /// Why a report cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +93,7 @@ pub fn read_vm(report: &agent::v1::VmReport) -> Result<VmSeen, ReportError> {
         pause_reason: clean(&report.pause_reason),
         vcpus: report.vcpus,
         memory_mib: report.memory_mib,
+        guarded: report.guarded,
     };
     let action_done = match report.action_id.as_str() {
         "" => None,
@@ -155,8 +157,50 @@ pub fn read_pool(report: &agent::v1::PoolReport) -> Result<(PoolId, PoolSeen), R
         capacity_mib: report.capacity_mib,
         used_mib: report.used_mib,
         message: clean(&report.message),
+        lease: report.lease.as_ref().map(read_lease),
     };
     Ok((id("pool_id", &report.pool_id)?, seen))
+}
+
+fn read_lease(lease: &agent::v1::LeaseReport) -> LeaseSeen {
+    let watchdog_timeout_ms = Some(lease.watchdog_timeout_ms).filter(|ms| *ms > 0);
+    LeaseSeen { lease_ms: lease.lease_ms, watchdog_timeout_ms }
+}
+
+/// A look at another node's lease record: the pool, the node that it is about, and the reading, or why there is none.
+pub fn read_reading(
+    reader: NodeId,
+    session: SessionId,
+    told: &agent::v1::LeaseReading,
+) -> Result<(PoolId, NodeId, Result<Reading, String>), ReportError> {
+    let record = told.record.as_ref().map(|record| RecordSeen {
+        boot_id: clean(&record.boot_id),
+        counter: record.counter,
+        lease_ms: record.lease_ms,
+        watchdog_timeout_ms: Some(record.watchdog_timeout_ms).filter(|ms| *ms > 0),
+        released: record.released,
+    });
+    let reading = record.map(|record| Reading {
+        reader,
+        session,
+        began_ms: told.began_ms,
+        ended_ms: told.ended_ms,
+        own_renewed_ms: Some(told.own_renewed_ms).filter(|ms| *ms > 0),
+        record,
+    });
+    let reading = reading.ok_or_else(|| clean(&told.error));
+    Ok((id("pool_id", &told.pool_id)?, id("node_id", &told.node_id)?, reading))
+}
+
+pub fn show_proof(proof: &FenceProof) -> v1::FenceProof {
+    v1::FenceProof {
+        kind: proof.evidence.word().into(),
+        node_id: proof.node.to_string(),
+        boot_id: proof.boot_id.clone(),
+        evidence: proof.evidence.to_string(),
+        observed_by: proof.observed_by.clone(),
+        observed_time: metadata::timestamp(proof.time),
+    }
 }
 
 pub fn read_problem(problem: &agent::v1::Problem) -> Problem {

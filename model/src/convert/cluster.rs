@@ -19,6 +19,8 @@ pub fn show(cluster: &Cluster, revision: u64) -> v1::Cluster {
         name: cluster.name.clone(),
         level: cluster.level,
         revision,
+        ha_disarmed_until: cluster.disarmed.as_ref().and_then(|off| metadata::timestamp(off.until)),
+        ha_disarmed_by: cluster.disarmed.as_ref().map(|off| off.by.clone()).unwrap_or_default(),
         ..Default::default()
     }
 }

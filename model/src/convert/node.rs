@@ -40,6 +40,8 @@ impl Shown for Node {
                 inventory: Some(agent::show_inventory(&status.inventory)),
                 boot_id: status.boot_id.clone(),
                 foreign: status.foreign,
+                keeper_version: status.keeper.clone(),
+                fence_proofs: status.fence.iter().flat_map(|f| &f.proofs).map(agent::show_proof).collect(),
                 ..Default::default()
             }),
         }

@@ -56,7 +56,7 @@ twins! {
     ConditionStatus => v1::ConditionStatus { True, False, Unknown }
     Severity => v1::EventSeverity { Info, Warning }
     JoinKind => v1::JoinTokenKind { Node, Controller }
-    NodePhase => v1::NodePhase { Joining, Ready, Unreachable, NotReady }
+    NodePhase => v1::NodePhase { Joining, Ready, Unreachable, NotReady, Fencing, Fenced, Returning }
     PoolKind => v1::PoolKind { Dir }
     VolumePhase => v1::VolumePhase { Pending, Creating, Available, Growing, Deleting, Failed }
     ImagePhase => v1::ImagePhase { Pending, Importing, Available, Failed }

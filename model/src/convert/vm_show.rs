@@ -8,7 +8,7 @@ use super::held::show as show_id;
 use super::{Shown, Twin, agent, metadata};
 use crate::Kind;
 use crate::lookup::Lookup;
-use crate::vm::{Disk, DiskSource, Interface, Vm};
+use crate::vm::{Disk, DiskSource, Evacuation, Interface, Vm};
 
 impl Shown for Vm {
     type Proto = v1::Vm;
@@ -112,7 +112,18 @@ fn show_status(vm: &Vm, lookup: &dyn Lookup) -> v1::VmStatus {
         guest: Some(agent::show_guest(&status.guest)),
         started_time: status.started_time.and_then(metadata::timestamp),
         restarts: status.restarts,
-        // Nothing is restarted elsewhere before there is fencing.
+        // It depends on the VM's node and pools, which the caller looks at.
         protected: false,
+        evacuations: status.evacuations.iter().map(show_evacuation).collect(),
+    }
+}
+
+fn show_evacuation(evacuation: &Evacuation) -> v1::Evacuation {
+    v1::Evacuation {
+        time: metadata::timestamp(evacuation.time),
+        from: evacuation.from.to_string(),
+        to: evacuation.to.to_string(),
+        incarnation: evacuation.incarnation,
+        proof: Some(agent::show_proof(&evacuation.proof)),
     }
 }

@@ -127,6 +127,7 @@ fn events_tokens_and_controllers_are_shown_by_name() {
         ca_certificate: String::new(),
         ca_key: Sealed(vec![]),
         admin_tokens: vec![],
+        disarmed: None,
     };
     assert_eq!(cluster::show(&cluster, 9).revision, 9);
 

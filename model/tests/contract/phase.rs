@@ -75,5 +75,13 @@ fn phases_of_failures_and_exits() {
 }
 
 fn seen(state: GuestState) -> Seen {
-    Seen { state, exit: None, problem: None, pause_reason: String::new(), vcpus: 0, memory_mib: 0 }
+    Seen {
+        state,
+        exit: None,
+        problem: None,
+        pause_reason: String::new(),
+        vcpus: 0,
+        memory_mib: 0,
+        guarded: false,
+    }
 }

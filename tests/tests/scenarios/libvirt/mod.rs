@@ -4,5 +4,6 @@ mod agent;
 mod controllers;
 mod faults;
 mod life;
+mod loss;
 mod moves;
 mod network;

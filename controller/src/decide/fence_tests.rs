@@ -1,0 +1,225 @@
+//! A node is lost, fenced, evacuated and comes back: what each transaction lets through.
+
+use std::collections::BTreeSet;
+
+use tamdao_model::assignment::{Intent, Reservation};
+use tamdao_model::fence::{Evidence, Silence};
+use tamdao_model::node::NodePhase;
+use tamdao_model::vm::{GuestState, OnNodeLoss};
+use tamdao_model::{NodeId, SessionId, TimeMs, VmId};
+use tamdao_store::typed::Draft;
+use uuid::Uuid;
+
+use super::super::node::Opening;
+use super::super::report::{self, Part};
+use super::super::{evacuate, fence, node};
+use super::{POOL, SESSION, Step, apply, find, node_id, seen, world};
+use crate::admission::Moment;
+use crate::sessions::expand;
+
+/// A cluster in which VMs 0 and 1 run on n0, with their disks in a shared pool; the keeper has 0 and not 1.
+struct Lost {
+    draft: Draft,
+    moment: Moment,
+}
+
+const LOST: u128 = 0;
+
+fn silence() -> Evidence {
+    let silence = Silence { counter: 7, lease_ms: 6_000, watchdog_timeout_ms: 1_000, apart_ms: 8_200 };
+    Evidence::StorageSilence { pool: POOL, silence }
+}
+
+impl Lost {
+    fn new() -> Self {
+        let mut moment = Moment { now: TimeMs(5) };
+        let mut draft = Draft::new(world(), Uuid::from_u128(1));
+        let mut pool = (*draft.view().pools.get(POOL).unwrap().value).clone();
+        pool.spec.shared = true;
+        draft.put(pool);
+        let mut view = draft.view().clone();
+        for at in 0..2 {
+            view = apply(view, &mut moment, &Step::Create { at, vcpus: 1, memory_mib: 512, disk_mib: 8 });
+            view = apply(view, &mut moment, &Step::Place { at, node: LOST });
+        }
+        let mut draft = Draft::new(view.clone(), Uuid::from_u128(2));
+        let mut vms: Vec<_> =
+            (0..2).map(|at| seen(&find(&view, at).unwrap(), GuestState::Running, false)).collect();
+        vms[0].seen.guarded = true;
+        report::take(&mut draft, &mut moment, node_id(LOST), SESSION, &Part { vms, ..Part::default() });
+        node::lose(&mut draft, &mut moment, node_id(LOST), "silent");
+        Self { draft, moment }
+    }
+
+    fn id(&self, at: u8) -> VmId {
+        find(self.draft.view(), at).unwrap().id()
+    }
+
+    fn node(&self) -> tamdao_model::node::Node {
+        (*self.draft.view().nodes.get(node_id(LOST)).unwrap().value).clone()
+    }
+
+    fn prove(&mut self, evidence: Evidence) -> bool {
+        let proof = fence::proof_of(&self.node(), evidence, "n1".into(), self.moment.now);
+        fence::prove(&mut self.draft, &mut self.moment, proof).is_ok()
+    }
+
+    fn evacuate(&mut self, at: u8, to: u128) -> usize {
+        let reservation = Reservation { vcpus: 1, memory_mib: 600 };
+        let places = [(self.id(at), node_id(to), reservation)];
+        evacuate::evacuate(&mut self.draft, &mut self.moment, node_id(LOST), &places)
+    }
+
+    fn due(&self) -> BTreeSet<VmId> {
+        evacuate::due(self.draft.view()).into_iter().map(|(_, vm)| vm).collect()
+    }
+
+    fn hello(&mut self) {
+        let opening = Opening {
+            session: SessionId(Uuid::from_u128(0xE)),
+            boot_id: "b2".into(),
+            address: String::new(),
+            host_uuid: Uuid::nil(),
+            moves_port: 0,
+        };
+        node::open_session(&mut self.draft, &mut self.moment, node_id(LOST), &opening).unwrap();
+    }
+
+    fn told(&self) -> Vec<(VmId, i32)> {
+        let told = expand::assignment(self.draft.view(), node_id(LOST), None, &|_| None);
+        told.vms.iter().map(|vm| (VmId(vm.vm_id.parse().unwrap()), vm.intent)).collect()
+    }
+}
+
+#[test]
+fn without_a_proof_nothing_is_restarted_elsewhere() {
+    let mut lost = Lost::new();
+    assert_eq!(lost.due(), BTreeSet::new());
+    assert_eq!(lost.evacuate(0, 1), 0);
+    fence::seek(&mut lost.draft, &mut lost.moment, node_id(LOST));
+    assert_eq!(lost.node().status.phase, NodePhase::Fencing);
+    assert_eq!(lost.evacuate(0, 1), 0);
+    assert_eq!(find(lost.draft.view(), 0).unwrap().status.node, Some(node_id(LOST)));
+}
+
+#[test]
+fn silence_speaks_of_what_the_keeper_has_and_a_person_of_all() {
+    let mut lost = Lost::new();
+    let question = fence::question(lost.draft.view(), &lost.node());
+    assert_eq!((question.vms.len(), question.pools), (2, [POOL].into()));
+    assert!(lost.prove(silence()));
+    assert_eq!(lost.due(), [lost.id(0)].into());
+    assert_eq!((lost.evacuate(1, 1), lost.evacuate(0, 1)), (0, 1));
+    assert_eq!(fence::question(lost.draft.view(), &lost.node()).vms, [lost.id(1)]);
+    assert!(lost.prove(Evidence::Attestation { reason: "it burnt".into() }));
+    assert_eq!(lost.evacuate(1, 2), 1);
+    assert_eq!(lost.due(), BTreeSet::new());
+    let vm = find(lost.draft.view(), 1).unwrap();
+    assert_eq!((vm.status.node, vm.status.incarnation), (Some(node_id(2)), 2));
+    let past = &vm.status.evacuations[0];
+    assert_eq!((past.from.as_str(), past.to.as_str(), past.incarnation), ("n0", "n2", 2));
+    assert_eq!(past.proof.evidence, Evidence::Attestation { reason: "it burnt".into() });
+}
+
+#[test]
+fn a_batch_rewrites_the_lost_node_s_record() {
+    let mut lost = Lost::new();
+    assert!(lost.prove(silence()));
+    let view = lost.draft.view().clone();
+    let before = view.nodes.get(node_id(LOST)).unwrap().revision;
+    lost.draft = Draft::new(view, Uuid::from_u128(9));
+    assert_eq!(lost.evacuate(0, 1), 1);
+    let txn = lost.draft.into_txn([]);
+    let guard = format!("/node/{}", node_id(LOST));
+    assert!(txn.guards.iter().any(|one| matches!(one,
+        tamdao_store::kv::Guard::Unchanged(key, revision) if key.as_str() == guard && *revision == before)));
+}
+
+#[test]
+fn a_proof_of_an_earlier_session_or_boot_is_none() {
+    let mut lost = Lost::new();
+    let old = fence::proof_of(&lost.node(), silence(), "n1".into(), TimeMs(6));
+    lost.hello();
+    assert!(fence::prove(&mut lost.draft, &mut lost.moment, old.clone()).is_err(), "it has been heard since");
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    assert_eq!(lost.node().status.phase, NodePhase::Ready);
+    assert!(!lost.prove(silence()), "a node that is heard is not fenced");
+    node::lose(&mut lost.draft, &mut lost.moment, node_id(LOST), "silent again");
+    assert!(fence::prove(&mut lost.draft, &mut lost.moment, old).is_err(), "used for another loss");
+    assert!(lost.prove(silence()));
+}
+
+#[test]
+fn a_hello_comes_before_a_proof_or_after_it_and_never_in_between() {
+    let mut lost = Lost::new();
+    fence::seek(&mut lost.draft, &mut lost.moment, node_id(LOST));
+    lost.hello();
+    assert_eq!(lost.node().status.phase, NodePhase::Unreachable, "the search is called off");
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    assert_eq!((lost.node().status.phase, lost.told().len()), (NodePhase::Ready, 2));
+}
+
+#[test]
+fn a_fenced_node_that_returns_is_told_only_what_it_must_not_run() {
+    let mut lost = Lost::new();
+    assert!(lost.prove(silence()));
+    assert_eq!(lost.evacuate(0, 1), 1);
+    lost.hello();
+    assert_eq!(lost.node().status.phase, NodePhase::Returning);
+    let stale = tamdao_proto::agent::v1::Intent::Stale as i32;
+    assert_eq!(lost.told(), [(lost.id(0), stale)]);
+    assert_eq!(lost.due(), BTreeSet::new(), "nothing leaves a node that is coming back");
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    assert_eq!(lost.node().status.phase, NodePhase::Returning, "it has not confirmed");
+    // It falls silent once more, and has been given nothing: its proof still holds.
+    node::lose(&mut lost.draft, &mut lost.moment, node_id(LOST), "silent again");
+    assert_eq!(lost.node().status.phase, NodePhase::Fenced);
+    lost.hello();
+    let mut gone = seen(&find(lost.draft.view(), 0).unwrap(), GuestState::Absent, true);
+    gone.incarnation = 1;
+    let part = Part { vms: vec![gone], ..Part::default() };
+    let session = SessionId(Uuid::from_u128(0xE));
+    report::take(&mut lost.draft, &mut lost.moment, node_id(LOST), session, &part);
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    let wanted = tamdao_proto::agent::v1::Intent::Wanted as i32;
+    assert_eq!((lost.node().status.phase, lost.node().status.fence), (NodePhase::Ready, None));
+    assert_eq!(lost.told(), [(lost.id(1), wanted)]);
+}
+
+#[test]
+fn while_a_move_is_open_a_vm_may_be_on_either_node_and_waits() {
+    let mut lost = Lost::new();
+    let mut vm = find(lost.draft.view(), 0).unwrap();
+    vm.status.moving = Some(tamdao_model::MoveId(Uuid::from_u128(7)));
+    vm.status.incarnation_given = 4;
+    lost.draft.put(vm.clone());
+    assert!(lost.prove(silence()));
+    assert_eq!((lost.due(), lost.evacuate(0, 1)), (BTreeSet::new(), 0));
+    vm.status.moving = None;
+    lost.draft.put(vm);
+    assert_eq!((lost.due(), lost.evacuate(0, 1)), ([lost.id(0)].into(), 1));
+    assert_eq!(find(lost.draft.view(), 0).unwrap().status.incarnation, 5, "one that nobody has heard of");
+}
+
+#[test]
+fn who_asks_to_stay_stays() {
+    let mut lost = Lost::new();
+    let mut vm = find(lost.draft.view(), 0).unwrap();
+    vm.spec.on_node_loss = OnNodeLoss::Stay;
+    lost.draft.put(vm);
+    assert!(lost.prove(silence()));
+    assert_eq!((lost.due(), lost.evacuate(0, 1)), (BTreeSet::new(), 0));
+}
+
+#[test]
+fn a_full_node_takes_nobody() {
+    let mut lost = Lost::new();
+    assert!(lost.prove(silence()));
+    let places = [(lost.id(0), node_id(1), Reservation { vcpus: 1, memory_mib: 4_000 })];
+    assert_eq!(evacuate::evacuate(&mut lost.draft, &mut lost.moment, node_id(LOST), &places), 0);
+    let entry = lost.draft.view().assignment(node_id(LOST)).vms[&lost.id(0)].clone();
+    assert_eq!((entry.intent, entry.incarnation), (Intent::Wanted, 1));
+    let to_itself: NodeId = node_id(LOST);
+    let places = [(lost.id(0), to_itself, Reservation::default())];
+    assert_eq!(evacuate::evacuate(&mut lost.draft, &mut lost.moment, node_id(LOST), &places), 0);
+}

@@ -1,0 +1,157 @@
+//! The evacuator: restarts the VMs of fenced nodes elsewhere, in the engine's places, the most important first.
+//!
+//! Invariants: each batch is committed only while its node is Fenced; nothing is evacuated while the brake is on or
+//! automatic restarts are disarmed. Deliberately absent: evidence (the fencer gathers it), and waiting for room: what has
+//! no place is told why and asked for again when something has changed.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tamdao_model::assignment::Reservation;
+use tamdao_model::{NodeId, VmId};
+use tamdao_scheduler::check::{Step, check};
+use tamdao_scheduler::place::place_each;
+use tamdao_scheduler::{Cells, View as Picture, VmShape};
+use tamdao_store::view::View;
+
+use super::Loop;
+use crate::decide::{brake, evacuate, waiting};
+use crate::engine;
+use crate::refusal::Refusal;
+use crate::shared::Shared;
+
+/// VMs without a place that are told why in one decision.
+const TOLD: usize = 16;
+
+/// See the module.
+#[derive(Default)]
+pub struct Evacuator {
+    braked: bool,
+}
+
+#[async_trait]
+impl Loop for Evacuator {
+    fn name(&self) -> &'static str {
+        "evacuator"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
+        let (view, engine) = shared.engine.newest(&shared.cache);
+        let due = evacuate::due(&view);
+        if due.is_empty() || view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now())) {
+            return Ok(due.len() as u64);
+        }
+        let braked = brake::applied(&view);
+        if let Some(braked) = braked
+            && !self.braked
+        {
+            tracing::error!(error = %braked, "evacuation is stopped");
+        }
+        self.braked = braked.is_some();
+        let outcome = match braked {
+            Some(braked) => {
+                let waiting = due.iter().map(|(_, vm)| (*vm, "Braked".to_owned(), braked.to_string()));
+                Outcome { waiting: waiting.collect(), ..Outcome::default() }
+            }
+            None => decide(&view, engine.picture(), &due)?,
+        };
+        let left = outcome.waiting.len() as u64;
+        commit(shared, &view, outcome).await?;
+        Ok(left)
+    }
+}
+
+/// A VM, where it goes and what it holds there.
+type Place = (VmId, NodeId, Reservation);
+
+/// What one pass does.
+#[derive(Default)]
+struct Outcome {
+    /// By lost node, in the order of restarts.
+    places: BTreeMap<NodeId, Vec<Place>>,
+    /// VM, reason, message.
+    waiting: Vec<(VmId, String, String)>,
+}
+
+/// Finds a place for each VM that is due, all at the same time.
+fn decide(view: &View, picture: &Picture, due: &[(NodeId, VmId)]) -> Result<Outcome, Refusal> {
+    let mut outcome = Outcome::default();
+    let mut rest = picture.clone();
+    let mut shapes: Vec<(NodeId, Arc<VmShape>)> = Vec::new();
+    for (lost, id) in due {
+        let Some(vm) = view.vms.get(*id) else { continue };
+        rest.release(*lost, *id);
+        match engine::shape(view, vm) {
+            Ok(shape) => shapes.push((*lost, Arc::new(shape))),
+            Err(error) => outcome.waiting.push((*id, "Incomplete".into(), error.to_string())),
+        }
+    }
+    let wanted: Vec<Arc<VmShape>> = shapes.iter().map(|(_, shape)| shape.clone()).collect();
+    let before = rest.clone();
+    let mut steps = Vec::new();
+    for ((lost, shape), answer) in shapes.iter().zip(place_each(&mut rest, &wanted)) {
+        match answer {
+            Ok(placement) => {
+                let places = outcome.places.entry(*lost).or_default();
+                places.push((shape.id, placement.node, placement.reservation));
+                let (vm, node, cells) = (shape.clone(), placement.node, Cells::NONE);
+                steps.push(Step::Assign { vm, node, cells });
+            }
+            Err(rejection) => {
+                let Some(vm) = view.vms.get(shape.id) else { continue };
+                let (reason, message) = waiting::tell(vm, &rejection);
+                outcome.waiting.push((shape.id, reason.into(), message));
+            }
+        }
+    }
+    check(&before, &steps).map_err(|breaches| {
+        let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is evacuated");
+        Refusal::internal(format!("the engine's plan breaks its own rules: {breach}"))
+    })?;
+    Ok(outcome)
+}
+
+async fn commit(shared: &Shared, view: &View, outcome: Outcome) -> Result<(), Refusal> {
+    // The most important VM of all nodes is in the first batch.
+    let mut batches: Vec<(Reverse<u32>, NodeId, Vec<Place>)> = Vec::new();
+    for (lost, places) in outcome.places {
+        for batch in places.chunks(evacuate::BATCH) {
+            let priority = |(vm, _, _): &Place| view.vms.get(*vm).map(|vm| vm.spec.priority);
+            let highest = batch.iter().filter_map(priority).max().unwrap_or_default();
+            batches.push((Reverse(highest), lost, batch.to_vec()));
+        }
+    }
+    batches.sort_by_key(|(priority, lost, _)| (*priority, *lost));
+    for (_, lost, batch) in batches {
+        tracing::warn!(node = %lost, vms = batch.len(), "restarting the VMs of a lost node elsewhere");
+        let decided =
+            shared.writer.submit(move |draft, moment| Ok(evacuate::evacuate(draft, moment, lost, &batch)));
+        decided.await?;
+    }
+    // Told once: each word is a record and an event.
+    for chunk in outcome.waiting.chunks(TOLD) {
+        let news = chunk.iter().filter(|(vm, reason, message)| {
+            view.vms.get(*vm).is_some_and(|vm| evacuate::is_news(vm, reason, message))
+        });
+        let chunk: Vec<_> = news.cloned().collect();
+        if chunk.is_empty() {
+            continue;
+        }
+        let decided = shared.writer.submit(move |draft, moment| {
+            for (vm, reason, message) in &chunk {
+                evacuate::explain_waiting(draft, moment, *vm, reason, message);
+            }
+            Ok(())
+        });
+        decided.await?;
+    }
+    Ok(())
+}

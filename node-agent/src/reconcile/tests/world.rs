@@ -3,6 +3,7 @@
 
 use super::fixture::{Node, domain};
 use crate::hypervisor::{DomainState, Exit, PauseReason};
+use crate::keeper::Lease;
 use crate::ledger::{End, Incoming, Life, Outgoing, Stop, VmRecord, VolumeRecord, Word};
 use crate::reconcile::{FileFact, Go, Step};
 
@@ -231,6 +232,9 @@ impl World {
                     Some(at_ms) => {
                         self.node.now_ms = at_ms.max(self.node.now_ms + 1);
                         self.node.answered_ms = Some(self.node.now_ms);
+                        // By then the keeper has every lease that was asked for.
+                        let held = Lease { lease_ms: 60_000, held_since_ms: 0 };
+                        self.node.keeper.leases.entry(super::fixture::id(1)).or_insert(held);
                     }
                 }
             }

@@ -23,7 +23,7 @@ fn id(vm: &Vm) -> String {
 
 /// A pool that all nodes of this machine see.
 async fn shared_pool(cloud: &Cloud) -> Result<()> {
-    let path = cloud.slot.directory.join("shared");
+    let path = cloud.slot.directory.join("san");
     std::fs::create_dir_all(&path)?;
     let text = path.to_str().context("a plain path")?;
     let pool: Value =
@@ -71,7 +71,9 @@ async fn sum(cloud: &Cloud, name: &str) -> Result<String> {
 
 /// Moves a busy guest from n1 to n2 and back, and looks at everything.
 async fn there_and_back(pool: Option<&str>) -> Result<()> {
-    let cloud = Cloud::builder().nodes(2).start().await?;
+    // On a shared pool nothing starts without a keeper.
+    let builder = Cloud::builder().nodes(2);
+    let cloud = if pool.is_some() { builder.shared() } else { builder }.start().await?;
     let disk = match pool {
         Some(pool) => {
             shared_pool(&cloud).await?;

@@ -16,7 +16,7 @@ use tamdao_scheduler::from_model::{self, Stays};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::event;
+use super::{event, move_step};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -139,6 +139,7 @@ pub fn prove(draft: &mut Draft, moment: &mut Moment, proof: FenceProof) -> Resul
     node.status.fence.get_or_insert_default().proofs.push(proof);
     event(draft, moment, &node, Severity::Warning, "Fenced", message, actor);
     draft.put(node.clone());
+    move_step::fenced(draft, moment, id);
     Ok(node)
 }
 

@@ -9,6 +9,7 @@ use tamdao_model::{MoveId, NodeId, TimeMs, VolumeId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
+use super::fence::shared_pools;
 use super::{node_event, put_vm};
 use crate::admission::Moment;
 
@@ -221,14 +222,19 @@ pub fn cleared(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSe
     }
 }
 
-/// Tells the open moves of a node that there is a fence proof for it: to be called in the fence's own transaction.
+/// Tells the open moves of a node of a fence proof for it, in the fence's own transaction. A proof that does not speak
+/// of a VM, as a silent storage lease does not of one with other disks, ends no move of it.
 pub fn fenced(draft: &mut Draft, moment: &mut Moment, node: NodeId) {
+    let view = draft.view();
+    let Some(fence) = view.nodes.get(node).and_then(|row| row.status.fence.as_ref()) else { return };
     let ends = |one: &Move| one.status.phase.is_open() && [one.spec.source, one.spec.target].contains(&node);
-    let moves: Vec<(MoveId, bool)> = draft
-        .view()
+    let covered = |one: &Move| {
+        view.vms.get(one.spec.vm).is_some_and(|vm| fence.covers(vm, &shared_pools(view, vm)).is_some())
+    };
+    let moves: Vec<(MoveId, bool)> = view
         .moves
         .iter()
-        .filter(|row| ends(row))
+        .filter(|row| ends(row) && covered(row))
         .map(|row| (row.id(), row.spec.source == node))
         .collect();
     let message = format!("{} was fenced", name(draft, node));

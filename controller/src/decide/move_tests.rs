@@ -4,13 +4,16 @@
 use proptest::prelude::*;
 use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::convert::agent::{FileState, MoveSeen, MoveState, VolumeSeen};
+use tamdao_model::fence::{Evidence, Silence};
 use tamdao_model::moves::{Cause, Move, MoveEvent, MovePhase, Way};
+use tamdao_model::node::NodePhase;
 use tamdao_model::vm::{GuestState, Vm, VmPhase};
-use tamdao_model::{NodeId, TimeMs};
+use tamdao_model::{NodeId, PoolId, TimeMs};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
+use super::fence;
 use super::move_start::{self, Wish};
 use super::move_step::{self, Due, Turns};
 use super::report::{self, Part};
@@ -94,6 +97,18 @@ impl Scene {
         let mut word = seen(&self.vm(), GuestState::Absent, true);
         word.incarnation = if node == 0 { one.spec.incarnation_from } else { one.spec.incarnation_to };
         self.report(node, &Part { vms: vec![word], ..Part::default() });
+    }
+
+    /// A node is lost and something is proven of it; what it said before may come later.
+    fn prove(&mut self, node: u128, evidence: Evidence) {
+        let mut record = (*self.draft.view().nodes.get(node_id(node)).unwrap().value).clone();
+        let before = record.status.phase;
+        record.status.phase = NodePhase::Fencing;
+        let proof = fence::proof_of(&record, evidence, "test".into(), self.moment.now);
+        self.draft.put(record);
+        let mut record = fence::prove(&mut self.draft, &mut self.moment, proof).unwrap();
+        record.status.phase = before;
+        self.draft.put(record);
     }
 
     fn deleted(&mut self, node: u128) {
@@ -208,7 +223,14 @@ fn a_fenced_source_leaves_the_vm_its_own_once_the_target_has_cleared() {
     let one = scene.begin();
     scene.say(&one, 1, MoveState::Ready);
     scene.turn();
-    move_step::fenced(&mut scene.draft, &mut scene.moment, node_id(0));
+    let silence = Silence { counter: 7, lease_ms: 60_000, watchdog_timeout_ms: 10_000, apart_ms: 70_000 };
+    scene.prove(0, Evidence::StorageSilence { pool: PoolId(Uuid::from_u128(99)), silence });
+    assert_eq!(
+        scene.now(&one).status.phase,
+        MovePhase::Sending,
+        "its disk is local: the lease says nothing of it"
+    );
+    scene.prove(0, Evidence::Attestation { reason: "it is in the river".into() });
     assert_eq!(scene.now(&one).status.phase, MovePhase::Clearing);
     assert_eq!(scene.now(&one).may_run_on(), [node_id(0), node_id(1)], "the target may have begun");
     scene.gone(&one, 1);
@@ -314,8 +336,8 @@ proptest! {
                 }
                 Word::Runs if source == Some(false) => scene.say(&one, 1, MoveState::Runs),
                 Word::Cleared if scene.intent(1) == Some(Intent::Stale) => scene.gone(&one, 1),
-                Word::FenceSource => move_step::fenced(&mut scene.draft, &mut scene.moment, node_id(0)),
-                Word::FenceTarget => move_step::fenced(&mut scene.draft, &mut scene.moment, node_id(1)),
+                Word::FenceSource => scene.prove(0, Evidence::Goodbye),
+                Word::FenceTarget => scene.prove(1, Evidence::Goodbye),
                 _ => {}
             }
             let starts = |node| scene.intent(node) == Some(Intent::Wanted);

@@ -15,7 +15,7 @@ const DENY: &str = "cargo-deny@0.18.9";
 /// The feature with which binaries and tests are built: it lets a test kill an agent in the middle of a step.
 const HOOKS: &str = "tamdao-node-agent/test-hooks";
 /// For properties, in place of 256.
-const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "5000")];
+const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "2000")];
 
 /// Runs every step; the first that fails ends the run.
 pub fn run(long: bool) -> Result<()> {
@@ -61,12 +61,12 @@ fn longer(steps: &mut Steps) -> Result<()> {
     steps.run("fuzz", || {
         nextest(
             &["--workspace", "--profile", "fuzz", "--features", HOOKS],
-            &[("TAMDAO_TEST_EXAMPLES", "300")],
+            &[("TAMDAO_TEST_EXAMPLES", "100")],
         )
     })?;
     // A fault that needs luck to be seen gets its chances.
     steps.run("repeats", || {
-        nextest(&["--workspace", "--profile", "repeats", "--stress-count", "20", "--features", HOOKS], &[])
+        nextest(&["--workspace", "--profile", "repeats", "--stress-count", "10", "--features", HOOKS], &[])
     })
 }
 

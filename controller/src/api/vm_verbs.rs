@@ -100,8 +100,10 @@ impl Api {
             placed_on: node.map(|node| node.meta.name.to_string()).unwrap_or_default(),
             ..v1::ExplainVmResponse::default()
         };
-        response.on_node_loss = on_node_loss(&vm, &view);
-        response.movable = super::moves::movable(&view, &vm);
+        if node.is_some() {
+            response.on_node_loss = on_node_loss(&vm, &view);
+            response.movable = super::moves::movable(&view, &vm);
+        }
         if vm.status.phase == VmPhase::Failed {
             response.hints.push("change its spec, or cure the cause and start it again".into());
         }

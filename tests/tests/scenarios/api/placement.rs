@@ -152,7 +152,9 @@ async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
         "{message}"
     );
     let explained = cloud.cli.run(&["vm", "explain", "v3"]).await?;
-    ensure!(explained.contains("is restarted on another node"), "{explained}");
+    ensure!(explained.contains("its room is kept for failures"), "{explained}");
+    let explained = cloud.cli.run(&["vm", "explain", "v1"]).await?;
+    ensure!(explained.contains("if its node is lost, it stays down"), "a fleet has no keepers: {explained}");
 
     // The other node keeps 12 GiB for these two, so what stands there may grow by a little only.
     let full = placed(&cloud, "v1").await?;

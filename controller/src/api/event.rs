@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::page::{Token, cursor, page_size, read_cursor};
-use super::watch::{BOOKMARK_EVERY, Silence};
+use super::watch::{BOOKMARK_EVERY, Quiet};
 use super::{Api, Events, agency_of};
 use crate::refusal::Refusal;
 
@@ -115,7 +115,7 @@ impl Api {
         let cluster = self.cluster_id();
         let mut changes = self.shared.cache.changes();
         let (mut at, mut told) = (from, from);
-        let (mut bookmarked, mut silence) = (Instant::now(), Silence::begin());
+        let (mut bookmarked, mut quiet) = (Instant::now(), Quiet::begin());
         let bookmark = |at| v1::WatchEventsResponse {
             watch_event: v1::WatchEvent::Bookmark as i32,
             event: None,
@@ -134,7 +134,7 @@ impl Api {
                         changed.map_err(|_| Refusal::unavailable("the controller is stopping"))?;
                     }
                     () = sender.closed() => return Ok(()),
-                    still = silence.last(&self.shared) => still?,
+                    still = quiet.last(&self.shared) => still?,
                 }
                 if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
                     (told, bookmarked) = (at, Instant::now());

@@ -30,7 +30,7 @@ pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 const AHEAD: usize = 64;
 /// An idle watch gets a bookmark this often, so that its cursor stays within the kept history.
 pub(super) const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
-/// An idle watch looks this often whether silence still means that nothing happens.
+/// An idle watch looks this often whether quiet still means that nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A watch ends after so long without a leader: longer than any election, and another controller may know one.
 const LEADERLESS: Duration = Duration::from_secs(10);
@@ -115,7 +115,7 @@ impl Api {
         let mut changes = self.shared.cache.changes();
         let mut told = at;
         let mut bookmarked = Instant::now();
-        let mut silence = Silence::begin();
+        let mut quiet = Quiet::begin();
         loop {
             let newest = changes.borrow_and_update().clone();
             let commits = self.shared.cache.after(at)?;
@@ -147,7 +147,7 @@ impl Api {
                     }
                 }
                 () = sender.closed() => return Ok(()),
-                still = silence.last(&self.shared) => still?,
+                still = quiet.last(&self.shared) => still?,
             }
             if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
                 (told, bookmarked) = (at, Instant::now());
@@ -160,18 +160,18 @@ impl Api {
     }
 }
 
-/// Whether the silence of an idle watch means that nothing happens.
-pub(super) struct Silence {
+/// Whether the quiet of an idle watch means that nothing happens.
+pub(super) struct Quiet {
     /// When a leader was last known.
     led: Instant,
 }
 
-impl Silence {
+impl Quiet {
     pub fn begin() -> Self {
         Self { led: Instant::now() }
     }
 
-    /// Lets some silence pass.
+    /// Lets some time pass.
     ///
     /// # Errors
     /// When it would deceive: this controller no longer hears what is committed.

@@ -282,6 +282,11 @@ impl Cloud {
         for (name, log) in controllers.chain(agents).chain(keepers) {
             eprintln!("--- the end of the log of {name} ---\n{}", tail(log, 40));
         }
+        for (node, data_dir) in self.agents.iter().map(|agent| (&agent.name, &agent.data_dir)) {
+            if let Ok(seen) = self.testbed.autopsy(node, data_dir) {
+                eprintln!("--- the guests of {node} ---\n{seen}");
+            }
+        }
     }
 }
 

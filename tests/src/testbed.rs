@@ -9,6 +9,19 @@ use crate::Result;
 use crate::binaries::deploy;
 use crate::process::{output, run};
 
+/// Looks twice at each guest's processor, for a guest that hangs and one that works look alike from outside.
+const AUTOPSY: &str = r#"
+virsh='timeout 5 virsh -q -c qemu:///system'
+for guest in $($virsh list --name); do
+    echo "$guest: $($virsh domstate --reason "$guest"), $($virsh domjobinfo "$guest" | head -n 1)"
+    for look in 'info status' 'info registers' 'info cpus' 'info chardev' 'info registers'; do
+        $virsh qemu-monitor-command "$guest" --hmp "$look" | grep -vE '^(.S|LDT|TR|GDT|IDT|FPR|XMM|YMM|ST|CR|DR)' | head -n 12
+    done
+    $virsh domstats --vcpu --state "$guest"
+done
+tail -n 12 "$serial"/*.log /var/log/libvirt/qemu/*.log 2>/dev/null
+true"#;
+
 /// The hosts of one cloud.
 #[derive(Clone)]
 pub struct Testbed {
@@ -122,6 +135,17 @@ impl Testbed {
             }
         }
         Ok(found)
+    }
+
+    /// What a host's guests do, for the output of a failed test: their state as libvirt and QEMU tell it, where their
+    /// processor is, and the ends of their serial logs and of QEMU's.
+    ///
+    /// # Errors
+    /// When the host does not run.
+    pub fn autopsy(&self, node: &str, data_dir: &Path) -> Result<String> {
+        let line = format!("serial={}/serial\n{AUTOPSY}", data_dir.display());
+        let output = self.try_shell(node, &line)?;
+        Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
     }
 
     /// Removes the hosts and the bridge; nothing is left.

@@ -370,6 +370,8 @@ pub struct Arrival {
     pub document: String,
     /// The targets of the disks that are copied along, such as vda.
     pub copies: Vec<String>,
+    /// Whether QEMU itself computes what the guest's processor does.
+    pub emulated: bool,
 }
 
 /// Makes a running domain's document into that of its arrival: our mark with the new incarnation and as never run, and
@@ -383,6 +385,7 @@ pub fn arriving(document: &str, domain: &Domain, migration: &Migration) -> Resul
         let there = migration.files.get(Path::new(path));
         there.map(|there| path_text(there)).ok_or_else(|| missing(&format!("name on the target for {path}")))
     };
+    let emulated = root.attribute("type") == Some("qemu");
     let mut copies = Vec::new();
     let mark = mark(migration.incarnation_to, domain.generation, &domain.platform, domain.started, false);
     for part in &mut root.children {
@@ -406,7 +409,7 @@ pub fn arriving(document: &str, domain: &Domain, migration: &Migration) -> Resul
             _ => {}
         }
     }
-    Ok(Arrival { document: root.print(), copies })
+    Ok(Arrival { document: root.print(), copies, emulated })
 }
 
 /// Renames the files of one device; returns the target of a disk that is to be copied.

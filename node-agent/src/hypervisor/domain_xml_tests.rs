@@ -309,6 +309,9 @@ fn an_arrival_has_its_own_mark_and_every_file_by_its_name_there() {
     let arrival = arriving(&document, &domain, &migration).unwrap();
     assert_eq!(arrival.copies, ["vdb"], "only the local disk is copied");
     assert!(!arrival.document.contains("/var/lib"), "{}", arrival.document);
+    assert!(arrival.emulated, "so that it stands still while its memory is copied");
+    let accelerated = write(&spec, &platform(), Acceleration::Kvm, started());
+    assert!(!arriving(&accelerated, &domain, &migration).unwrap().emulated);
     let arrived = read(&arrival.document, DomainState::Paused(PauseReason::OnDemand)).unwrap().unwrap();
     assert_eq!((arrived.incarnation, arrived.generation), (4, 12));
     assert_eq!(arrived.state, DomainState::Paused(PauseReason::NotYetRun));

@@ -12,10 +12,9 @@ use super::super::{Domain, domain_xml};
 use super::errors::Fault;
 use super::{ffi, unreadable};
 
-/// The guest's memory is always copied while it runs, and both ends' agents decide who may run it afterwards. Whether
-/// a disk is shared is the cloud's knowledge, which libvirt has only for file systems that it knows by name.
-const FLAGS: u32 = virt_sys::VIR_MIGRATE_LIVE
-    | virt_sys::VIR_MIGRATE_PEER2PEER
+/// Both ends' agents decide who may run the guest afterwards. Whether a disk is shared is the cloud's knowledge, which
+/// libvirt has only for file systems that it knows by name.
+const FLAGS: u32 = virt_sys::VIR_MIGRATE_PEER2PEER
     | virt_sys::VIR_MIGRATE_PAUSED
     | virt_sys::VIR_MIGRATE_ABORT_ON_ERROR
     | virt_sys::VIR_MIGRATE_UNSAFE;
@@ -24,8 +23,12 @@ pub fn send(handle: &Handle, domain: &Domain, migration: &Migration) -> std::res
     let document = handle.xml_desc(virt_sys::VIR_DOMAIN_XML_MIGRATABLE | virt_sys::VIR_DOMAIN_XML_SECURE)?;
     let arrival = domain_xml::arriving(&document, domain, migration).map_err(unreadable)?;
     let mut flags = FLAGS;
-    if migration.auto_converge {
-        flags |= virt_sys::VIR_MIGRATE_AUTO_CONVERGE;
+    // QEMU before 9.0 loses writes of an emulated guest that runs while its memory is copied (docs/decisions/0112).
+    if !arrival.emulated {
+        flags |= virt_sys::VIR_MIGRATE_LIVE;
+        if migration.auto_converge {
+            flags |= virt_sys::VIR_MIGRATE_AUTO_CONVERGE;
+        }
     }
     let socket = |path: &std::path::Path| Some(format!("unix://{}", path.display()));
     let mut parameters = MigrateParameters {

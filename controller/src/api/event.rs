@@ -5,16 +5,16 @@ use tamdao_model::event::Event;
 use tamdao_model::{AgencyId, Kind, Stored};
 use tamdao_proto::v1;
 use tamdao_proto::v1::event_service_server::EventService;
+use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Record, View};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::page::{Token, cursor, page_size, read_cursor};
-use super::watch::{BOOKMARK_EVERY, Quiet};
+use super::watch::AHEAD;
 use super::{Api, Events, agency_of};
 use crate::refusal::Refusal;
 
@@ -93,7 +93,7 @@ impl EventService for Api {
         let filter = Filter::read(&view, &request.agency, &request.kind, &request.name)?;
         let from = read_cursor(cluster, &request.cursor)?.unwrap_or(view.revision);
         self.shared.cache.after(from).map_err(Refusal::from)?;
-        let (sender, receiver) = mpsc::channel(64);
+        let (sender, receiver) = mpsc::channel(AHEAD);
         let api = self.clone();
         tokio::spawn(async move {
             if let Err(refusal) = api.follow_events(&sender, from, &filter).await {
@@ -112,59 +112,22 @@ impl Api {
         from: Revision,
         filter: &Filter,
     ) -> Result<(), Refusal> {
-        let cluster = self.cluster_id();
-        let mut changes = self.shared.cache.changes();
-        let (mut at, mut told) = (from, from);
-        let (mut bookmarked, mut quiet) = (Instant::now(), Quiet::begin());
-        let bookmark = |at| v1::WatchEventsResponse {
-            watch_event: v1::WatchEvent::Bookmark as i32,
-            event: None,
-            cursor: cursor(cluster, at),
+        let message = |watch_event: v1::WatchEvent, event, cursor| v1::WatchEventsResponse {
+            watch_event: watch_event as i32,
+            event,
+            cursor,
         };
-        if sender.send(Ok(bookmark(at))).await.is_err() {
+        let bookmark = message(v1::WatchEvent::Bookmark, None, cursor(self.cluster_id(), from));
+        if sender.send(Ok(bookmark)).await.is_err() {
             return Ok(());
         }
-        loop {
-            let view = changes.borrow_and_update().clone();
-            let commits = self.shared.cache.after(at)?;
-            if commits.is_empty() {
-                at = at.max(view.revision);
-                tokio::select! {
-                    changed = changes.changed() => {
-                        changed.map_err(|_| Refusal::unavailable("the controller is stopping"))?;
-                    }
-                    () = sender.closed() => return Ok(()),
-                    still = quiet.last(&self.shared) => still?,
-                }
-                if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
-                    (told, bookmarked) = (at, Instant::now());
-                    if sender.send(Ok(bookmark(at))).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                continue;
-            }
-            for commit in commits {
-                let events = commit.deltas.iter().filter_map(|delta| match &delta.after {
-                    Some(Record::Event(event)) if filter.takes(event) => Some(event),
-                    _ => None,
-                });
-                let events: Vec<_> = events.collect();
-                let last = events.len().wrapping_sub(1);
-                for (place, event) in events.into_iter().enumerate() {
-                    // A commit is told as a whole: resuming amid it must tell all of it again.
-                    told = if place == last { commit.revision } else { at };
-                    let message = v1::WatchEventsResponse {
-                        watch_event: v1::WatchEvent::Put as i32,
-                        event: Some(shown::show(event, commit.revision.0, &*view)),
-                        cursor: cursor(cluster, told),
-                    };
-                    if sender.send(Ok(message)).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                at = commit.revision;
-            }
-        }
+        let new_events = |commit: &Commit, newest: &View| {
+            let events = commit.deltas.iter().filter_map(|delta| match &delta.after {
+                Some(Record::Event(event)) if filter.takes(event) => Some(event),
+                _ => None,
+            });
+            events.map(|event| (v1::WatchEvent::Put, shown::show(event, commit.revision.0, newest))).collect()
+        };
+        self.tell(sender, from, message, new_events).await
     }
 }

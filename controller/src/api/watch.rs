@@ -8,6 +8,7 @@ use futures::Stream;
 use tamdao_model::selector::Selector;
 use tamdao_model::{Resource, Scope};
 use tamdao_proto::v1::WatchEvent;
+use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Held, Row, View};
 use tokio::sync::mpsc;
@@ -27,9 +28,9 @@ use crate::shared::Shared;
 pub type Events<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 /// Messages that wait for a slow reader before the cursor waits with them.
-const AHEAD: usize = 64;
+pub(super) const AHEAD: usize = 64;
 /// An idle watch gets a bookmark this often, so that its cursor stays within the kept history.
-pub(super) const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// An idle watch looks this often whether quiet still means that nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A watch ends after so long without a leader: longer than any election, and another controller may know one.
@@ -97,7 +98,7 @@ impl Api {
         message: fn(WatchEvent, Option<T::Proto>, String) -> M,
     ) -> Result<(), Refusal> {
         let cluster = self.cluster_id();
-        let mut at = from.unwrap_or(view.revision);
+        let at = from.unwrap_or(view.revision);
         if from.is_none() {
             for row in T::rows(&view).iter().filter(|row| filter.takes(&*row.value)) {
                 // No cursor yet: resuming amid the first list must begin it anew.
@@ -112,6 +113,26 @@ impl Api {
             }
         }
         drop(view);
+        let changes_of = |commit: &Commit, newest: &View| {
+            let changes = commit.deltas.iter().flat_map(|delta| changes_of::<T>(delta, filter, newest));
+            changes.map(|(event, row)| (event, self.show(&row, newest))).collect()
+        };
+        self.tell(sender, at, message, changes_of).await
+    }
+
+    /// Tells a reader what `changes_of` makes of each commit after `at`, with bookmarks between, until it goes away.
+    ///
+    /// # Errors
+    /// When the history no longer reaches back to where the reader is, or this controller no longer hears what is
+    /// committed.
+    pub(super) async fn tell<P, M>(
+        &self,
+        sender: &mpsc::Sender<Result<M, Status>>,
+        mut at: Revision,
+        message: fn(WatchEvent, Option<P>, String) -> M,
+        changes_of: impl Fn(&Commit, &View) -> Vec<(WatchEvent, P)>,
+    ) -> Result<(), Refusal> {
+        let cluster = self.cluster_id();
         let mut changes = self.shared.cache.changes();
         let mut told = at;
         let mut bookmarked = Instant::now();
@@ -121,14 +142,12 @@ impl Api {
             let commits = self.shared.cache.after(at)?;
             let caught_up = commits.is_empty();
             for commit in commits {
-                let changes: Vec<_> =
-                    commit.deltas.iter().flat_map(|delta| changes_of::<T>(delta, filter, &newest)).collect();
+                let changes = changes_of(&commit, &newest);
                 let last = changes.len().wrapping_sub(1);
-                for (place, (event, row)) in changes.into_iter().enumerate() {
-                    let proto = self.show(&row, &newest);
+                for (place, (event, resource)) in changes.into_iter().enumerate() {
                     // A commit is told as a whole: resuming amid it must tell all of it again.
                     told = if place == last { commit.revision } else { at };
-                    let next = message(event, Some(proto), cursor(cluster, told));
+                    let next = message(event, Some(resource), cursor(cluster, told));
                     if sender.send(Ok(next)).await.is_err() {
                         return Ok(());
                     }
@@ -151,8 +170,7 @@ impl Api {
             }
             if at > told && bookmarked.elapsed() >= BOOKMARK_EVERY {
                 (told, bookmarked) = (at, Instant::now());
-                let bookmark = message(WatchEvent::Bookmark, None, cursor(cluster, at));
-                if sender.send(Ok(bookmark)).await.is_err() {
+                if sender.send(Ok(message(WatchEvent::Bookmark, None, cursor(cluster, at)))).await.is_err() {
                     return Ok(());
                 }
             }
@@ -161,13 +179,13 @@ impl Api {
 }
 
 /// Whether the quiet of an idle watch means that nothing happens.
-pub(super) struct Quiet {
+struct Quiet {
     /// When a leader was last known.
     led: Instant,
 }
 
 impl Quiet {
-    pub fn begin() -> Self {
+    fn begin() -> Self {
         Self { led: Instant::now() }
     }
 
@@ -175,7 +193,7 @@ impl Quiet {
     ///
     /// # Errors
     /// When it would deceive: this controller no longer hears what is committed.
-    pub async fn last(&mut self, shared: &Shared) -> Result<(), Refusal> {
+    async fn last(&mut self, shared: &Shared) -> Result<(), Refusal> {
         tokio::time::sleep(LOOK_EVERY).await;
         match shared.leader() {
             Leader::Removed => return Err(forward::removed()),

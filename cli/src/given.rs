@@ -65,6 +65,33 @@ pub fn change_pairs(flag: &str, map: &mut BTreeMap<String, String>, given: &[Str
     Ok(())
 }
 
+/// Changes a quota by "vcpus=64" or "memory=256G" to set and "vcpus-" to remove. Sizes may leave out what their measure
+/// is counted in.
+pub fn change_quota(quota: &mut BTreeMap<String, u64>, given: &[String]) -> Result<()> {
+    for text in given {
+        let (word, amount) = match (text.split_once('='), text.strip_suffix('-')) {
+            (Some((word, amount)), _) => (word, Some(amount)),
+            (None, Some(word)) => (word, None),
+            (None, None) => (text.as_str(), Some("")),
+        };
+        let measure = match word {
+            "memory" | "disk" | "protected_memory" => format!("{word}_mib"),
+            word => word.to_owned(),
+        };
+        let Some(amount) = amount else {
+            quota.remove(&measure);
+            continue;
+        };
+        let read = match measure.ends_with("_mib") && amount.parse::<u64>().is_err() {
+            true => parse_mib(amount).map(u64::from),
+            false => amount.parse().map_err(|_| "expected MEASURE=AMOUNT, or MEASURE- to remove".to_owned()),
+        };
+        let most = read.map_err(|message| Problem::usage(format!("--quota {text}: {message}")))?;
+        quota.insert(measure, most);
+    }
+    Ok(())
+}
+
 /// Changes a list of names by "NAME" to add and "NAME-" to remove; no name ends in a hyphen.
 pub fn change_names(list: &mut Vec<String>, given: &[String]) {
     for text in given {

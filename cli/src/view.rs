@@ -6,6 +6,7 @@ mod machine;
 mod moves;
 mod placement;
 mod storage;
+pub mod usage;
 
 pub use moves::{progress, way};
 use tamdao_proto::v1::{Condition, ConditionStatus, Event, EventSeverity};

@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use futures::stream::BoxStream;
 use tamdao_model::AgencyId;
+use tamdao_model::agency::Usage;
+use tamdao_model::quota::Measure;
 use tamdao_store::backend::memory::MemoryStore;
 use tamdao_store::kv::{Batch, Election, Entry, Prefix, Read, Result, Status, Txn};
 use tokio::sync::Semaphore;
@@ -38,9 +40,13 @@ fn agency() -> AgencyId {
 
 fn add_one(draft: &mut Draft, _: &mut Moment) -> std::result::Result<u32, Refusal> {
     let mut usage = draft.view().usage(agency());
-    usage.vms += 1;
+    usage.amounts = usage.amounts.plus(&[(Measure::Vms, 1)].into_iter().collect());
     draft.put(usage.clone());
-    Ok(usage.vms)
+    Ok(vms(&usage))
+}
+
+fn vms(usage: &Usage) -> u32 {
+    u32::try_from(usage.amounts.of(&Measure::Vms)).unwrap()
 }
 
 #[async_trait]
@@ -138,7 +144,7 @@ impl Bench {
     }
 
     async fn sum(&self) -> u32 {
-        stored(&self.store.inner).await.usage(agency()).vms
+        vms(&stored(&self.store.inner).await.usage(agency()))
     }
 }
 

@@ -44,7 +44,7 @@ async fn any_controller_takes_a_change() {
 
     let mut grpc = FlavorServiceClient::new(admin.channel(&follower));
     let metadata = v1::Metadata { name: "by-grpc".into(), ..Default::default() };
-    let spec = v1::FlavorSpec { vcpus: 1, memory_mib: 512 };
+    let spec = v1::FlavorSpec { vcpus: 1, memory_mib: 512, ..Default::default() };
     let wanted = v1::Flavor { metadata: Some(metadata), spec: Some(spec) };
     let request = v1::CreateFlavorRequest { flavor: Some(wanted), ..Default::default() };
     grpc.create_flavor(admin.ask(request.clone())).await.unwrap();

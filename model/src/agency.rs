@@ -1,7 +1,8 @@
-//! Agencies, the tenants, and what each holds.
+//! Agencies, the tenants, in a tree; and what each holds.
 
 use serde::{Deserialize, Serialize};
 
+use crate::quota::{Amounts, Quota};
 use crate::record::{Stored, resource};
 use crate::{AgencyId, Meta, Scope};
 
@@ -17,6 +18,25 @@ pub struct AgencySpec {
     pub description: String,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub contact: String,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub parent: Option<AgencyId>,
+    /// For the agency and all below it. What its children are given is cut out of it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub quota: Quota,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub state: AgencyState,
+}
+
+/// What an agency may do. Each includes the ones before; an agency is at least what those above it are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgencyState {
+    #[default]
+    Active,
+    /// Nothing new, and nothing larger.
+    Frozen,
+    /// And nothing runs.
+    Archived,
 }
 
 resource!(Agency, Agency, |_| Scope::Cluster);
@@ -27,22 +47,18 @@ impl Agency {
     }
 }
 
-/// What one agency holds: rewritten in the transaction of the VM or volume that changes it, and so equal at every
-/// revision to the sum over them.
+/// What one agency holds itself, without its children: rewritten in the transaction of the VM or volume that changes
+/// it, and so equal at every revision to the sum over them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub agency: AgencyId,
-    pub vms: u32,
-    pub vcpus: u32,
-    pub memory_mib: u64,
-    pub volumes: u32,
-    pub disk_mib: u64,
-    pub addresses: u32,
+    #[serde(flatten)]
+    pub amounts: Amounts,
 }
 
 impl Usage {
     pub fn none(agency: AgencyId) -> Self {
-        Self { agency, vms: 0, vcpus: 0, memory_mib: 0, volumes: 0, disk_mib: 0, addresses: 0 }
+        Self { agency, amounts: Amounts::default() }
     }
 }
 

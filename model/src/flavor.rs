@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::record::resource;
-use crate::{FlavorId, Meta, Scope};
+use crate::{FlavorId, Meta, Name, Scope};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flavor {
@@ -15,6 +15,9 @@ pub struct Flavor {
 pub struct FlavorSpec {
     pub vcpus: u32,
     pub memory_mib: u32,
+    /// Quotas count VMs by it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub class: Option<Name>,
 }
 
 resource!(Flavor, Flavor, |_| Scope::Cluster);

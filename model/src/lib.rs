@@ -22,6 +22,7 @@ pub mod network;
 pub mod node;
 pub mod placement_group;
 pub mod pool;
+pub mod quota;
 pub mod range;
 pub mod record;
 pub mod scheduling_policy;
@@ -32,6 +33,6 @@ pub mod vm;
 pub mod volume;
 
 pub use id::*;
-pub use name::Name;
+pub use name::{Name, NameError};
 pub use record::{Kind, Meta, Resource, Scope, Stored};
 pub use time::TimeMs;

@@ -8,6 +8,10 @@ pub const LABEL_BYTES: usize = 63;
 pub const DISPLAY_NAME_CHARS: usize = 200;
 /// An agency's description, characters.
 pub const DESCRIPTION_CHARS: usize = 1_000;
+/// Agencies above each other.
+pub const AGENCY_DEPTH: usize = 8;
+/// Limits of one quota.
+pub const QUOTA_MEASURES: usize = 64;
 pub const VCPUS: std::ops::RangeInclusive<u32> = 1..=256;
 /// A guest's memory, MiB.
 pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=4_194_304;

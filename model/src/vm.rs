@@ -29,6 +29,9 @@ pub struct VmSpec {
     /// The flavor that the size was taken from, for people.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub flavor: Option<FlavorId>,
+    /// Of that flavor, at the time when the size was taken from it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub flavor_class: Option<Name>,
     pub vcpus: u32,
     pub memory_mib: u32,
     pub disks: Vec<Disk>,

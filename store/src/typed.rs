@@ -219,6 +219,7 @@ fn encode<T: Stored>(txn: Uuid, record: &T) -> Bytes {
 mod tests {
     use tamdao_model::agency::Usage;
     use tamdao_model::assignment::Assignment;
+    use tamdao_model::quota::Measure;
     use tamdao_model::{AgencyId, NodeId};
 
     use super::*;
@@ -261,7 +262,7 @@ mod tests {
         let agency = AgencyId(Uuid::from_u128(3));
         let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
         draft.put(Usage::none(agency));
-        draft.put(Usage { vms: 1, ..Usage::none(agency) });
+        draft.put(Usage { amounts: [(Measure::Vms, 1)].into_iter().collect(), ..Usage::none(agency) });
         let txn = draft.into_txn([]);
         assert!(matches!(txn.guards[..], [Guard::Absent(_)]));
         assert_eq!(txn.ops.len(), 1);

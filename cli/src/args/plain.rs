@@ -1,6 +1,6 @@
 //! `tamdao agency|flavor|network|pool|volume …`, as clap types: the nouns with standard verbs only.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     DeleteArgs, EditArgs, ImageListArgs, ListArgs, NameArg, NewArgs, ScopedDeleteArgs, ScopedNameArg,
@@ -17,8 +17,13 @@ pub enum AgencyVerb {
     Get(NameArg),
     /// Make an agency
     Create(AgencyCreateArgs),
-    /// Change description, contact or labels
+    /// Change what it is, its place in the tree, its quota or its state
     Update(AgencyUpdateArgs),
+    /// Show what agencies hold of what they may hold, each with those below it
+    Usage {
+        /// Name or id [default: all]
+        name: Option<String>,
+    },
     /// Remove agencies that own nothing
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -34,6 +39,12 @@ pub struct AgencyCreateArgs {
     /// Whom to reach
     #[arg(long, value_name = "TEXT")]
     pub contact: Option<String>,
+    /// Agency above it, whose quota its own is cut out of
+    #[arg(long, value_name = "NAME")]
+    pub parent: Option<String>,
+    /// Limits: vcpus=64,memory=256G; also vms, disk, volumes, addresses, protected_memory, flavor_class/NAME
+    #[arg(long, value_name = "MEASURE=AMOUNT", value_delimiter = ',')]
+    pub quota: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -46,6 +57,22 @@ pub struct AgencyUpdateArgs {
     /// Whom to reach
     #[arg(long, value_name = "TEXT")]
     pub contact: Option<String>,
+    /// Agency above it; "" for none
+    #[arg(long, value_name = "NAME")]
+    pub parent: Option<String>,
+    /// Limits to set, or to remove when written "MEASURE-", as for create
+    #[arg(long, value_name = "MEASURE=AMOUNT", value_delimiter = ',')]
+    pub quota: Vec<String>,
+    /// frozen: nothing new; archived: and nothing runs
+    #[arg(long, value_enum)]
+    pub state: Option<AgencyStateArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AgencyStateArg {
+    Active,
+    Frozen,
+    Archived,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +101,9 @@ pub struct FlavorCreateArgs {
     /// Memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", value_parser = parse_mib)]
     pub memory: Option<u32>,
+    /// Class by which quotas count VMs of it
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
 }
 
 #[derive(Debug, Args)]

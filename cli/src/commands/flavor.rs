@@ -22,6 +22,9 @@ async fn create(app: &App, args: &FlavorCreateArgs) -> Result<ExitStatus> {
     let (place, mut flavor) = standard::begin::<Flavor>(app, &args.new, false)?;
     let spec = flavor.spec.get_or_insert_default();
     spec.vcpus = args.vcpus.unwrap_or(spec.vcpus);
+    if let Some(class) = &args.class {
+        class.clone_into(&mut spec.class);
+    }
     spec.memory_mib = args.memory.unwrap_or(spec.memory_mib);
     match standard::create(app, &place, flavor, args.new.dry_run).await? {
         Some(flavor) => standard::done(app, &flavor, "made"),

@@ -2,7 +2,7 @@
 
 use tamdao_proto::v1::{Agency, Controller, ControllerRole, Network, network_spec};
 
-use super::{View, head, headers, phase, tail};
+use super::{View, head, headers, phase, tail, usage};
 use crate::output::{Cell, Table, Tone};
 use crate::quantity::{mib, share};
 use crate::resource::{Resource, word};
@@ -10,7 +10,7 @@ use crate::resource::{Resource, word};
 impl View for Agency {
     fn headers(wide: bool) -> Vec<&'static str> {
         headers::<Self>(
-            &["PHASE", "VMS", "VCPUS", "MEMORY", "DISK"],
+            &["PARENT", "PHASE", "VMS", "VCPUS", "MEMORY", "DISK"],
             &["VOLUMES", "ADDRESSES", "CONTACT"],
             wide,
         )
@@ -19,6 +19,7 @@ impl View for Agency {
     fn row(&self, now_s: i64, wide: bool) -> Vec<Cell> {
         let usage = self.status.clone().unwrap_or_default().usage.unwrap_or_default();
         let mut cells = head(self);
+        cells.push(Cell::from(self.spec.clone().unwrap_or_default().parent));
         cells.push(phase(&self.phase()));
         cells.extend([Cell::from(usage.vms), Cell::from(usage.vcpus)]);
         cells.extend([Cell::from(mib(usage.memory_mib)), Cell::from(mib(usage.disk_mib))]);
@@ -36,6 +37,7 @@ impl View for Agency {
         vec![
             ("Description", Cell::from(spec.description)),
             ("Contact", Cell::from(spec.contact)),
+            ("Parent", Cell::from(spec.parent)),
             ("VMs", Cell::from(usage.vms)),
             ("vCPUs", Cell::from(usage.vcpus)),
             ("Memory", Cell::from(mib(usage.memory_mib))),
@@ -43,6 +45,23 @@ impl View for Agency {
             ("Volumes", Cell::from(usage.volumes)),
             ("Addresses", Cell::from(usage.addresses)),
         ]
+    }
+
+    fn sections(&self) -> Vec<(&'static str, Table)> {
+        let quota = self.spec.clone().unwrap_or_default().quota;
+        let status = self.status.clone().unwrap_or_default();
+        let used = usage::amounts(self);
+        let mut measures: Vec<_> = quota.into_iter().collect();
+        measures.sort();
+        let rows = measures.into_iter().map(|(measure, most)| {
+            let of = |amounts: &std::collections::BTreeMap<String, u64>| {
+                Cell::from(usage::amount(&measure, amounts.get(&measure).copied().unwrap_or(0)))
+            };
+            let most = Cell::from(usage::amount(&measure, most));
+            vec![Cell::from(&measure), most, of(&used), of(&status.given), of(&status.free)]
+        });
+        let headers = vec!["MEASURE", "LIMIT", "USED", "GIVEN", "FREE"];
+        vec![("Quota", Table { headers, rows: rows.collect() })]
     }
 }
 

@@ -190,20 +190,25 @@ fn boot_image(vm: &Vm) -> String {
 
 impl View for Flavor {
     fn headers(wide: bool) -> Vec<&'static str> {
-        headers::<Self>(&["VCPUS", "MEMORY"], &[], wide)
+        headers::<Self>(&["VCPUS", "MEMORY"], &["CLASS"], wide)
     }
 
     fn row(&self, now_s: i64, wide: bool) -> Vec<Cell> {
-        let spec = self.spec.unwrap_or_default();
+        let spec = self.spec.clone().unwrap_or_default();
         let mut cells = head(self);
         cells.extend([Cell::from(spec.vcpus), Cell::from(mib(spec.memory_mib.into()))]);
+        cells.extend(wide.then(|| Cell::from(spec.class)));
         cells.extend(tail(self, now_s, wide));
         cells
     }
 
     fn fields(&self, _: i64) -> Vec<(&'static str, Cell)> {
-        let spec = self.spec.unwrap_or_default();
-        vec![("vCPUs", Cell::from(spec.vcpus)), ("Memory", Cell::from(mib(spec.memory_mib.into())))]
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            ("vCPUs", Cell::from(spec.vcpus)),
+            ("Memory", Cell::from(mib(spec.memory_mib.into()))),
+            ("Class", Cell::from(spec.class)),
+        ]
     }
 }
 

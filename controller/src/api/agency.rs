@@ -1,7 +1,8 @@
 //! AgencyService.
 
 use tamdao_model::Scope;
-use tamdao_model::agency::{Agency, Usage};
+use tamdao_model::agency::{Agency, AgencyState, Usage};
+use tamdao_model::convert::agency as shown;
 use tamdao_model::event::Severity;
 use tamdao_proto::v1;
 use tamdao_store::typed::Draft;
@@ -9,28 +10,59 @@ use tamdao_store::view::View;
 
 use super::standard::{Standard, Writable, service};
 use crate::admission::Moment;
-use crate::decide;
+use crate::decide::{self, quota};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
 impl Standard for Agency {
     fn complete(proto: &mut v1::Agency, row: &Self, view: &View, _: &Shared) {
-        let usage = view.usage(row.id());
-        proto.status.get_or_insert_default().usage = Some(v1::Usage {
-            vms: usage.vms,
-            vcpus: usage.vcpus,
-            memory_mib: usage.memory_mib,
-            disk_mib: usage.disk_mib,
-            volumes: usage.volumes,
-            addresses: usage.addresses,
-        });
+        let status = proto.status.get_or_insert_default();
+        status.usage = Some(shown::show_usage(&view.usage(row.id()).amounts));
+        status.given = shown::show_amounts(&quota::given(view, row.id()));
+        let free = quota::free(view, row).into_iter();
+        status.free = free.map(|(measure, amount)| (measure.to_string(), amount)).collect();
+        if let Some(above) =
+            quota::line(view, row.id()).skip(1).find(|row| row.spec.state > AgencyState::Active)
+        {
+            status.conditions.push(v1::Condition {
+                r#type: "Open".into(),
+                status: v1::ConditionStatus::False.into(),
+                reason: "AgencyAbove".into(),
+                message: format!("agency {:?} above is frozen or archived", above.meta.name.as_str()),
+                observed_generation: row.meta.generation,
+                last_transition_time: None,
+            });
+        }
     }
 }
 
 impl Writable for Agency {
+    fn check_new(&self, view: &View) -> Result<(), Refusal> {
+        if let Some(parent) = self.spec.parent {
+            quota::check_open(view, parent)?;
+        }
+        quota::check_agency(view, self)
+    }
+
+    fn check_changed(&self, before: &Self, view: &View) -> Result<(), Refusal> {
+        if self.spec.parent != before.spec.parent
+            && let Some(parent) = self.spec.parent
+        {
+            quota::check_open(view, parent)?;
+        }
+        if self.spec.parent != before.spec.parent || self.spec.quota != before.spec.quota {
+            quota::check_agency(view, self)?;
+        }
+        if self.spec.state == AgencyState::Archived && before.spec.state != AgencyState::Archived {
+            check_nothing_runs(view, self)?;
+        }
+        Ok(())
+    }
+
     fn check_unused(&self, view: &View) -> Result<(), Refusal> {
         let scope = Some(Scope::Agency(self.id()));
         let owned = [
+            ("agencies below it", quota::children(view, self.id()).count()),
             ("VMs", view.vms.names(scope, None).count()),
             ("volumes", view.volumes.names(scope, None).count()),
             ("images", view.images.names(scope, None).count()),
@@ -58,8 +90,23 @@ impl Writable for Agency {
     }
 }
 
+/// An agency is archived once all its VMs, and those of the agencies below it, are off.
+fn check_nothing_runs(view: &View, agency: &Agency) -> Result<(), Refusal> {
+    let within = |vm: &&_| {
+        let vm: &tamdao_store::view::Row<tamdao_model::vm::Vm> = vm;
+        vm.wants_on() && quota::line(view, vm.agency).any(|row| row.id() == agency.id())
+    };
+    let on = view.vms.iter().filter(within).count();
+    if on == 0 {
+        return Ok(());
+    }
+    let message =
+        format!("{on} VMs of agency {:?}, or of agencies below it, are on", agency.meta.name.as_str());
+    Err(Refusal::precondition("NotOff", message).hint("stop them first: tamdao vm stop"))
+}
+
 service! {
-    agency_service_server::AgencyService, Agency, agency, agencies, cluster, none,
+    agency_service_server::AgencyService, Agency, agency, agencies, cluster, phase,
     get get_agency(GetAgencyRequest) list list_agencies(ListAgenciesRequest -> ListAgenciesResponse)
     watch watch_agencies(WatchAgenciesRequest -> WatchAgenciesResponse as WatchAgenciesStream)
     create create_agency(CreateAgencyRequest)

@@ -12,7 +12,7 @@ use tamdao_store::view::{Delta, Held, Row, View};
 use super::page::{self, Token};
 use super::{Api, Asked, check_revision, find, new_in, scope_of};
 use crate::admission::Moment;
-use crate::decide;
+use crate::decide::{self, quota};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -59,10 +59,14 @@ pub(crate) trait Writable: Standard + Public {
     }
 
     /// What else changes with a new one, such as usage.
-    fn added(&self, _draft: &mut Draft) {}
+    fn added(&self, _draft: &mut Draft) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// What else changes with a changed one.
-    fn changed(&self, _before: &Self, _draft: &mut Draft) {}
+    fn changed(&self, _before: &Self, _draft: &mut Draft) -> Result<(), Refusal> {
+        Ok(())
+    }
 }
 
 /// A page of a list.
@@ -238,8 +242,11 @@ fn insert<T: Writable>(
     name_is_free(draft.view(), &resource)?;
     resource.check_new(draft.view())?;
     decide::event(draft, moment, &resource, Severity::Info, "Created", "created", caller);
+    if let Some(agency) = resource.scope().agency() {
+        quota::check_open(draft.view(), agency)?;
+    }
     draft.create(resource.clone());
-    resource.added(draft);
+    resource.added(draft)?;
     Ok(resource)
 }
 
@@ -268,7 +275,7 @@ pub(super) fn replace<T: Writable>(
     new.check_changed(before, draft.view())?;
     decide::event(draft, moment, &new, Severity::Info, "Updated", "updated", caller);
     draft.put(new.clone());
-    new.changed(before, draft);
+    new.changed(before, draft)?;
     Ok(new)
 }
 

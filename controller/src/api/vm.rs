@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::standard::{Standard, based_on, service};
 use super::vm_verbs;
 use super::{Api, Asked, agency_of, check_revision, find};
-use crate::decide::{self, fence, vm_create, vm_delete, vm_power::Verb};
+use crate::decide::{self, fence, quota, vm_create, vm_delete, vm_power::Verb};
 use crate::pki::ClusterKey;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -99,6 +99,13 @@ impl Api {
                 UserDataChange::Clear => vm.spec.user_data = None,
             }
             if vm != *row.value {
+                let (before, after) = (row.amounts(), vm.amounts());
+                if before != after {
+                    quota::count(draft, vm.agency, &before, &after)?;
+                }
+                if vm.wants_on() && !row.wants_on() {
+                    quota::check_may_run(draft.view(), vm.agency)?;
+                }
                 let severity = tamdao_model::event::Severity::Info;
                 decide::event(draft, moment, &vm, severity, "Updated", "updated", &asked.caller);
                 decide::put_vm(draft, vm.clone());

@@ -51,8 +51,8 @@ impl Api {
             let row = find::<Vm>(draft.view(), scope, &request.name)?.clone();
             check_revision(&row, request.revision)?;
             let size = match read_resize(&request, draft.view())? {
-                Resize::Flavor(flavor) => Size { flavor: Some(flavor), vcpus: 0, memory_mib: 0 },
-                Resize::Size { vcpus, memory_mib } => Size { flavor: None, vcpus, memory_mib },
+                Resize::Flavor(flavor) => Size::of(Some(flavor), 0, 0),
+                Resize::Size { vcpus, memory_mib } => Size::of(None, vcpus, memory_mib),
             };
             let size = size.resolve(draft)?;
             let mut wanted = (*row.value).clone();

@@ -3,6 +3,7 @@
 use tamdao_model::assignment::VolumeEntry;
 use tamdao_model::event::Severity;
 use tamdao_model::node::NodePhase;
+use tamdao_model::quota::Amounts;
 use tamdao_model::volume::{Volume, VolumePhase};
 use tamdao_model::{NodeId, VolumeId};
 use tamdao_store::typed::Draft;
@@ -11,7 +12,7 @@ use tonic::Code;
 
 use super::standard::{Standard, Writable, service};
 use crate::admission::Moment;
-use crate::decide::{self, vm_create, vm_delete};
+use crate::decide::{self, quota, vm_create, vm_delete};
 use crate::refusal::Refusal;
 
 impl Standard for Volume {}
@@ -21,12 +22,8 @@ impl Writable for Volume {
         vm_create::check_volume(view, self)
     }
 
-    fn added(&self, draft: &mut Draft) {
-        let size = u64::from(self.spec.size_mib);
-        decide::use_more(draft, self.agency, |usage| {
-            usage.volumes += 1;
-            usage.disk_mib += size;
-        });
+    fn added(&self, draft: &mut Draft) -> Result<(), Refusal> {
+        quota::count(draft, self.agency, &Amounts::default(), &self.amounts())
     }
 
     fn check_changed(&self, before: &Self, view: &View) -> Result<(), Refusal> {
@@ -54,12 +51,11 @@ impl Writable for Volume {
         Ok(())
     }
 
-    fn changed(&self, before: &Self, draft: &mut Draft) {
-        let more = u64::from(self.spec.size_mib.saturating_sub(before.spec.size_mib));
-        if more == 0 {
-            return;
+    fn changed(&self, before: &Self, draft: &mut Draft) -> Result<(), Refusal> {
+        if self.spec.size_mib <= before.spec.size_mib {
+            return Ok(());
         }
-        decide::use_more(draft, self.agency, |usage| usage.disk_mib += more);
+        quota::count(draft, self.agency, &before.amounts(), &self.amounts())?;
         if let Some(node) = self.status.node {
             let mut assignment = draft.view().assignment(node);
             if let Some(entry) = assignment.volumes.get_mut(&self.id()) {
@@ -67,6 +63,7 @@ impl Writable for Volume {
                 draft.put(assignment);
             }
         }
+        Ok(())
     }
 
     fn check_unused(&self, view: &View) -> Result<(), Refusal> {

@@ -11,6 +11,7 @@ pub mod move_start;
 pub mod move_step;
 pub mod node;
 pub mod place;
+pub mod quota;
 pub mod report;
 pub mod vm_create;
 pub mod vm_delete;
@@ -20,15 +21,16 @@ pub mod waiting;
 #[cfg(test)]
 mod move_tests;
 #[cfg(test)]
+mod quota_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::fmt::Display;
 
-use tamdao_model::agency::Usage;
 use tamdao_model::event::{Event, Severity};
 use tamdao_model::node::NodePhase;
 use tamdao_model::vm::{self, Vm};
-use tamdao_model::{AgencyId, NodeId, Resource};
+use tamdao_model::{NodeId, Resource};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
@@ -89,13 +91,6 @@ pub fn happened(
         actor: actor.to_string(),
         decision: None,
     }
-}
-
-/// Rewrites what an agency holds, in the transaction of what changes it.
-pub fn use_more(draft: &mut Draft, agency: AgencyId, change: impl FnOnce(&mut Usage)) {
-    let mut usage = draft.view().usage(agency);
-    change(&mut usage);
-    draft.put(usage);
 }
 
 /// Whether a node's agent is heard, as recorded.

@@ -15,6 +15,7 @@ use tamdao_model::convert::vm::{DiskRequest, InterfaceRequest, VmRequest, Wanted
 use tamdao_model::network::{AddressRange, Network, NetworkSpec, Provider, Subnet};
 use tamdao_model::node::{Inventory, Node, NodePhase, NodeSpec, NodeStatus, PoolSeen};
 use tamdao_model::pool::{Pool, PoolKind, PoolSpec};
+use tamdao_model::quota::{Amounts, Measure};
 use tamdao_model::vm::{
     DiskKind, Firmware, Graphics, GuestState, OnNodeLoss, OsType, RunPolicy, Seen, StopMode, Vm, VmPhase,
 };
@@ -43,7 +44,7 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn meta(id: impl Into<Uuid>, text: &str) -> Meta {
+pub(crate) fn meta(id: impl Into<Uuid>, text: &str) -> Meta {
     Meta::new(id, name(text), TimeMs(1))
 }
 
@@ -211,7 +212,7 @@ fn apply(view: View, moment: &mut Moment, step: &Step) -> View {
             place::place(&mut draft, moment, node_id(*node), &[(vm.id(), reservation).into()])[0].is_ok()
         }),
         Step::Resize { at, vcpus, memory_mib } => vm_at(*at).is_some_and(|vm| {
-            let size = Size { flavor: None, vcpus: *vcpus, memory_mib: *memory_mib };
+            let size = Size::of(None, *vcpus, *memory_mib);
             let mut wanted = vm.clone();
             (wanted.spec.vcpus, wanted.spec.memory_mib) = (*vcpus, *memory_mib);
             let reservation = engine::reservation(&view, &wanted).unwrap();
@@ -248,12 +249,13 @@ fn apply(view: View, moment: &mut Moment, step: &Step) -> View {
 
 /// Invariants 3 and 6 of the design, and that nothing is left of what is gone.
 fn check(view: &View) {
-    let mut usage = Usage::none(AGENCY);
+    let mut used: Vec<(Measure, u64)> = Vec::new();
     for vm in view.vms.iter() {
-        usage.vms += 1;
-        usage.vcpus += vm.spec.vcpus;
-        usage.memory_mib += u64::from(vm.spec.memory_mib);
-        usage.addresses += vm.spec.interfaces.iter().map(|i| i.addresses.len() as u32).sum::<u32>();
+        used.push((Measure::Vms, 1));
+        used.push((Measure::Vcpus, vm.spec.vcpus.into()));
+        used.push((Measure::MemoryMib, vm.spec.memory_mib.into()));
+        used.push((Measure::ProtectedMemoryMib, vm.spec.memory_mib.into()));
+        used.extend(vm.spec.interfaces.iter().map(|i| (Measure::Addresses, i.addresses.len() as u64)));
         for interface in &vm.spec.interfaces {
             for address in &interface.addresses {
                 let held = view.addresses.get(format!("{}/{}", interface.network, address.addr())).unwrap();
@@ -265,14 +267,14 @@ fn check(view: &View) {
         assert_ne!(vm.status.phase, VmPhase::Unknown);
     }
     for volume in view.volumes.iter() {
-        usage.volumes += 1;
-        usage.disk_mib += u64::from(volume.spec.size_mib);
+        used.extend([(Measure::Volumes, 1), (Measure::DiskMib, volume.spec.size_mib.into())]);
         assert!(
             volume.status.vm.is_some_and(|vm| view.vms.get(vm).is_some()),
             "an orphaned volume: {volume:?}"
         );
     }
-    assert_eq!(view.usage(AGENCY), usage);
+    let used: Amounts = used.into_iter().collect();
+    assert_eq!(view.usage(AGENCY).amounts, used);
     for node in view.nodes.iter() {
         let assignment = view.assignment(node.id());
         let (reserved, allocatable) = (assignment.reserved(), node.allocatable());
@@ -287,7 +289,7 @@ fn check(view: &View) {
         }
     }
     let holders = view.addresses.iter().filter(|row| matches!(row.holder, Holder::Vm { .. })).count();
-    assert_eq!(holders, usage.addresses as usize);
+    assert_eq!(holders as u64, used.of(&Measure::Addresses));
 }
 
 proptest! {
@@ -318,7 +320,7 @@ fn a_deleted_vm_goes_only_after_its_node_has_confirmed() {
     assert_eq!(find(&view, 0).unwrap().status.phase, VmPhase::Running);
     view = apply(view, &mut moment, &Step::Delete { at: 0 });
     assert_eq!(find(&view, 0).unwrap().status.phase, VmPhase::Deleting);
-    assert_eq!(view.usage(AGENCY).vms, 1, "quota is held until the guest is gone");
+    assert_eq!(view.usage(AGENCY).amounts.of(&Measure::Vms), 1, "quota is held until the guest is gone");
     // The file may not be reported gone before the guest is: nothing asked for it yet.
     view = apply(view, &mut moment, &Step::Files { at: 0, state: FileState::Deleted });
     assert!(find(&view, 0).is_some());

@@ -10,6 +10,7 @@ use tamdao_model::convert::vm::{DiskRequest, InterfaceRequest, Made, VmRequest, 
 use tamdao_model::event::Severity;
 use tamdao_model::image::{Image, ImageKind, ImagePhase};
 use tamdao_model::network::{Network, Subnet};
+use tamdao_model::quota::Amounts;
 use tamdao_model::range::{self, Family};
 use tamdao_model::sealed::Sealed;
 use tamdao_model::vm::{Disk, DiskSource, Interface, Vm};
@@ -21,7 +22,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::vm_power::Size;
-use super::{event, use_more};
+use super::{event, quota};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -44,40 +45,32 @@ pub fn create(
     if draft.view().vms.id_of(Scope::Agency(agency), &request.name).is_some() {
         return Err(Refusal::exists(Kind::Vm, request.name.as_str()));
     }
-    let size = Size { flavor: request.flavor, vcpus: request.vcpus, memory_mib: request.memory_mib };
+    let size = Size::of(request.flavor, request.vcpus, request.memory_mib);
     let size = size.resolve(draft)?;
     check_boot_images(draft.view(), &request, agency)?;
     let id: Uuid = moment.id();
     let mut disks = Vec::with_capacity(request.disks.len());
-    let (mut volumes, mut disk_mib) = (0, 0);
+    let mut amounts = Amounts::default();
     for (at, wanted) in request.disks.iter().enumerate() {
         let field = format!("vm.spec.disks[{at}]");
         let source =
             make_disk(draft, moment, &request.name, VmId(id), agency, at, wanted, &field, size.memory_mib)?;
         if let DiskSource::Volume { volume, created: true } = source {
-            volumes += 1;
-            disk_mib += draft.view().volumes.get(volume).map_or(0, |v| u64::from(v.spec.size_mib));
+            amounts =
+                amounts.plus(&draft.view().volumes.get(volume).map(|row| row.amounts()).unwrap_or_default());
         }
         disks.push(Disk { source, kind: wanted.kind, boot_order: wanted.boot_order });
     }
     let mut interfaces = Vec::with_capacity(request.interfaces.len());
-    let mut addresses = 0;
     for (at, wanted) in request.interfaces.iter().enumerate() {
         let field = format!("vm.spec.interfaces[{at}]");
         let interface = make_interface(draft, moment, VmId(id), agency, at, wanted, &field)?;
-        addresses += u32::try_from(interface.addresses.len()).unwrap_or(u32::MAX);
         interfaces.push(interface);
     }
-    let made = Made { vcpus: size.vcpus, memory_mib: size.memory_mib, disks, interfaces, user_data };
+    let Size { flavor: _, class: flavor_class, vcpus, memory_mib } = size;
+    let made = Made { flavor_class, vcpus, memory_mib, disks, interfaces, user_data };
     let vm = request.into_vm(id, agency, moment.now, made);
-    use_more(draft, agency, |usage| {
-        usage.vms += 1;
-        usage.vcpus += size.vcpus;
-        usage.memory_mib += u64::from(size.memory_mib);
-        usage.volumes += volumes;
-        usage.disk_mib += disk_mib;
-        usage.addresses += addresses;
-    });
+    quota::count(draft, agency, &Amounts::default(), &amounts.plus(&vm.amounts()))?;
     event(draft, moment, &vm, Severity::Info, "Created", "created, waits for a node", actor);
     // Its phase, Pending, is that of every new status.
     draft.create(vm.clone());

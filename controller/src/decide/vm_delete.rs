@@ -10,7 +10,7 @@ use tamdao_model::volume::{Volume, VolumePhase};
 use tamdao_model::{NodeId, VmId, VolumeId};
 use tamdao_store::typed::Draft;
 
-use super::{event, node_event, put_vm, use_more, vm_power};
+use super::{event, node_event, put_vm, quota, vm_power};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -109,22 +109,15 @@ fn finish(draft: &mut Draft, moment: &mut Moment, vm: &Vm, never_made: &[Volume]
         release(draft, id, vm.id());
     }
     let rest = Holder::Resting { until: moment.now.plus_ms(ADDRESS_REST_MS) };
-    let mut addresses = 0;
     for interface in &vm.spec.interfaces {
         for address in &interface.addresses {
-            addresses += 1;
             draft.put(Address { network: interface.network, address: address.addr(), holder: rest.clone() });
         }
     }
     if let Some(node) = vm.status.node {
         release_place(draft, node, vm.id());
     }
-    use_more(draft, vm.agency, |usage| {
-        usage.vms = usage.vms.saturating_sub(1);
-        usage.vcpus = usage.vcpus.saturating_sub(vm.spec.vcpus);
-        usage.memory_mib = usage.memory_mib.saturating_sub(u64::from(vm.spec.memory_mib));
-        usage.addresses = usage.addresses.saturating_sub(addresses);
-    });
+    quota::release(draft, vm.agency, &vm.amounts());
     node_event(draft, moment, vm, vm.status.node, Severity::Info, "Deleted", "deleted", "controller");
     draft.remove::<Vm>(vm.meta.id);
 }
@@ -145,10 +138,7 @@ pub fn drop_volume(draft: &mut Draft, volume: &Volume) {
             draft.put(assignment);
         }
     }
-    use_more(draft, volume.agency, |usage| {
-        usage.volumes = usage.volumes.saturating_sub(1);
-        usage.disk_mib = usage.disk_mib.saturating_sub(u64::from(volume.spec.size_mib));
-    });
+    quota::release(draft, volume.agency, &volume.amounts());
     draft.remove::<Volume>(volume.meta.id);
 }
 

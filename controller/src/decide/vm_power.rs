@@ -5,11 +5,11 @@ use tamdao_model::event::Severity;
 use tamdao_model::flavor::Flavor;
 use tamdao_model::limits;
 use tamdao_model::vm::{Action, ActionKind, Power, RunPolicy, StopMode, Vm};
-use tamdao_model::{FlavorId, Kind};
+use tamdao_model::{FlavorId, Kind, Name};
 use tamdao_store::typed::Draft;
 use tonic::Code;
 
-use super::{event, put_vm, use_more};
+use super::{event, put_vm, quota};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -42,6 +42,7 @@ pub fn act(draft: &mut Draft, moment: &mut Moment, vm: &Vm, verb: &Verb, actor: 
     };
     let (reason, message) = match verb {
         Verb::Start => {
+            quota::check_may_run(draft.view(), vm.agency)?;
             // Starting a VM that was made not to run says that it shall run from now on.
             if new.spec.run == RunPolicy::Stopped {
                 new.spec.run = RunPolicy::OnFailure;
@@ -113,11 +114,17 @@ pub fn check_still(vm: &Vm) -> Result<(), Refusal> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Size {
     pub flavor: Option<FlavorId>,
+    /// That of the flavor, once the size is resolved.
+    pub class: Option<Name>,
     pub vcpus: u32,
     pub memory_mib: u32,
 }
 
 impl Size {
+    pub fn of(flavor: Option<FlavorId>, vcpus: u32, memory_mib: u32) -> Self {
+        Self { flavor, class: None, vcpus, memory_mib }
+    }
+
     /// The numbers behind a flavor, or those given.
     ///
     /// # Errors
@@ -129,6 +136,7 @@ impl Size {
                 .get::<Flavor>(id)
                 .ok_or_else(|| Refusal::not_found(Kind::Flavor, &id.to_string()))?;
             (self.vcpus, self.memory_mib) = (flavor.spec.vcpus, flavor.spec.memory_mib);
+            self.class.clone_from(&flavor.spec.class);
         }
         if !limits::VCPUS.contains(&self.vcpus) {
             let (low, high) = (limits::VCPUS.start(), limits::VCPUS.end());
@@ -164,6 +172,7 @@ pub fn resize(
     check_still(vm)?;
     let mut new = vm.clone();
     (new.spec.flavor, new.spec.vcpus, new.spec.memory_mib) = (size.flavor, size.vcpus, size.memory_mib);
+    new.spec.flavor_class.clone_from(&size.class);
     if new.spec == vm.spec {
         return Ok(new);
     }
@@ -195,10 +204,7 @@ pub fn resize(
         }
         draft.put(assignment);
     }
-    use_more(draft, vm.agency, |usage| {
-        usage.vcpus = usage.vcpus + new.spec.vcpus - vm.spec.vcpus;
-        usage.memory_mib = usage.memory_mib + u64::from(new.spec.memory_mib) - u64::from(vm.spec.memory_mib);
-    });
+    quota::count(draft, vm.agency, &vm.amounts(), &new.amounts())?;
     let message = format!("resized to {} vCPUs and {} MiB", size.vcpus, size.memory_mib);
     event(draft, moment, &new, Severity::Info, "Resized", message, actor);
     put_vm(draft, new.clone());

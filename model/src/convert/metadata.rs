@@ -3,6 +3,7 @@
 
 use pbjson_types::Timestamp;
 use tamdao_proto::v1;
+use unicode_normalization::UnicodeNormalization;
 
 use super::held::show as show_id;
 use super::{Checks, New, Twin};
@@ -22,8 +23,14 @@ pub(super) fn read(checks: &mut Checks<'_>, metadata: Option<v1::Metadata>, new:
 /// Takes what users may change at any time.
 pub(super) fn write(checks: &mut Checks<'_>, meta: &mut Meta, metadata: v1::Metadata) {
     meta.display_name =
-        checks.text("metadata.display_name", metadata.display_name, limits::DISPLAY_NAME_CHARS);
+        checks.text("metadata.display_name", composed(&metadata.display_name), limits::DISPLAY_NAME_CHARS);
     meta.labels = checks.labels("metadata.labels", metadata.labels);
+}
+
+/// The same text with its letters composed (Unicode NFC), so that what looks equal is equal: keyboards and files write
+/// Vietnamese either way.
+fn composed(text: &str) -> String {
+    text.nfc().collect()
 }
 
 /// A resource may repeat the agency that the request names, but not name another one.

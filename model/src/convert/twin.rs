@@ -3,6 +3,7 @@
 
 use tamdao_proto::{agent, v1};
 
+use crate::agency::AgencyState;
 use crate::cluster::JoinKind;
 use crate::condition::ConditionStatus;
 use crate::event::Severity;
@@ -53,6 +54,7 @@ macro_rules! twins {
 }
 
 twins! {
+    AgencyState => v1::AgencyState { Active, Frozen, Archived }
     ConditionStatus => v1::ConditionStatus { True, False, Unknown }
     Severity => v1::EventSeverity { Info, Warning }
     JoinKind => v1::JoinTokenKind { Node, Controller }

@@ -91,6 +91,7 @@ pub struct InterfaceRequest {
 /// What only the transaction knows of a new VM.
 #[derive(Debug, Clone)]
 pub struct Made {
+    pub flavor_class: Option<Name>,
     pub vcpus: u32,
     pub memory_mib: u32,
     pub disks: Vec<Disk>,
@@ -106,6 +107,7 @@ impl VmRequest {
         meta.labels = self.labels;
         let spec = VmSpec {
             flavor: self.flavor,
+            flavor_class: made.flavor_class,
             vcpus: made.vcpus,
             memory_mib: made.memory_mib,
             disks: made.disks,

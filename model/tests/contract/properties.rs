@@ -200,6 +200,7 @@ fn make(request: &vm::VmRequest) -> vm::Made {
         wanted: wanted.wanted.clone(),
     };
     vm::Made {
+        flavor_class: None,
         vcpus: request.vcpus.max(1),
         memory_mib: request.memory_mib.max(64),
         disks: request.disks.iter().map(disk).collect(),

@@ -1,6 +1,8 @@
 //! How records are written: what is as it is by default is left out, and what is left out is read as its default.
 
 use serde_json::{Value, json};
+use tamdao_model::agency::Usage;
+use tamdao_model::quota::Measure;
 use tamdao_model::vm::Vm;
 
 use crate::updates::{node, vm};
@@ -42,4 +44,19 @@ fn records_are_read_with_their_defaults_written_or_not() {
     written["status"]["guest"] = json!({"ready": false, "hostname": "", "addresses": []});
     written["status"]["restarts"] = json!(0);
     assert_eq!(serde_json::from_value::<Vm>(written).unwrap(), vm);
+}
+
+#[test]
+fn usage_is_read_as_the_first_release_wrote_it() {
+    let written = json!({"agency": uuid::Uuid::nil(), "vms": 2, "vcpus": 4, "memory_mib": 512, "volumes": 0,
+        "disk_mib": 0, "addresses": 1});
+    let usage: Usage = serde_json::from_value(written).unwrap();
+    let counted =
+        [(Measure::Vms, 2), (Measure::Vcpus, 4), (Measure::MemoryMib, 512), (Measure::Addresses, 1)];
+    assert_eq!(usage.amounts, counted.into_iter().collect());
+    let again = serde_json::to_value(&usage).unwrap();
+    assert_eq!(
+        again,
+        json!({"agency": uuid::Uuid::nil(), "vms": 2, "vcpus": 4, "memory_mib": 512, "addresses": 1})
+    );
 }

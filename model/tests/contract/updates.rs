@@ -53,6 +53,7 @@ pub fn vm() -> Vm {
     }));
     let request = requests::read(proto, AGENCY, &world()).unwrap();
     let made = requests::Made {
+        flavor_class: None,
         vcpus: request.vcpus,
         memory_mib: request.memory_mib,
         disks: vec![

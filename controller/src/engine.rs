@@ -16,6 +16,8 @@ use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::Vm;
 use tamdao_model::volume::Volume;
 use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
+use tamdao_scheduler::check::plans::check_plans;
+use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::from_model::{self, ShapeError};
 use tamdao_scheduler::plan::Guard;
 use tamdao_scheduler::survive::guarantee::Guarantee;
@@ -23,6 +25,9 @@ use tamdao_scheduler::{self as scheduler, NodeShape, PoolShape, VmShape};
 use tamdao_store::cache::{Cache, Commit};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use crate::refusal::Refusal;
 
 pub mod past;
 #[cfg(test)]
@@ -53,30 +58,56 @@ pub struct Engine {
     plans: bool,
 }
 
-/// A controller's one engine, which follows the cache when somebody asks. It is asked only where waiting is allowed,
-/// because a large cluster takes a while to draw.
+/// Commits that are followed at once; more take a while, like drawing and planning.
+const FEW: u64 = 64;
+
+/// A controller's one engine, which follows the cache when somebody asks. What takes a while in a large cluster, as
+/// drawing and the first plan do, lets the runtime's other tasks go on.
 #[derive(Default)]
 pub struct Follower(Mutex<Option<Engine>>);
 
 impl Follower {
     /// The newest view and a fork of the engine at the same revision, for questions.
     pub fn newest(&self, cache: &Cache) -> (Arc<View>, Engine) {
-        let mut engine = self.0.lock().expect("no holder of the lock panics");
-        let (engine, view) = Engine::catch_up(&mut engine, cache);
-        (view, engine.clone())
+        self.caught_up(cache, false)
     }
 
     /// The same with the plans of the guarantee, for decisions.
     pub fn guarded(&self, cache: &Cache) -> (Arc<View>, Engine) {
-        let mut engine = self.0.lock().expect("no holder of the lock panics");
-        let (engine, view) = Engine::catch_up(&mut engine, cache);
-        engine.plan();
-        engine.renew(cache);
-        (view, engine.clone())
+        self.caught_up(cache, true)
+    }
+
+    fn caught_up(&self, cache: &Cache, plans: bool) -> (Arc<View>, Engine) {
+        if let Ok(mut engine) = self.0.try_lock()
+            && engine.as_ref().is_some_and(|engine| engine.is_near(cache, plans))
+        {
+            return newest(&mut engine, cache, plans);
+        }
+        let wait = || newest(&mut self.0.lock().expect("no holder of the lock panics"), cache, plans);
+        let runtime = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        match runtime {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+            // One thread has nobody to give its other tasks to.
+            _ => wait(),
+        }
     }
 }
 
+fn newest(engine: &mut Option<Engine>, cache: &Cache, plans: bool) -> (Arc<View>, Engine) {
+    let (engine, view) = Engine::catch_up(engine, cache);
+    if plans {
+        engine.plan();
+        engine.renew(cache);
+    }
+    (view, engine.clone())
+}
+
 impl Engine {
+    /// Whether it is soon in step.
+    fn is_near(&self, cache: &Cache, plans: bool) -> bool {
+        (self.plans || !plans) && cache.view().revision.0.saturating_sub(self.at.0) <= FEW
+    }
+
     pub fn picture(&self) -> &scheduler::View {
         self.guarantee.view()
     }
@@ -305,6 +336,28 @@ impl Engine {
             self.guarantee.assign_to(id, cells, shape).expect("the node is known and the VM was released");
         }
     }
+}
+
+/// Lets the independent judge look at steps before they are committed.
+///
+/// # Errors
+/// When a step breaks a rule, which is a fault of the engine.
+pub fn judged(before: &scheduler::View, steps: &[Step]) -> Result<(), Refusal> {
+    check(before, steps).map_err(|breaches| fault(breaches.first()))
+}
+
+/// The same for the plans for failures that the steps came near to.
+///
+/// # Errors
+/// When a plan breaks a rule, which is a fault of the engine.
+pub fn judged_plans(before: &Guarantee, after: &Guarantee, steps: &[Step]) -> Result<(), Refusal> {
+    check_plans(before, after, steps).map_err(|faults| fault(faults.first()))
+}
+
+fn fault(first: Option<&impl ToString>) -> Refusal {
+    let error = first.map(ToString::to_string).unwrap_or_default();
+    tracing::error!(error, "the engine's plan breaks its own rules; nothing of it is committed");
+    Refusal::internal(format!("the engine's plan breaks its own rules: {error}"))
 }
 
 /// What has to be drawn anew after some commits.

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use tamdao_scheduler::By;
 use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_scheduler::text::Cluster;
+use tamdao_scheduler::{By, NodeShape};
 
 /// What becomes of each wanted VM.
 fn told(guarded: &[By], cluster: &str) -> Vec<String> {
@@ -87,14 +87,31 @@ fn a_lost_nodes_vm_takes_its_planned_restart_though_nothing_is_left_for_the_next
         vm x on=n1 vcpus=1 memory=6144 protected\nwant a vcpus=1 memory=6144 protected\n";
     let cluster = Cluster::parse(&format!("tamdao-cluster 1\n{pair}")).unwrap();
     let mut guarantee = Guarantee::new(cluster.view().unwrap(), &[By::Node]);
-    assert!(guarantee.holds() && guarantee.admit(&cluster.wants[0]).is_err());
+    assert!(guarantee.holds() && guarantee.clone().admit(&cluster.wants[0]).is_err());
     let [n1, n2] = [cluster.nodes[0].id, cluster.nodes[1].id];
     let mut lost = cluster.nodes[0].clone();
     lost.ready = false;
     guarantee.set_node(lost);
     let x = guarantee.view().vms_on(n1)[0].clone();
-    assert_eq!(guarantee.readmit(&x, n1).map(|placement| placement.node), Ok(n2));
-    assert!(!guarantee.holds());
+    let restarted = guarantee.restart(&[(n1, x)]);
+    assert_eq!(restarted[0].as_ref().map(|placement| placement.node), Ok(n2));
+}
+
+#[test]
+fn restarts_that_fit_only_as_planned_go_where_they_were_planned() {
+    // Alone each VM of the lost node goes to the fuller n3 first, where only the large one has room in the end.
+    let text = "node n1 vcpus=16 memory=8192\nnode n2 vcpus=16 memory=2048\nnode n3 vcpus=16 memory=6144\n\
+        vm small on=n1 vcpus=1 memory=2048 protected\nvm large on=n1 vcpus=1 memory=6144 protected\n";
+    let cluster = Cluster::parse(&format!("tamdao-cluster 1\n{text}")).unwrap();
+    let guarantee = Guarantee::new(cluster.view().unwrap(), &[By::Node]);
+    assert!(guarantee.holds());
+    let [n1, n2, n3] = [0, 1, 2].map(|at: usize| cluster.nodes[at].id);
+    let mut due: Vec<_> = guarantee.view().vms_on(n1).iter().map(|vm| (n1, vm.clone())).collect();
+    due.sort_by_key(|(_, vm)| vm.reservation.memory_mib);
+    let mut down = guarantee.clone();
+    down.set_node(NodeShape { ready: false, ..cluster.nodes[0].clone() });
+    let nodes = down.restart(&due).into_iter().map(|answer| answer.unwrap().node).collect::<Vec<_>>();
+    assert_eq!(nodes, [n2, n3]);
 }
 
 #[test]

@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tamdao_model::{NodeId, VmId};
+use tamdao_scheduler::check::plans::check_plans;
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
+use tamdao_scheduler::place::find;
 use tamdao_scheduler::survive::Loss;
 use tamdao_scheduler::survive::guarantee::{Guarantee, Lack, Refusal};
 use tamdao_scheduler::{By, Cells, View, VmShape};
@@ -106,14 +108,17 @@ proptest! {
     #[test]
     fn every_kept_plan_is_accepted_by_the_judge_after_every_change(
         mut plan in any_plan(7, 24),
-        changes in prop::collection::vec((0u8..14, 0usize..24, 0usize..7), 0..40),
+        changes in prop::collection::vec((0u8..15, 0usize..24, 0usize..7), 0..40),
     ) {
         tame(&mut plan);
         let mut guarantee = Guarantee::new(plan.view(), &guarded());
         for vm in &plan.vms {
-            let before = guarantee.broken().count();
-            guarantee.admit(vm).ok();
-            assert_eq!(guarantee.broken().count(), before);
+            let before = guarantee.clone();
+            if let Ok(place) = guarantee.admit(vm) {
+                let step = Step::Assign { vm: vm.clone(), node: place.node, cells: place.cells };
+                assert_eq!(check_plans(&before, &guarantee, &[step]), Ok(()));
+            }
+            assert_eq!(guarantee.broken().count(), before.broken().count());
         }
         assert_proven(&guarantee);
         for (what, vm, node) in changes {
@@ -123,9 +128,11 @@ proptest! {
                 (0, None) => drop(guarantee.admit(vm)),
                 (0 | 1, Some(home)) => drop(guarantee.release(home, vm.id)),
                 (2, Some(home)) => {
-                    let before = guarantee.broken().count();
+                    let before = guarantee.clone();
                     guarantee.propose_move(vm.id, home, node.id, Cells::NONE).ok();
-                    assert!(guarantee.broken().count() <= before);
+                    assert!(guarantee.broken().count() <= before.broken().count());
+                    let step = Step::Move { vm: vm.id, from: home, to: node.id, cells: Cells::NONE };
+                    assert_eq!(check_plans(&before, &guarantee, &[step]), Ok(()));
                 }
                 (3, _) => {
                     let mut changed = node.clone();
@@ -140,7 +147,14 @@ proptest! {
                 }
                 (5, _) => drop(guarantee.remove_node(node.id)),
                 (6, _) => guarantee.set_node(node.clone()),
-                (7, Some(home)) => drop(guarantee.readmit(vm, home)),
+                (7, Some(home)) => {
+                    let held = guarantee.release(home, vm.id).unwrap();
+                    if let Ok(place) = &guarantee.restart(&[(home, held.clone())])[0] {
+                        let step = Step::Assign { vm: held.clone(), node: place.node, cells: place.cells };
+                        assert_eq!(check(guarantee.view(), &[step]), Ok(()));
+                        guarantee.assign_to(place.node, place.cells, held).unwrap();
+                    }
+                }
                 (8, Some(_)) => {
                     let before = guarantee.broken().count();
                     let mut larger = (**vm).clone();
@@ -171,6 +185,23 @@ proptest! {
                     changed.emulation = !changed.emulation;
                     changed.labels.clear();
                     guarantee.set_node(changed);
+                }
+                (14, _) => {
+                    // As a planner's moves, of which each has a place in the end.
+                    let mut end = guarantee.view().clone();
+                    let mut moves = Vec::new();
+                    let cordon = end.node(node.id).map(|node| (node.id, !node.cordoned));
+                    for vm in &plan.vms {
+                        let homes: Vec<NodeId> = end.homes(vm.id).collect();
+                        let [from] = homes[..] else { continue };
+                        let held = end.release(from, vm.id).unwrap();
+                        let to = find(&end, &held).filter(|place| Some(place.node) != cordon.map(|(node, _)| node));
+                        let (node, cells) = to.map_or((from, Cells::NONE), |to| (to.node, to.cells));
+                        end.assign_to(node, cells, held).unwrap();
+                        moves.push((vm.id, from, node, cells));
+                    }
+                    moves.retain(|(_, from, to, _)| from != to);
+                    guarantee.carry(cordon, moves);
                 }
                 _ => {}
             }

@@ -6,7 +6,9 @@
 
 mod cluster;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tamdao_model::assignment::Reservation;
@@ -21,6 +23,8 @@ use tamdao_scheduler::plan::maintain::maintain;
 use tamdao_scheduler::plan::reach::reach;
 use tamdao_scheduler::plan::rolling::rolling;
 use tamdao_scheduler::plan::{Budget, Guard, Limits, Plan, Terms, Way};
+use tamdao_scheduler::survive::guarantee::Guarantee;
+use tamdao_scheduler::survive::{Loss, Survival};
 use tamdao_scheduler::text::{Cluster, parse_plan, write_plan};
 use tamdao_scheduler::{NodeShape, View, VmShape};
 use uuid::Uuid;
@@ -49,6 +53,7 @@ fn any_terms() -> impl Strategy<Value = Terms> {
             still,
             cold,
             may_stop,
+            ..Terms::default()
         },
     )
 }
@@ -108,6 +113,45 @@ fn after(view: &View, plan: &Plan) -> BTreeMap<VmId, BTreeSet<NodeId>> {
         places.insert(a_move.to);
     }
     homes
+}
+
+/// Every guarded loss that could be borne before can be borne at the end.
+fn assert_borne(terms: &Terms, before: &View, end: &View) -> Result<(), TestCaseError> {
+    let Some(guard) = &terms.guard else { return Ok(()) };
+    let kept = Guarantee::new(before.clone(), &guard.guarded());
+    let known: BTreeSet<&Loss> = kept.broken().map(|(loss, _)| loss).collect();
+    for unborne in guard.unborne(end).iter().filter(|unborne| !known.contains(&unborne.loss)) {
+        prop_assert!(can_be_borne(end, unborne), "{}\n{}", unborne.loss, show(before));
+    }
+    Ok(())
+}
+
+/// Whether there is any plan for a loss: every node is tried for every VM.
+fn can_be_borne(view: &View, survival: &Survival) -> bool {
+    fn all_fit(rest: &View, vms: &[Arc<VmShape>]) -> bool {
+        let Some((vm, others)) = vms.split_first() else { return true };
+        let fits = |node: NodeId| {
+            let there = VmShape { pin: Some(node), ..VmShape::clone(vm) };
+            let free = vm.pin.is_none_or(|pin| pin == node);
+            let Some(placement) = find(rest, &there).filter(|_| free) else { return false };
+            let mut with = rest.clone();
+            with.assign_to(node, placement.cells, vm.clone()).unwrap();
+            all_fit(&with, others)
+        };
+        rest.nodes().any(|node| fits(node.id))
+    }
+    if survival.is_guaranteed() {
+        return true;
+    }
+    let all: BTreeSet<VmId> =
+        survival.plan.iter().map(|p| p.vm).chain(survival.left_out.iter().map(|(vm, _)| *vm)).collect();
+    let mut rest = view.clone();
+    let mut vms: Vec<Arc<VmShape>> =
+        survival.lost.iter().flat_map(|node| rest.remove_node(*node).unwrap()).collect();
+    vms.retain(|vm| all.contains(&vm.id));
+    vms.sort_by_key(|vm| (Reverse((vm.priority, vm.reservation.memory_mib, vm.reservation.vcpus)), vm.id));
+    vms.dedup_by_key(|vm| vm.id);
+    all_fit(&rest, &vms)
 }
 
 proptest! {
@@ -245,6 +289,9 @@ proptest! {
         prop_assert!(count.is_none_or(|count| emptied.len() <= count));
         prop_assert!(aim.among.is_none_or(|among| emptied.iter().all(|node| among.contains(node))));
         prop_assert!(emptied.is_empty() == answer.plan.is_empty());
+        if answer.unborne.is_empty() {
+            assert_borne(&terms, &view, &end)?;
+        }
     }
 
     #[test]
@@ -258,10 +305,7 @@ proptest! {
         prop_assert!(answer.plan.is_empty() || answer.after.squares < answer.before.squares, "{}", show(&view));
         prop_assert!(answer.plan.move_count() <= at_most);
         let end = carried_out(&view, &answer.plan, &BTreeSet::new());
-        if let Some(guard) = &terms.guard {
-            let before: BTreeSet<_> = guard.unborne(&view).into_iter().map(|s| s.loss).collect();
-            prop_assert!(guard.unborne(&end).iter().all(|s| before.contains(&s.loss)), "{}", show(&view));
-        }
+        assert_borne(&terms, &view, &end)?;
         let again = run(&end, 2);
         prop_assert_eq!(again.before, answer.after, "{}", show(&view));
         if answer.outcome == Outcome::Best {
@@ -282,6 +326,7 @@ proptest! {
         prop_assert_eq!(answer.before.free_vcpus, answer.after.free_vcpus);
         prop_assert!(answer.before.stranded_vcpus >= answer.after.stranded_vcpus + gain);
         prop_assert!(answer.plan.is_empty() || gain > 0);
+        assert_borne(&terms, &view, &end)?;
     }
 
     #[test]
@@ -296,9 +341,8 @@ proptest! {
             let end = carried_out(&view, &answer.drain.plan, &answer.nodes);
             let is_empty = answer.nodes.iter().all(|node| end.vms_on(*node).is_empty());
             prop_assert_eq!(is_empty, answer.drain.stuck.is_empty());
-            if answer.is_possible() && let Some(guard) = &terms.guard {
-                let before: BTreeSet<_> = guard.unborne(&view).into_iter().map(|s| s.loss).collect();
-                prop_assert!(guard.unborne(&end).iter().all(|s| before.contains(&s.loss)), "{}", show(&view));
+            if answer.is_possible() {
+                assert_borne(&terms, &view, &end)?;
             }
             for enough in &answer.enough {
                 prop_assert!(!is_empty && enough.nodes > 0);
@@ -317,6 +361,7 @@ proptest! {
         let mut seen: Vec<NodeId> = answer.left.iter().map(|(node, _)| *node).collect();
         for turn in &answer.groups {
             assert_good(&now, &turn.plan, &terms.limits)?;
+            assert_borne(&terms, &now, &carried_out(&now, &turn.plan, &turn.nodes))?;
             now = carried_out(&now, &turn.plan, &BTreeSet::new());
             prop_assert!(!turn.nodes.is_empty() && turn.nodes.iter().all(|node| now.vms_on(*node).is_empty()));
             seen.extend(&turn.nodes);

@@ -1,13 +1,18 @@
 //! MoveService, and the verb of VmService that begins a move. Where a VM can go is the engine's answer, asked of the
 //! picture without the VM in it; the decision then holds the room under the guards of both nodes.
 
+use std::sync::Arc;
+
 use tamdao_model::Scope;
 use tamdao_model::moves::{Cause, Move, MoveEvent, Way};
 use tamdao_model::node::Node;
 use tamdao_model::vm::Vm;
 use tamdao_model::{Kind, NodeId, limits};
 use tamdao_proto::v1;
+use tamdao_scheduler::VmShape;
+use tamdao_scheduler::check::Step;
 use tamdao_scheduler::explain::{self, Outcome, Verdict};
+use tamdao_scheduler::survive::guarantee::{Broken, Guarantee};
 use tamdao_store::view::View;
 use tonic::{Code, Request, Response, Status};
 
@@ -15,7 +20,7 @@ use super::standard::{Standard, service};
 use super::{Api, Asked, agency_of, find};
 use crate::decide::move_start::{self, Wish};
 use crate::decide::move_step;
-use crate::engine;
+use crate::engine::{self, judged, judged_plans};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -55,7 +60,7 @@ impl Api {
         // Its files are made anew over there.
         shape.pin = vm.spec.pin;
         shape.disks.iter_mut().for_each(|disk| disk.on = None);
-        let (_, engine) = self.shared.engine.newest(&self.shared.cache);
+        let (_, engine) = self.shared.engine.guarded(&self.shared.cache);
         let mut picture = engine.picture().clone();
         let source = vm.status.node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
         picture.release(source, vm.id());
@@ -64,7 +69,9 @@ impl Api {
             "" => None,
             name => Some(find::<Node>(view, Scope::Cluster, name)?.id()),
         };
-        let target = choose(view, &vm, way, source, wanted, &explained.verdicts)?;
+        let shape = Arc::new(shape);
+        let keeps = |to| keeps(&engine.guarantee, &shape, source, to);
+        let target = choose(view, &vm, way, source, wanted, &explained.verdicts, keeps)?;
         Ok(Wish {
             vm: vm.id(),
             target: target.id(),
@@ -94,6 +101,31 @@ impl Api {
     }
 }
 
+/// Whether room stays for every guarded failure once the VM has moved there: proposed in a fork, and judged.
+fn keeps(guarantee: &Guarantee, vm: &Arc<VmShape>, from: NodeId, to: NodeId) -> Result<Kept, Refusal> {
+    let mut alone = guarantee.view().clone();
+    alone.release(from, vm.id);
+    let cells = alone.cells_for(to, vm);
+    let mut after = guarantee.clone();
+    let proposed = after.propose(|fork| {
+        if fork.assign_to(to, cells, vm.clone()).is_ok() {
+            fork.release(from, vm.id);
+        }
+    });
+    if let Err(broken) = proposed {
+        return Ok(Err(broken));
+    }
+    judged(&alone, &[Step::Assign { vm: vm.clone(), node: to, cells }])?;
+    judged_plans(guarantee, &after, &[Step::Move { vm: vm.id, from, to, cells }])?;
+    Ok(Ok(()))
+}
+
+/// What a move does to the guarantee.
+type Kept = Result<(), Box<Broken>>;
+
+/// Nodes whose guarantee is looked at for one move; planning anew what a move breaks takes a while.
+const ASKED: usize = 16;
+
 /// The wanted node if it will do, or else the best one that will.
 fn choose<'a>(
     view: &'a View,
@@ -102,10 +134,11 @@ fn choose<'a>(
     source: NodeId,
     wanted: Option<NodeId>,
     verdicts: &[Verdict],
+    keeps: impl Fn(NodeId) -> Result<Kept, Refusal>,
 ) -> Result<&'a Node, Refusal> {
     let here = view.nodes.get(source).ok_or_else(|| Refusal::internal("a placed VM's node is known"))?;
     let no_room = |message: String| Refusal::new(Code::ResourceExhausted, "NoTarget", message);
-    let judged = |verdict: &Verdict| -> Result<&'a Node, String> {
+    let fits_on = |verdict: &Verdict| -> Result<&'a Node, String> {
         let node = view.nodes.get(verdict.node).map(|row| &*row.value).ok_or_else(|| "is gone".to_owned())?;
         if let Outcome::Unfit { reasons } = &verdict.outcome {
             return Err(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
@@ -125,11 +158,25 @@ fn choose<'a>(
         }
         let verdict = verdicts.iter().find(|verdict| verdict.node == wanted);
         let verdict = verdict.ok_or_else(|| Refusal::not_found(Kind::Node, &wanted.to_string()))?;
-        return judged(verdict).map_err(|why| no_room(format!("{} cannot take it: {why}", verdict.name)));
+        let node =
+            fits_on(verdict).map_err(|why| no_room(format!("{} cannot take it: {why}", verdict.name)))?;
+        return keeps(wanted)?.map(|()| node).map_err(|broken| {
+            let message = format!("the room is kept for failures: with it on {}, {broken}", verdict.name);
+            Refusal::new(Code::ResourceExhausted, "RoomKeptForFailures", message)
+                .fact("failure_domain", &broken.name)
+        });
     }
-    let mut why_not = Vec::new();
+    let (mut why_not, mut asked) = (Vec::new(), 0);
     for verdict in verdicts.iter().filter(|verdict| verdict.node != source) {
-        match judged(verdict) {
+        let fits = match fits_on(verdict) {
+            Ok(node) if asked < ASKED => {
+                asked += 1;
+                keeps(verdict.node)?.map(|()| node).map_err(|broken| broken.to_string())
+            }
+            Ok(_) => Err("was not asked any more".to_owned()),
+            Err(why) => Err(why),
+        };
+        match fits {
             Ok(node) => return Ok(node),
             Err(why) => why_not.push(format!("{}: {why}", verdict.name)),
         }

@@ -1,4 +1,5 @@
-//! The evacuator: restarts the VMs of fenced nodes elsewhere, in the engine's places, the most important first.
+//! The evacuator: restarts the VMs of fenced nodes elsewhere, the most important first: where room is left for the next
+//! failure if all find such places, else where the plan for this failure has them.
 //!
 //! Invariants: each batch is committed only while its node is Fenced; nothing is evacuated while the brake is on or
 //! automatic restarts are disarmed. Deliberately absent: evidence (the fencer gathers it), and waiting for room: what has
@@ -12,14 +13,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
-use tamdao_scheduler::check::{Step, check};
-use tamdao_scheduler::place::place_each;
-use tamdao_scheduler::{Cells, View as Picture, VmShape};
+use tamdao_scheduler::VmShape;
+use tamdao_scheduler::check::Step;
+use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_store::view::View;
 
 use super::Loop;
 use crate::decide::{brake, evacuate, waiting};
-use crate::engine;
+use crate::engine::{self, judged};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -43,7 +44,7 @@ impl Loop for Evacuator {
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
-        let (view, engine) = shared.engine.newest(&shared.cache);
+        let (view, engine) = shared.engine.guarded(&shared.cache);
         let due = evacuate::due(&view);
         if due.is_empty() || view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now())) {
             return Ok(due.len() as u64);
@@ -60,7 +61,7 @@ impl Loop for Evacuator {
                 let waiting = due.iter().map(|(_, vm)| (*vm, "Braked".to_owned(), braked.to_string()));
                 Outcome { waiting: waiting.collect(), ..Outcome::default() }
             }
-            None => decide(&view, engine.picture(), &due)?,
+            None => decide(&view, &engine.guarantee, &due)?,
         };
         let left = outcome.waiting.len() as u64;
         commit(shared, &view, outcome).await?;
@@ -81,9 +82,9 @@ struct Outcome {
 }
 
 /// Finds a place for each VM that is due, all at the same time.
-fn decide(view: &View, picture: &Picture, due: &[(NodeId, VmId)]) -> Result<Outcome, Refusal> {
+fn decide(view: &View, guarantee: &Guarantee, due: &[(NodeId, VmId)]) -> Result<Outcome, Refusal> {
     let mut outcome = Outcome::default();
-    let mut rest = picture.clone();
+    let mut rest = guarantee.view().clone();
     let mut shapes: Vec<(NodeId, Arc<VmShape>)> = Vec::new();
     for (lost, id) in due {
         let Some(vm) = view.vms.get(*id) else { continue };
@@ -93,15 +94,13 @@ fn decide(view: &View, picture: &Picture, due: &[(NodeId, VmId)]) -> Result<Outc
             Err(error) => outcome.waiting.push((*id, "Incomplete".into(), error.to_string())),
         }
     }
-    let wanted: Vec<Arc<VmShape>> = shapes.iter().map(|(_, shape)| shape.clone()).collect();
-    let before = rest.clone();
     let mut steps = Vec::new();
-    for ((lost, shape), answer) in shapes.iter().zip(place_each(&mut rest, &wanted)) {
+    for ((lost, shape), answer) in shapes.iter().zip(guarantee.restart(&shapes)) {
         match answer {
             Ok(placement) => {
                 let places = outcome.places.entry(*lost).or_default();
                 places.push((shape.id, placement.node, placement.reservation));
-                let (vm, node, cells) = (shape.clone(), placement.node, Cells::NONE);
+                let (vm, node, cells) = (shape.clone(), placement.node, placement.cells);
                 steps.push(Step::Assign { vm, node, cells });
             }
             Err(rejection) => {
@@ -111,11 +110,7 @@ fn decide(view: &View, picture: &Picture, due: &[(NodeId, VmId)]) -> Result<Outc
             }
         }
     }
-    check(&before, &steps).map_err(|breaches| {
-        let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is evacuated");
-        Refusal::internal(format!("the engine's plan breaks its own rules: {breach}"))
-    })?;
+    judged(&rest, &steps)?;
     Ok(outcome)
 }
 

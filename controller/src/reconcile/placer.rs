@@ -11,15 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tamdao_model::event::Decision;
 use tamdao_model::{NodeId, TimeMs, VmId};
-use tamdao_scheduler::check::{Step, check};
-use tamdao_scheduler::survive::guarantee::Refusal as Unfit;
-use tamdao_scheduler::{self as scheduler, Cells, Placement, VmShape};
+use tamdao_scheduler::check::Step;
+use tamdao_scheduler::survive::guarantee::{Guarantee, Refusal as Unfit};
+use tamdao_scheduler::{Placement, VmShape};
 use tamdao_store::view::View;
 
 use super::Loop;
 use crate::decide::place::{self, Proposal};
 use crate::decide::waiting;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, judged, judged_plans};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 use hold::Hold;
@@ -46,6 +46,9 @@ pub struct Placer {
 struct Outcome {
     places: Vec<(Arc<VmShape>, NodeId, Proposal)>,
     waiting: Vec<Waits>,
+    /// The guarantee before and after, on the fork that was decided in.
+    before: Guarantee,
+    after: Guarantee,
 }
 
 /// A VM that has no place, and why.
@@ -74,7 +77,7 @@ impl Loop for Placer {
             return Ok(0);
         }
         let outcome = self.decide(&view, &engine, shared.clock.now());
-        judge(engine.picture(), &outcome)?;
+        judge(&outcome)?;
         commit(shared, outcome).await?;
         Ok(shared.engine.newest(&shared.cache).1.waiting.len() as u64)
     }
@@ -115,7 +118,8 @@ impl Placer {
         let before = fork.clone();
         let planned = if engine.guard.is_empty() { 0 } else { engine.planned.0 };
         let mut placed = 0;
-        for (shape, answer) in shapes.iter().zip(fork.admit_each(&shapes)) {
+        let answers = fork.admit_each(&shapes);
+        for (shape, answer) in shapes.iter().zip(answers) {
             let Some(vm) = view.vms.get(shape.id) else { continue };
             let (revision, turn, digest) = (view.revision.0, placed, replay::digest(shape));
             let decision = Decision { revision, planned, turn, score: 0, kept: kept.clone(), digest };
@@ -144,6 +148,7 @@ impl Placer {
             let (vm, reason) = (shape.id, reason.into());
             outcome.waiting.push(Waits { vm, reason, message, decision: Some(decision) });
         }
+        (outcome.before, outcome.after) = (before, fork);
         outcome
     }
 }
@@ -153,20 +158,18 @@ fn turn(view: &View, vm: VmId) -> Option<engine::Waiting> {
     view.vms.get(vm).and_then(|vm| engine::waiting(vm))
 }
 
-/// Lets the independent judge look at the plan before it is committed.
-fn judge(before: &scheduler::View, outcome: &Outcome) -> Result<(), Refusal> {
-    // A VM's record cannot ask for NUMA cells yet.
+/// Lets the independent judge look at the places, and at the plans for failures that they came near to, before they are
+/// committed.
+fn judge(outcome: &Outcome) -> Result<(), Refusal> {
+    let after = outcome.after.view();
     let step = |(vm, node, _): &(Arc<VmShape>, NodeId, Proposal)| Step::Assign {
         vm: vm.clone(),
         node: *node,
-        cells: Cells::NONE,
+        cells: after.cells_of(*node, vm.id),
     };
     let steps: Vec<Step> = outcome.places.iter().map(step).collect();
-    check(before, &steps).map_err(|breaches| {
-        let breach = breaches.first().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(error = breach, "the engine's plan breaks its own rules; nothing is placed");
-        Refusal::internal(format!("the engine's plan breaks its own rules: {breach}"))
-    })
+    judged(outcome.before.view(), &steps)?;
+    judged_plans(&outcome.before, &outcome.after, &steps)
 }
 
 async fn commit(shared: &Shared, outcome: Outcome) -> Result<(), Refusal> {

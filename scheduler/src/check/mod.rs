@@ -2,7 +2,9 @@
 //! commit. It shares no code with the rules and the search: its sums are its own, over the shapes that the view was
 //! given, so that a mistake there cannot hide itself here. Deliberately absent: whether a plan is good.
 
-use std::collections::BTreeMap;
+pub mod plans;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -156,7 +158,12 @@ impl fmt::Display for Broken {
 
 /// Every rule that the steps break, in the order of the steps; none if the plan may be committed.
 pub fn check(before: &View, steps: &[Step]) -> Result<(), Vec<Breach>> {
-    let mut judge = Judge { view: before, changed: BTreeMap::new(), breaches: Vec::new(), step: 0 };
+    check_without(before, &BTreeSet::new(), steps)
+}
+
+/// The same where these nodes are lost, with all that stands on them.
+pub fn check_without(before: &View, lost: &BTreeSet<NodeId>, steps: &[Step]) -> Result<(), Vec<Breach>> {
+    let mut judge = Judge { view: before, lost, changed: BTreeMap::new(), breaches: Vec::new(), step: 0 };
     for (step, what) in steps.iter().enumerate() {
         judge.step = step;
         match what {
@@ -183,6 +190,7 @@ type Held = (Arc<VmShape>, Cells);
 
 struct Judge<'a> {
     view: &'a View,
+    lost: &'a BTreeSet<NodeId>,
     /// The VMs of each node that a step has changed.
     changed: BTreeMap<NodeId, Vec<Held>>,
     breaches: Vec<Breach>,
@@ -213,7 +221,7 @@ impl Judge<'_> {
     }
 
     fn assign(&mut self, vm: &Arc<VmShape>, node: NodeId, cells: Cells) {
-        let Some(shape) = self.view.node(node) else {
+        let Some(shape) = self.view.node(node).filter(|_| !self.lost.contains(&node)) else {
             return self.say(vm.id, node, Broken::NodeUnknown);
         };
         let mut there = self.on(node);
@@ -331,7 +339,8 @@ impl Judge<'_> {
 
     /// The nodes of all places held by others of the group, once per place.
     fn other_members(&self, group: GroupId, vm: VmId) -> Vec<&NodeShape> {
-        let kept = self.view.members(group).filter(|(_, node)| !self.changed.contains_key(node));
+        let stays = |node: &NodeId| !self.changed.contains_key(node) && !self.lost.contains(node);
+        let kept = self.view.members(group).filter(|(_, node)| stays(node));
         let kept = kept.filter(|(member, _)| *member != vm).map(|(_, node)| node);
         let changed = self.changed.iter().flat_map(|(node, held)| {
             let members = held.iter().filter(|(held, _)| held.id != vm && held.groups.contains(&group));

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use tamdao_model::NodeId;
 
 use super::course::{Course, why_not};
-use super::drain::newly_unborne;
 use super::reach::straightened;
 use super::rounds::rounds;
 use super::{Budget, Plan, Terms, Why};
 use crate::shape::{AMOUNT_MAX, VmShape};
+use crate::survive::guarantee::Guarantee;
 use crate::view::View;
 
 /// All of a node, in the unit of loads.
@@ -28,6 +28,8 @@ const FARTHEST: i64 = 1_000_000_000;
 const AMOUNT_MOST: u64 = 1 << 44;
 /// Least loaded nodes that are looked at first, by each measure.
 const NEAR: usize = 24;
+/// Moves that the guarantee refuses before the search ends: each may have cost a plan of many restarts.
+const REFUSALS: usize = 64;
 
 /// When to even out load, and what it may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +86,7 @@ pub enum Outcome {
     Best,
     /// As many moves as were allowed.
     Limited,
-    /// Further moves would have lost the guarantee.
+    /// Further moves would have lost the guarantee, as far as the search went.
     Guarded,
     BudgetSpent,
 }
@@ -102,21 +104,16 @@ pub fn balance(view: &View, policy: &Policy, lasted: u32, terms: &Terms, budget:
     if lasted < policy.hold {
         return nothing(Outcome::Waiting { lasted, hold: policy.hold });
     }
-    // The guarantee is asked of the end, and moves are given back until it holds.
-    let mut at_most = policy.at_most;
-    loop {
-        let mut search = Search { course: Course::new(view, terms), loads: Loads::of(view), policy, at_most };
-        let mut outcome = search.run(budget);
-        if at_most < policy.at_most && outcome == Outcome::Limited {
-            outcome = Outcome::Guarded;
-        }
-        let after = search.loads.unevenness();
-        let end = straightened(search.course, Course::new(view, terms), budget);
-        if newly_unborne(view, &end).is_empty() {
-            return Balance { plan: rounds(view, end.moves, &terms.limits), before, after, outcome };
-        }
-        at_most = end.moves.len() * 3 / 4;
-    }
+    let begin = Course::new(view, terms);
+    let kept = begin.kept.as_deref().cloned();
+    let mut search = Search { course: begin.clone(), loads, policy, kept, refused: 0 };
+    let outcome = match search.run(budget) {
+        Outcome::Best if search.refused > 0 => Outcome::Guarded,
+        outcome => outcome,
+    };
+    let after = search.loads.unevenness();
+    let end = straightened(search.course, begin, budget);
+    Balance { plan: rounds(view, end.moves, &terms.limits), before, after, outcome }
 }
 
 /// The loads of all nodes that take VMs.
@@ -186,7 +183,9 @@ struct Search<'a, 'p> {
     course: Course<'a>,
     loads: Loads,
     policy: &'p Policy,
-    at_most: usize,
+    /// In step with the course; each move is proposed to it.
+    kept: Option<Guarantee>,
+    refused: usize,
 }
 
 /// A move that is worth more than it costs.
@@ -205,8 +204,11 @@ impl Search<'_, '_> {
             let near = self.least_loaded();
             let mut moved = false;
             for source in order {
-                if self.course.moves.len() >= self.at_most {
+                if self.course.moves.len() >= self.policy.at_most {
                     return Outcome::Limited;
+                }
+                if self.refused >= REFUSALS {
+                    return Outcome::Guarded;
                 }
                 if !budget.step() {
                     return Outcome::BudgetSpent;
@@ -253,6 +255,16 @@ impl Search<'_, '_> {
             let to = self.loads.nodes[offer.target].node;
             if why_not(&self.course.view, &offer.vm, to).is_some() {
                 continue;
+            }
+            if let Some(kept) = &mut self.kept {
+                let cells = self.course.view.cells_for(to, &offer.vm);
+                if kept.propose_move(offer.vm.id, from, to, cells).is_err() {
+                    self.refused += 1;
+                    if self.refused >= REFUSALS {
+                        return false;
+                    }
+                    continue;
+                }
             }
             self.course.carry(&offer.vm, from, to, Why::Even, offer.gain.unsigned_abs().min(AMOUNT_MAX));
             for (at, sign) in [(source, -1), (offer.target, 1)] {

@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use tamdao_model::NodeId;
 
 use super::course::Course;
-use super::drain::newly_unborne;
 use super::empty::{empty_whole, longest, most};
 use super::reach::straightened;
 use super::rounds::rounds;
@@ -64,7 +63,7 @@ pub fn consolidate(view: &View, aim: &Aim, terms: &Terms, budget: &mut Budget) -
     loop {
         let (end, chosen) = search.best(at_most);
         let end = straightened(end, search.closed(&chosen), search.budget);
-        let unborne = newly_unborne(view, &end);
+        let unborne = end.newly_unborne();
         if unborne.is_empty() || chosen.is_empty() {
             let plan = rounds(view, end.moves, &terms.limits);
             return Consolidation { plan, emptied: chosen.into_iter().collect(), unborne };

@@ -2,7 +2,7 @@
 //! Planners build courses, compare them and drop them; a clone costs as little as a fork of the view. A node may be
 //! closed for the time of planning, which is a cordon in the fork alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
@@ -13,6 +13,8 @@ use crate::filter::Ask;
 use crate::place::find;
 use crate::reason::Reason;
 use crate::shape::VmShape;
+use crate::survive::guarantee::Guarantee;
+use crate::survive::{Loss, Survival, survive};
 use crate::view::View;
 
 /// See the module's text.
@@ -22,6 +24,8 @@ pub(crate) struct Course<'a> {
     /// The cluster after all moves.
     pub(crate) view: View,
     pub(crate) moves: Vec<Move>,
+    /// The guarantee before all moves, if the terms ask for one.
+    pub(crate) kept: Option<Arc<Guarantee>>,
 }
 
 /// Why a VM may not be moved at all, whatever room there is.
@@ -37,7 +41,37 @@ pub enum Held {
 
 impl<'a> Course<'a> {
     pub(crate) fn new(view: &View, terms: &'a Terms) -> Self {
-        Self { terms, view: view.clone(), moves: Vec::new() }
+        let kept = terms.kept_for(view).kept.map(Arc::new);
+        Self { terms, view: view.clone(), moves: Vec::new(), kept }
+    }
+
+    /// The guarantee after all moves, with those nodes closed that the course has closed.
+    pub(crate) fn kept_after(&self) -> Option<Guarantee> {
+        let mut kept = Guarantee::clone(self.kept.as_ref()?);
+        let was = |node: NodeId| kept.view().node(node).is_some_and(|node| node.cordoned);
+        let cordons: Vec<(NodeId, bool)> = self
+            .view
+            .nodes()
+            .filter(|node| node.cordoned != was(node.id))
+            .map(|node| (node.id, node.cordoned))
+            .collect();
+        let mut ends: BTreeMap<VmId, (NodeId, &Move)> = BTreeMap::new();
+        for a_move in &self.moves {
+            ends.entry(a_move.vm).or_insert((a_move.from, a_move)).1 = a_move;
+        }
+        kept.carry(cordons, ends.into_iter().map(|(vm, (from, last))| (vm, from, last.to, last.cells)));
+        Some(kept)
+    }
+
+    /// Guarded losses that could be borne before the course and cannot after it.
+    pub(crate) fn newly_unborne(&self) -> Vec<Survival> {
+        let (Some(before), Some(after)) = (&self.kept, self.kept_after()) else { return Vec::new() };
+        let known: BTreeSet<&Loss> = before.broken().map(|(loss, _)| loss).collect();
+        let new: BTreeSet<&Loss> =
+            after.broken().map(|(loss, _)| loss).filter(|loss| !known.contains(loss)).collect();
+        // Where the kept plans could not be carried on, another plan may still do.
+        let again = new.into_iter().map(|loss| survive(after.view(), loss.clone()));
+        again.filter(|survival| !survival.is_guaranteed()).collect()
     }
 
     /// The course with these nodes closed.

@@ -19,6 +19,7 @@ use super::rounds::rounds;
 use super::{Budget, Plan, Terms, Why};
 use crate::cells::Cells;
 use crate::shape::VmShape;
+use crate::survive::guarantee::Guarantee;
 use crate::view::View;
 
 /// Targets on which the rules are asked for one VM.
@@ -70,7 +71,9 @@ pub fn defragment(
     terms: &Terms,
     budget: &mut Budget,
 ) -> Defragmentation {
-    let mut search = Search { course: Course::new(view, terms), rooms: rooms(view), size, at_most };
+    let course = Course::new(view, terms);
+    let kept = course.kept.as_deref().cloned();
+    let mut search = Search { course, kept, rooms: rooms(view), size, at_most };
     while size.vcpus > 0 && search.pass(budget) {}
     // A VM that moved twice did so for cells, which a straight move would choose anew.
     let end = search.course;
@@ -136,6 +139,8 @@ impl Room {
 
 struct Search<'a> {
     course: Course<'a>,
+    /// In step with the course; each move is proposed to it.
+    kept: Option<Guarantee>,
     rooms: Vec<Room>,
     size: Reservation,
     at_most: usize,
@@ -229,14 +234,20 @@ impl Search<'_> {
     fn carry(&mut self, set: &Set, budget: &mut Budget) -> Result<BTreeSet<usize>, VmId> {
         let from = self.rooms[set.source].node;
         let mut course = self.course.clone();
+        let mut kept = self.kept.clone();
         let mut changed = vec![set.source];
         for (at, vm) in set.vms.iter().enumerate() {
             let gain = if at + 1 == set.vms.len() { u64::from(self.size.vcpus) } else { 0 };
             let target = self.target(&course, vm, set.source, &changed, budget).ok_or(vm.id)?;
-            course.carry(vm, from, self.rooms[target].node, Why::Join, gain);
+            let to = self.rooms[target].node;
+            if let Some(kept) = &mut kept {
+                let cells = course.view.cells_for(to, vm);
+                kept.propose_move(vm.id, from, to, cells).map_err(|_| vm.id)?;
+            }
+            course.carry(vm, from, to, Why::Join, gain);
             changed.push(target);
         }
-        self.course = course;
+        (self.course, self.kept) = (course, kept);
         for at in &changed {
             if let Some(room) = Room::of(&self.course.view, self.rooms[*at].node) {
                 self.rooms[*at] = room;

@@ -14,7 +14,7 @@ use super::{Budget, Plan, Terms};
 use crate::explain::{Fix, explain};
 use crate::place::{Rejection, place};
 use crate::shape::VmShape;
-use crate::survive::{Loss, Survival};
+use crate::survive::Survival;
 use crate::view::View;
 
 /// What a drain comes to. The nodes are empty at the end of the plan if `stuck` is empty.
@@ -59,7 +59,7 @@ pub fn drain(view: &View, nodes: &BTreeSet<NodeId>, terms: &Terms, budget: &mut 
     let begin = Course { view: closed(view, nodes), ..Course::new(view, terms) };
     let end = empty(&begin, nodes, DEPTH, budget);
     let stuck = stuck(&end, nodes, budget);
-    let unborne = newly_unborne(view, &end);
+    let unborne = end.newly_unborne();
     Drain { plan: rounds(view, end.moves, &terms.limits), stuck, unborne }
 }
 
@@ -94,17 +94,6 @@ fn no_place(view: &View, vm: &VmShape, nodes: &BTreeSet<NodeId>) -> Cause {
         Err(rejection) => rejection,
     };
     Cause::NoPlace { rejection, fixes: explanation.fixes }
-}
-
-/// Guarded losses that `before` bears and the course's end does not.
-pub(crate) fn newly_unborne(before: &View, end: &Course) -> Vec<Survival> {
-    let Some(guard) = &end.terms.guard else { return Vec::new() };
-    let mut unborne = guard.unborne(&end.view);
-    if !unborne.is_empty() {
-        let known: BTreeSet<Loss> = guard.unborne(before).into_iter().map(|survival| survival.loss).collect();
-        unborne.retain(|survival| !known.contains(&survival.loss));
-    }
-    unborne
 }
 
 impl fmt::Display for Cause {

@@ -1,4 +1,5 @@
-//! The seam to the failover guarantee: which guarded losses a cluster cannot bear. Planners ask only here.
+//! Which losses are guarded. Planners ask the kept guarantee; [`Guard::unborne`] plans each loss from scratch by another
+//! way, for tests and for who has nothing kept.
 
 use std::collections::BTreeSet;
 

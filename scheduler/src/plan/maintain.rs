@@ -52,7 +52,8 @@ pub struct Enough {
 /// The answer for each outage that `outages` names, nodes first. The budget is for all of them together. VMs that
 /// only move while stopped are not moved.
 pub fn maintain(view: &View, outages: &Guard, terms: &Terms, budget: &mut Budget) -> Vec<Maintenance> {
-    outages.losses(view).into_iter().map(|outage| maintain_one(view, outage, terms, budget)).collect()
+    let terms = terms.kept_for(view);
+    outages.losses(view).into_iter().map(|outage| maintain_one(view, outage, &terms, budget)).collect()
 }
 
 /// The answer for one outage.

@@ -30,6 +30,8 @@ use tamdao_model::{NodeId, VmId};
 pub use guard::Guard;
 
 use crate::cells::Cells;
+use crate::survive::guarantee::Guarantee;
+use crate::view::View;
 
 /// One move of one VM. It holds its place on `from` until it is done and its place on `to` from its beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,12 +147,23 @@ pub struct Terms {
     pub limits: Limits,
     /// The losses that must still be bearable at the end; none asks nothing.
     pub guard: Option<Guard>,
+    /// The guarantee as it is kept for the cluster that is planned for, with the losses of `guard`; where nobody keeps
+    /// one, it is planned first.
+    pub kept: Option<Guarantee>,
     /// VMs that stay where they are, whatever for.
     pub still: BTreeSet<VmId>,
     /// VMs that could only move while stopped. They stay, unless `may_stop`.
     pub cold: BTreeSet<VmId>,
     /// Whether VMs in `cold` may be stopped in order to move.
     pub may_stop: bool,
+}
+
+impl Terms {
+    /// The same terms with the guarantee at hand, so that several plans for this cluster share it.
+    pub fn kept_for(&self, view: &View) -> Self {
+        let planned = || Some(Guarantee::new(view.clone(), &self.guard.as_ref()?.guarded()));
+        Self { kept: self.kept.clone().or_else(planned), ..self.clone() }
+    }
 }
 
 /// How much work a planner may do. When it is spent, the planner gives the best plan that it has. A step is one

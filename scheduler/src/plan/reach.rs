@@ -14,6 +14,7 @@ use super::{Budget, Plan, Terms, Why};
 use crate::place::{Rejection, Tally};
 use crate::reason::ReasonKind;
 use crate::shape::{GroupId, VmShape};
+use crate::survive::Survival;
 use crate::view::View;
 
 /// What a wish comes to.
@@ -22,6 +23,8 @@ pub struct Reach {
     pub plan: Plan,
     /// VMs that do not reach their node, each with the first reason of that node alone.
     pub stuck: Vec<Blocker>,
+    /// Guarded losses that could be borne before and cannot at the end, with what would be left out.
+    pub unborne: Vec<Survival>,
 }
 
 /// A VM on its way.
@@ -50,7 +53,8 @@ pub fn reach(view: &View, wished: &BTreeMap<VmId, NodeId>, terms: &Terms, budget
         let (out, rest): (Vec<Wish>, _) = wishes.into_iter().partition(|w| !apart.is_disjoint(&w.vm.groups));
         if out.is_empty() {
             let stuck = left.iter().chain(&given_up).map(|wish| blocker(view, &end, wish)).collect();
-            return Reach { plan: rounds(view, end.moves, &terms.limits), stuck };
+            let unborne = end.newly_unborne();
+            return Reach { plan: rounds(view, end.moves, &terms.limits), stuck, unborne };
         }
         // A group that would not be together again stays where it is.
         given_up.extend(out);

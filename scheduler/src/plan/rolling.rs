@@ -5,11 +5,12 @@
 //! they move once. Deliberately absent: bringing VMs back to where they were.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tamdao_model::NodeId;
 
 use super::course::Course;
-use super::drain::{Blocker, drain, newly_unborne};
+use super::drain::{Blocker, drain};
 use super::empty::{DEPTH, empty_whole, longest, most};
 use super::rounds::rounds;
 use super::{Budget, Plan, Terms};
@@ -41,18 +42,24 @@ pub struct Turn {
 pub fn rolling(view: &View, nodes: &BTreeSet<NodeId>, terms: &Terms, budget: &mut Budget) -> Rolling {
     let mut rest: BTreeSet<NodeId> =
         nodes.iter().copied().filter(|node| view.node(*node).is_some()).collect();
-    let mut now = view.clone();
+    let mut begin = Course::new(view, terms);
     let mut rolling = Rolling { groups: Vec::new(), left: Vec::new() };
     while !rest.is_empty() {
-        let Some((chosen, end)) = turn(&now, &rest, terms, budget) else { break };
-        rolling.groups.push(Turn { plan: rounds(&now, end.moves, &terms.limits), nodes: chosen.clone() });
-        now = end.view;
-        // The view's cordons are those of the beginning again.
+        let Some((chosen, end)) = turn(&begin, &rest, budget) else { break };
+        let mut kept = end.kept_after();
+        let plan = rounds(&begin.view, end.moves, &terms.limits);
+        rolling.groups.push(Turn { plan, nodes: chosen.clone() });
+        let mut now = end.view;
+        // The cordons are those of the beginning again.
         view.nodes().for_each(|node| now.set_node(node.clone()));
+        kept.iter_mut().for_each(|kept| kept.carry(view.nodes().map(|node| (node.id, node.cordoned)), []));
+        begin = Course { terms, view: now, moves: Vec::new(), kept: kept.map(Arc::new) };
         rest.retain(|node| !chosen.contains(node));
     }
+    // Whether the guarantee would be kept is no matter of what is stuck.
+    let terms = Terms { guard: None, kept: None, ..terms.clone() };
     for node in rest {
-        let stuck = drain(&now, &BTreeSet::from([node]), terms, budget).stuck;
+        let stuck = drain(&begin.view, &BTreeSet::from([node]), &terms, budget).stuck;
         rolling.left.push((node, stuck));
     }
     rolling
@@ -60,24 +67,22 @@ pub fn rolling(view: &View, nodes: &BTreeSet<NodeId>, terms: &Terms, budget: &mu
 
 /// The largest group that was found, with the course that empties it.
 fn turn<'a>(
-    now: &View,
+    begin: &Course<'a>,
     rest: &BTreeSet<NodeId>,
-    terms: &'a Terms,
     budget: &mut Budget,
 ) -> Option<(BTreeSet<NodeId>, Course<'a>)> {
-    let begin = Course::new(now, terms);
     let mut order: Vec<NodeId> = rest.iter().copied().collect();
     order.sort_by_key(|node| (begin.copied_from(*node), *node));
     // VMs that go only to nodes that had their turn move once; the other way is tried where it could free twice as many.
-    let mut best = longest_beside(&begin, &order, rest, 0, budget);
+    let mut best = longest_beside(begin, &order, rest, 0, budget);
     let size = best.as_ref().map_or(0, |(nodes, _)| nodes.len());
-    best = longest_beside(&begin, &order, &BTreeSet::new(), 2 * size, budget).or(best);
+    best = longest_beside(begin, &order, &BTreeSet::new(), 2 * size, budget).or(best);
     // No part of the order can go; perhaps one alone that comes later in it can.
     let alone = |node: &NodeId| {
         let nodes = BTreeSet::from([*node]);
         let course = begin.shut(&nodes);
         empty_whole(&course, &nodes, (DEPTH, usize::MAX), budget)
-            .and_then(|end| bearable(&begin, nodes, &[], end))
+            .and_then(|end| bearable(begin, nodes, &[], end))
     };
     best.or_else(|| order.iter().find_map(alone))
 }
@@ -116,5 +121,5 @@ fn bearable<'a>(
             end.open(*node);
         }
     }
-    newly_unborne(&begin.view, &end).is_empty().then_some((nodes, end))
+    end.newly_unborne().is_empty().then_some((nodes, end))
 }

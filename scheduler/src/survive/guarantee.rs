@@ -22,7 +22,7 @@ use crate::cells::Cells;
 use crate::check::Step;
 use crate::filter::Ask;
 use crate::index::{Amounts, MEMORY, VCPUS};
-use crate::place::{Placement, Ranked, Rejection, place, place_on, rejection};
+use crate::place::{Placement, Ranked, Rejection, place, rejection};
 use crate::shape::{By, VmShape};
 use crate::view::View;
 
@@ -157,6 +157,11 @@ impl Guarantee {
         for stock in self.lost(*number).stocks() {
             vms.extend(stock.held.vms.iter().map(|(vm, cells)| (vm, stock.slot, *cells)));
         }
+        self.steps(vms)
+    }
+
+    /// Restarts in their order.
+    pub(super) fn steps(&self, mut vms: Vec<(&Arc<VmShape>, u32, Cells)>) -> Vec<Step> {
         vms.sort_by_key(|(vm, ..)| restart_order(vm));
         let step = |(vm, slot, cells): (&Arc<VmShape>, u32, Cells)| {
             Some(Step::Assign { vm: vm.clone(), node: self.view.row(slot)?.shape.id, cells })
@@ -188,21 +193,24 @@ impl Guarantee {
     /// Places a VM that holds no place yet where the guarantee is kept, and plans its restarts. Where there is no
     /// such place, some restarts of others are planned anew for one of the best nodes.
     pub fn admit(&mut self, vm: &Arc<VmShape>) -> Result<Placement, Refusal> {
-        match self.keep(vm) {
-            Ok(kept) => {
-                let Placement { node, cells, .. } = kept.placement;
-                self.view.assign_to(node, cells, vm.clone()).expect("a place is on a node without the VM");
-                self.view.slot(node).into_iter().for_each(|slot| self.refresh(slot));
-                for (number, (slot, cells)) in kept.targets {
-                    self.hold(number, slot, cells, vm.clone());
-                }
-                Ok(kept.placement)
-            }
+        match self.admit_beside(vm) {
             Err(Refusal::Unguarded { node, broken }) => {
                 self.replan(vm).ok_or(Refusal::Unguarded { node, broken })
             }
-            Err(refusal) => Err(refusal),
+            answer => answer,
         }
+    }
+
+    /// The same with all planned restarts left as they are.
+    pub(super) fn admit_beside(&mut self, vm: &Arc<VmShape>) -> Result<Placement, Refusal> {
+        let kept = self.keep(vm)?;
+        let Placement { node, cells, .. } = kept.placement;
+        self.view.assign_to(node, cells, vm.clone()).expect("a place is on a node without the VM");
+        self.view.slot(node).into_iter().for_each(|slot| self.refresh(slot));
+        for (number, (slot, cells)) in kept.targets {
+            self.hold(number, slot, cells, vm.clone());
+        }
+        Ok(kept.placement)
     }
 
     /// Admits each VM that has a place. Higher priority goes first, then the order of the batch; the answers are in the
@@ -215,28 +223,6 @@ impl Guarantee {
             answers[index] = Some(self.admit(&batch[index]));
         }
         answers.into_iter().flatten().collect()
-    }
-
-    /// A place for a VM that has lost its own on `from`: one that keeps the guarantee, else its planned restart after
-    /// the loss of that node, else the best by the rules alone, because a VM that is down does not wait for the next
-    /// failure. The VM holds it afterwards, and none on `from`.
-    pub fn readmit(&mut self, vm: &Arc<VmShape>, from: NodeId) -> Result<Placement, Rejection> {
-        let planned = self.plan(&Loss::Node(from)).into_iter().find_map(|step| match step {
-            Step::Assign { vm: planned, node, .. } if planned.id == vm.id => Some(node),
-            _ => None,
-        });
-        self.release(from, vm.id);
-        if let Ok(placement) = self.admit(vm) {
-            return Ok(placement);
-        }
-        let at = |node| place_on(&self.view, vm, node);
-        let placement = match planned.and_then(at) {
-            Some(placement) => placement,
-            None => place(&self.view, vm)?,
-        };
-        self.assign_to(placement.node, placement.cells, vm.clone())
-            .expect("a place is on a known node that does not hold the VM");
-        Ok(placement)
     }
 
     /// A placed VM is to become this shape, such as of another size, wherever it stands, on the same cells.

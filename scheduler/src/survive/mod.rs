@@ -4,8 +4,11 @@
 //! largest), so "does not survive" means that this plan fails, not that none exists. Deliberately absent: fencing
 //! and the brake, which are the controller's; and moves of VMs that are not lost.
 
+mod carry;
 mod facts;
 pub mod guarantee;
+mod lost;
+mod proof;
 mod reserve;
 mod restarts;
 

@@ -210,3 +210,27 @@ service! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tamdao_scheduler::By;
+    use tamdao_scheduler::text::Cluster;
+
+    use super::*;
+
+    #[test]
+    fn a_move_that_takes_the_room_of_a_restart_is_refused_with_the_failure_named() {
+        let text = "tamdao-cluster 1\nnode n1 vcpus=8 memory=8192\nnode n2 vcpus=8 memory=8192\n\
+            node n3 vcpus=8 memory=4096\nvm x on=n1 vcpus=1 memory=6144 protected\n\
+            vm y on=n3 vcpus=1 memory=3072 protected\n";
+        let cluster = Cluster::parse(text).unwrap();
+        let guarantee = Guarantee::new(cluster.view().unwrap(), &[By::Node]);
+        assert!(guarantee.holds());
+        let [n1, n2, n3] = [0, 1, 2].map(|at: usize| cluster.nodes[at].id);
+        let y = guarantee.view().vms_on(n3)[0].clone();
+        let broken = keeps(&guarantee, &y, n3, n2).unwrap().unwrap_err();
+        assert_eq!((broken.name.as_str(), broken.vm), ("node n1", guarantee.view().vms_on(n1)[0].id));
+        let open = Guarantee::new(cluster.view().unwrap(), &[]);
+        assert_eq!(keeps(&open, &y, n3, n2).unwrap(), Ok(()));
+    }
+}

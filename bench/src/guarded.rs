@@ -3,14 +3,20 @@
 //! plans of restarts carried on, or the refusal; before each a random VM leaves, so that the fleet stays as full as
 //! it is. Deliberately absent: what a loss then takes, which is the storm's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
-use tamdao_scheduler::By;
+use anyhow::{Result, ensure};
+use tamdao_scheduler::check::plans::check_plans;
+use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::survive::guarantee::{Guarantee, Lack, Refusal};
+use tamdao_scheduler::{By, Placement, VmShape};
 
 use crate::fleet::{Fleet, Kind};
 use crate::speed::{DECISIONS, Speed, now};
+
+/// One decision of so many is judged: a fork makes the next one slower.
+const JUDGED: usize = 50;
 
 /// What one fleet showed.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +27,8 @@ pub struct Guarded {
     pub not_proven: usize,
     /// VMs that the guarantee left out when it took the fleet over as it had grown.
     pub left_out: usize,
+    /// The time of the judge for one decision, the median: the place and the plans that it touches.
+    pub judged: Duration,
     /// The time to plan every loss.
     pub planned: Duration,
 }
@@ -35,15 +43,22 @@ pub fn measure(nodes: usize, percent: u64) -> Result<Guarded> {
     let left_out = guarantee.broken().count();
     let mut took = Vec::with_capacity(DECISIONS);
     let (mut refused, mut unguarded, mut not_proven) = (0, 0, 0);
-    for _ in 0..DECISIONS {
+    let mut judged = Vec::new();
+    for turn in 0..DECISIONS {
         let (node, out) = fleet.leaves();
         guarantee.release(node, out);
         let vm = fleet.vm();
+        let before = (turn % JUDGED == 0).then(|| guarantee.clone());
         let begin = now();
         let answer = guarantee.admit(&vm);
         took.push(now() - begin);
         match answer {
-            Ok(placement) => fleet.placed.push((placement.node, vm.id)),
+            Ok(placement) => {
+                if let Some(before) = before {
+                    judged.push(judge(&before, &guarantee, &vm, &placement)?);
+                }
+                fleet.placed.push((placement.node, vm.id));
+            }
             Err(refusal) => {
                 refused += 1;
                 if let Refusal::Unguarded { broken, .. } = refusal {
@@ -55,5 +70,23 @@ pub fn measure(nodes: usize, percent: u64) -> Result<Guarded> {
     }
     let whole = took.iter().sum();
     let speed = Speed::of(took, whole, refused);
-    Ok(Guarded { speed, unguarded, not_proven, left_out, planned })
+    judged.sort_unstable();
+    let judged = judged.get(judged.len() / 2).copied().unwrap_or_default();
+    Ok(Guarded { speed, unguarded, not_proven, left_out, judged, planned })
+}
+
+/// How long the judge takes for one decision.
+fn judge(
+    before: &Guarantee,
+    after: &Guarantee,
+    vm: &Arc<VmShape>,
+    placement: &Placement,
+) -> Result<Duration> {
+    let steps = [Step::Assign { vm: vm.clone(), node: placement.node, cells: placement.cells }];
+    let begin = now();
+    let place = check(before.view(), &steps);
+    let plans = check_plans(before, after, &steps);
+    let took = now() - begin;
+    ensure!(place.is_ok() && plans.is_ok(), "the judge does not accept a decision: {place:?} {plans:?}");
+    Ok(took)
 }

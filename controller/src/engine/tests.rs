@@ -250,3 +250,22 @@ fn an_engine_drawn_anew_asks_all_again() {
     let before = Engine { helped: 7, ..followed.engine };
     assert_eq!(Engine::drawn_anew(Some(&before), &followed.view).helped, 8);
 }
+
+#[test]
+fn who_waits_for_the_engine_leaves_the_runtime_to_others() {
+    let (cache, _feed) = Cache::new(Arc::new(tamdao_store::backend::memory::MemoryStore::new("c1")));
+    let follower = Arc::new(Follower::default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let busy = follower.0.lock().unwrap();
+    let (waits, begun) = (follower.clone(), tell.clone());
+    let waiting = runtime.spawn(async move {
+        begun.send(()).unwrap();
+        waits.guarded(&cache).1.at
+    });
+    told.recv().unwrap();
+    runtime.spawn(async move { tell.send(()) });
+    told.recv_timeout(std::time::Duration::from_secs(30)).expect("the one worker serves others meanwhile");
+    drop(busy);
+    assert_eq!(runtime.block_on(waiting).unwrap(), Revision::default());
+}

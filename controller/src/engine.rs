@@ -21,7 +21,7 @@ use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::from_model::{self, ShapeError};
 use tamdao_scheduler::plan::Guard;
 use tamdao_scheduler::survive::guarantee::Guarantee;
-use tamdao_scheduler::{self as scheduler, NodeShape, PoolShape, VmShape};
+use tamdao_scheduler::{self as scheduler, Cells, NodeShape, PoolShape, VmShape};
 use tamdao_store::cache::{Cache, Commit};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::{Delta, Record, View};
@@ -332,7 +332,7 @@ impl Engine {
                 None => {}
             }
             let shape = placed_as(view, id, *vm, entry);
-            let cells = self.guarantee.view().cells_for(id, &shape);
+            let cells = from_model::cells(node, &entry.cells);
             self.guarantee.assign_to(id, cells, shape).expect("the node is known and the VM was released");
         }
     }
@@ -458,6 +458,11 @@ pub fn placed(view: &View, node: NodeId, vm: VmId) -> Option<Arc<VmShape>> {
 fn placed_as(view: &View, node: NodeId, vm: VmId, entry: &VmEntry) -> Arc<VmShape> {
     let asked = view.vms.get(vm).and_then(|vm| shape(view, vm).ok());
     from_model::placed(node, vm, entry, asked)
+}
+
+/// Libvirt's numbers of cells of a node.
+pub fn cell_numbers(view: &View, node: NodeId, cells: Cells) -> Vec<u32> {
+    view.nodes.get(node).map(|node| from_model::cell_numbers(node, cells)).unwrap_or_default()
 }
 
 /// What a VM holds on its node; the default of an unknown node is the one without emulation.

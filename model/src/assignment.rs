@@ -25,6 +25,20 @@ pub struct VmEntry {
     pub intent: Intent,
     /// Held as if running, from placement until the agent has confirmed that the guest is gone.
     pub reservation: Reservation,
+    /// The NUMA cells that it lies on and holds this on in equal parts, by libvirt's numbers; empty for a VM that lies
+    /// anywhere.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub cells: Vec<u32>,
+}
+
+impl VmEntry {
+    /// What it holds on this cell. What cannot be split evenly is held by each.
+    pub fn held_on(&self, cell: u32) -> Reservation {
+        match self.cells.contains(&cell) {
+            true => self.reservation.part(self.cells.len()),
+            false => Reservation::default(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +62,14 @@ pub struct Reservation {
     pub vcpus: u32,
     /// Guest memory and QEMU's own overhead, MiB.
     pub memory_mib: u64,
+}
+
+impl Reservation {
+    /// One of so many equal parts, rounded up.
+    pub fn part(self, of: usize) -> Self {
+        let of = u32::try_from(of).unwrap_or(u32::MAX).max(1);
+        Self { vcpus: self.vcpus.div_ceil(of), memory_mib: self.memory_mib.div_ceil(u64::from(of)) }
+    }
 }
 
 /// Disk space held by one volume.
@@ -92,6 +114,14 @@ impl Assignment {
         self.vms.values().fold(Reservation::default(), |sum, vm| Reservation {
             vcpus: sum.vcpus + vm.reservation.vcpus,
             memory_mib: sum.memory_mib + vm.reservation.memory_mib,
+        })
+    }
+
+    /// The sum of what is held on one NUMA cell.
+    pub fn reserved_on(&self, cell: u32) -> Reservation {
+        self.vms.values().map(|vm| vm.held_on(cell)).fold(Reservation::default(), |sum, held| Reservation {
+            vcpus: sum.vcpus + held.vcpus,
+            memory_mib: sum.memory_mib + held.memory_mib,
         })
     }
 

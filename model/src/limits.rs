@@ -40,6 +40,8 @@ pub const PLACEMENT_RULES: usize = 8;
 /// Members that a rule allows in one node or failure domain.
 pub const MEMBERS_AT_MOST: std::ops::RangeInclusive<u32> = 1..=1_000;
 /// A VM's priority.
+/// NUMA cells that one VM may ask for.
+pub const NUMA_CELLS: std::ops::RangeInclusive<u32> = 0..=8;
 pub const PRIORITY: std::ops::RangeInclusive<u32> = 0..=1_000;
 /// The weight of one part of a node's score.
 pub const SCORE_WEIGHT: std::ops::RangeInclusive<u32> = 0..=1_000;

@@ -171,6 +171,25 @@ impl Node {
         }
     }
 
+    /// What each NUMA cell of the inventory may promise, in its order: its part of the node's, so that reserve and
+    /// overcommit count there too.
+    pub fn cells_allocatable(&self) -> Vec<Reservation> {
+        let cells = &self.status.inventory.numa_cells;
+        let part = |whole: u64, of: u64, all: u64| {
+            let part = u128::from(whole) * u128::from(of.min(all)) / u128::from(all.max(1));
+            u64::try_from(part).unwrap_or(limits::AMOUNT_MAX).min(limits::AMOUNT_MAX)
+        };
+        let cpus = cells.iter().map(|cell| cell.cpus.len() as u64).sum();
+        let memory = cells.iter().map(|cell| cell.memory_mib).fold(0, u64::saturating_add);
+        let whole = self.allocatable();
+        let cell = |cell: &NumaCell| Reservation {
+            vcpus: u32::try_from(part(u64::from(whole.vcpus), cell.cpus.len() as u64, cpus))
+                .unwrap_or(u32::MAX),
+            memory_mib: part(whole.memory_mib, cell.memory_mib, memory),
+        };
+        cells.iter().map(cell).collect()
+    }
+
     /// Virtual disk size that may be promised in one pool here, MiB; 0 where it cannot be used.
     pub fn pool_allocatable_mib(&self, pool: &Pool) -> u64 {
         let seen = self.status.pools.get(&pool.id()).filter(|seen| seen.ready);

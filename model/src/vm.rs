@@ -73,6 +73,9 @@ pub struct VmSpec {
     pub placement_groups: Vec<PlacementGroupId>,
     #[serde(default)]
     pub on_node_loss: OnNodeLoss,
+    /// So many NUMA cells of its node, over which it is split evenly; 0 lies anywhere.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub numa_cells: u32,
     /// What users asked last.
     pub power: Power,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::flavor::Flavor;
 use tamdao_model::network::Network;
-use tamdao_model::node::{Node, NodePhase, NumaCell};
+use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::placement_group::{NODE, PlacedBy, PlacementGroup, PlacementRuleKind};
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
@@ -19,6 +19,7 @@ use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
+use crate::cells::{CELLS_MAX, Cells};
 use crate::overhead::{emulation_overhead_mib, overhead_mib};
 use crate::plan::Guard;
 use crate::score::{TABLE, Weights};
@@ -76,19 +77,7 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
             },
         }
     };
-    // Each cell has its part of what the node may promise, so reserve and overcommit count there too.
-    let part = |whole: u64, of: u64, all: u64| {
-        let part = u128::from(whole) * u128::from(of.min(all)) / u128::from(all.max(1));
-        u64::try_from(part).unwrap_or(AMOUNT_MAX).min(AMOUNT_MAX)
-    };
-    let cpus = inventory.numa_cells.iter().map(|cell| cell.cpus.len() as u64).sum();
-    let memory = inventory.numa_cells.iter().map(|cell| cell.memory_mib).fold(0, u64::saturating_add);
-    let allocatable = node.allocatable();
-    let cell = |cell: &NumaCell| {
-        let vcpus = part(u64::from(allocatable.vcpus), cell.cpus.len() as u64, cpus);
-        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
-        Cell { vcpus, memory_mib: part(allocatable.memory_mib, cell.memory_mib, memory) }
-    };
+    let cell = |of: Reservation| Cell { vcpus: of.vcpus, memory_mib: of.memory_mib };
     NodeShape {
         id,
         name: node.meta.name.as_str().into(),
@@ -99,7 +88,7 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
         vcpus: vcpus_allocatable(node),
         memory_mib: memory_allocatable_mib(node),
         pools: pools.filter(|pool| pool.is_on(id)).map(|pool| (pool.id(), here(pool))).collect(),
-        cells: inventory.numa_cells.iter().map(cell).collect(),
+        cells: node.cells_allocatable().into_iter().map(cell).collect(),
         cpu_model: inventory.cpu_model.clone(),
         cpu_features: inventory.cpu_features.iter().cloned().collect(),
         emulation: inventory.acceleration == "qemu",
@@ -162,7 +151,21 @@ pub fn vm<'a>(
     shape.firmware = firmware(vm);
     shape.tpm = vm.spec.tpm;
     shape.agency = Some(vm.agency);
+    shape.cells = vm.spec.numa_cells;
     Ok(shape)
+}
+
+/// The cells of a node that have these numbers of libvirt's; those that it no longer has are left out.
+pub fn cells(node: &Node, numbers: &[u32]) -> Cells {
+    let all = node.status.inventory.numa_cells.iter().enumerate();
+    let positions = all.filter(|(_, cell)| numbers.contains(&cell.id)).map(|(at, _)| at);
+    Cells::of(positions.take_while(|at| *at < CELLS_MAX)).unwrap_or_default()
+}
+
+/// Libvirt's numbers of a node's cells.
+pub fn cell_numbers(node: &Node, cells: Cells) -> Vec<u32> {
+    let all = &node.status.inventory.numa_cells;
+    cells.iter().filter_map(|at| all.get(at)).map(|cell| cell.id).collect()
 }
 
 /// Why a VM is not restarted on another node when its own is lost.
@@ -259,6 +262,7 @@ pub fn placed(node: NodeId, id: VmId, entry: &VmEntry, asked: Option<VmShape>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tamdao_model::node::NumaCell;
     use tamdao_model::node::{Inventory, NodeSpec, NodeStatus, PoolSeen};
     use tamdao_model::pool::{PoolKind, PoolSpec};
     use tamdao_model::{Meta, Name, TimeMs};

@@ -117,6 +117,9 @@ pub struct VmCreateArgs {
     /// Pin the VM to one node (cloud admins)
     #[arg(long, value_name = "NODE")]
     pub pin_node: Option<String>,
+    /// Split it evenly over so many NUMA cells of its node, and keep it there
+    #[arg(long, value_name = "N")]
+    pub numa_cells: Option<u32>,
     /// Label that its node must have; repeat for more
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,

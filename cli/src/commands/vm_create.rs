@@ -109,6 +109,7 @@ fn fill(spec: &mut VmSpec, args: &VmCreateArgs) -> Result<()> {
     spec.node_labels.extend(given::pairs("node-label", &args.node_labels)?);
     spec.forbidden_node_labels.extend(given::pairs("forbid-node-label", &args.forbidden_node_labels)?);
     spec.priority = args.priority.unwrap_or(spec.priority);
+    spec.numa_cells = args.numa_cells.unwrap_or(spec.numa_cells);
     given::change_names(&mut spec.placement_groups, &args.groups);
     if let Some(class) = &args.isolation {
         class.clone_into(&mut spec.isolation_class);

@@ -152,6 +152,7 @@ fn placement(spec: &VmSpec) -> Vec<(&'static str, Cell)> {
     let mut fields = vec![
         ("Pinned to", spec.node.clone()),
         ("Priority", if spec.priority == 0 { String::new() } else { spec.priority.to_string() }),
+        ("NUMA cells", if spec.numa_cells == 0 { String::new() } else { spec.numa_cells.to_string() }),
         ("Groups", spec.placement_groups.join(", ")),
         ("Isolation", spec.isolation_class.clone()),
         ("Needs", pairs(&spec.node_labels)),

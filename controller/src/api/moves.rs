@@ -76,6 +76,7 @@ impl Api {
             vm: vm.id(),
             target: target.id(),
             reservation: shape.reservation_on(target.status.inventory.acceleration == "qemu"),
+            cells: engine::cell_numbers(view, target.id(), picture.cells_for(target.id(), &shape)),
             allow_cold: request.allow_cold,
             auto_converge: !request.no_auto_converge,
             reason: request.reason.clone(),

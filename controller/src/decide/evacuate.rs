@@ -15,7 +15,8 @@ use tamdao_model::{NodeId, VmId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::{fence, node_event, place, put_vm};
+use super::place::{has_room, on_cells};
+use super::{fence, node_event, put_vm};
 use crate::admission::Moment;
 
 /// VMs that one transaction moves at most.
@@ -46,17 +47,22 @@ pub fn due(view: &View) -> Vec<(NodeId, VmId)> {
     due.into_iter().map(|((_, _, vm), node)| (node, vm)).collect()
 }
 
+/// Where a VM goes, and what it holds there.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub vm: VmId,
+    pub node: NodeId,
+    pub reservation: Reservation,
+    /// NUMA cells, by libvirt's numbers.
+    pub cells: Vec<u32>,
+}
+
 /// Restarts VMs of one lost node elsewhere. What was overtaken since it was chosen is left as it is. Says how many went.
-pub fn evacuate(
-    draft: &mut Draft,
-    moment: &mut Moment,
-    lost: NodeId,
-    places: &[(VmId, NodeId, Reservation)],
-) -> usize {
+pub fn evacuate(draft: &mut Draft, moment: &mut Moment, lost: NodeId, places: &[Place]) -> usize {
     let Some(row) = draft.view().nodes.get(lost) else { return 0 };
     let mut node = (*row.value).clone();
     let gone: usize =
-        places.iter().map(|place| usize::from(evacuate_one(draft, moment, &node, *place).is_some())).sum();
+        places.iter().map(|place| usize::from(evacuate_one(draft, moment, &node, place).is_some())).sum();
     if gone > 0
         && let Some(fence) = &mut node.status.fence
     {
@@ -66,13 +72,9 @@ pub fn evacuate(
     gone
 }
 
-fn evacuate_one(
-    draft: &mut Draft,
-    moment: &mut Moment,
-    lost: &Node,
-    (id, to, reservation): (VmId, NodeId, Reservation),
-) -> Option<()> {
+fn evacuate_one(draft: &mut Draft, moment: &mut Moment, lost: &Node, place: &Place) -> Option<()> {
     let view = draft.view();
+    let (id, to, reservation) = (place.vm, place.node, place.reservation);
     let mut vm = (*view.vms.get(id)?.value).clone();
     let host = view.nodes.get(to)?.value.clone();
     if vm.status.node != Some(lost.id()) || vm.spec.deleting || fence::stays(view, &vm).is_some() {
@@ -81,7 +83,7 @@ fn evacuate_one(
     let proof = proof(view, lost, &vm)?.clone();
     let mut target = view.assignment(to);
     let free = host.status.phase == NodePhase::Ready && !host.spec.cordoned;
-    if !free || !place::has_room(&host, &target, reservation) {
+    if !free || !has_room(&host, &target, reservation, &place.cells) {
         return None;
     }
     let mut left = view.assignment(lost.id());
@@ -89,17 +91,20 @@ fn evacuate_one(
         incarnation: vm.status.incarnation,
         intent: Intent::Stale,
         reservation: Reservation::default(),
+        cells: Vec::new(),
     };
     left.vms.insert(id, stale);
     vm.status.node = Some(to);
     vm.status.incarnation = vm.next_incarnation();
     vm.status.seen = None;
-    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation };
+    let cells = place.cells.clone();
+    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation, cells };
     target.vms.insert(id, entry);
     let message = format!(
-        "its node {} is lost; restarted on {} as incarnation {}. {}: {} (observed by {})",
+        "its node {} is lost; restarted on {}{} as incarnation {}. {}: {} (observed by {})",
         lost.meta.name,
         host.meta.name,
+        on_cells(&place.cells),
         vm.status.incarnation,
         proof.evidence.word(),
         proof.evidence,

@@ -10,6 +10,7 @@ use tamdao_model::{NodeId, SessionId, TimeMs, VmId};
 use tamdao_store::typed::Draft;
 use uuid::Uuid;
 
+use super::super::evacuate::Place;
 use super::super::node::Opening;
 use super::super::report::{self, Part};
 use super::super::{evacuate, fence, node};
@@ -66,7 +67,7 @@ impl Lost {
 
     fn evacuate(&mut self, at: u8, to: u128) -> usize {
         let reservation = Reservation { vcpus: 1, memory_mib: 600 };
-        let places = [(self.id(at), node_id(to), reservation)];
+        let places = [Place { vm: self.id(at), node: node_id(to), reservation, cells: Vec::new() }];
         evacuate::evacuate(&mut self.draft, &mut self.moment, node_id(LOST), &places)
     }
 
@@ -215,11 +216,13 @@ fn who_asks_to_stay_stays() {
 fn a_full_node_takes_nobody() {
     let mut lost = Lost::new();
     assert!(lost.prove(silence()));
-    let places = [(lost.id(0), node_id(1), Reservation { vcpus: 1, memory_mib: 4_000 })];
+    let reservation = Reservation { vcpus: 1, memory_mib: 4_000 };
+    let place = Place { vm: lost.id(0), node: node_id(1), reservation, cells: Vec::new() };
+    let places = [place.clone()];
     assert_eq!(evacuate::evacuate(&mut lost.draft, &mut lost.moment, node_id(LOST), &places), 0);
     let entry = lost.draft.view().assignment(node_id(LOST)).vms[&lost.id(0)].clone();
     assert_eq!((entry.intent, entry.incarnation), (Intent::Wanted, 1));
     let to_itself: NodeId = node_id(LOST);
-    let places = [(lost.id(0), to_itself, Reservation::default())];
+    let places = [Place { node: to_itself, reservation: Reservation::default(), ..place }];
     assert_eq!(evacuate::evacuate(&mut lost.draft, &mut lost.moment, node_id(LOST), &places), 0);
 }

@@ -8,12 +8,12 @@ use tamdao_model::event::Severity;
 use tamdao_model::moves::{Move, MovePhase, MoveSpec, MoveStatus, Way};
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::vm::{Platform, Vm, VmPhase};
-use tamdao_model::{Kind, Meta, MoveId, Name, NodeId, PoolId, VmId, VolumeId, limits};
+use tamdao_model::{Kind, Meta, MoveId, Name, NodeId, PoolId, VmId, VolumeId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use tonic::Code;
 
-use super::{node_event, put_vm};
+use super::{node_event, place, put_vm};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -27,6 +27,8 @@ pub struct Wish {
     pub target: NodeId,
     /// What it takes on the target.
     pub reservation: Reservation,
+    /// NUMA cells that it lies on there, by libvirt's numbers.
+    pub cells: Vec<u32>,
     pub allow_cold: bool,
     pub auto_converge: bool,
     pub reason: String,
@@ -54,7 +56,14 @@ pub fn way(view: &View, vm: &Vm, allow_cold: bool) -> Result<Way, Refusal> {
         return no("Pinned", format!("vm {name:?} is pinned to its node"));
     }
     let copies = !local_volumes(view, vm).is_empty();
-    match (vm.status.phase, vm.spec.tpm) {
+    if vm.status.phase == VmPhase::Running && vm.spec.numa_cells > 0 && (copies || !allow_cold) {
+        // Its document names the cells of this node, and a running guest takes it along.
+        return no(
+            "LiveImpossible",
+            format!("vm {name:?} lies on NUMA cells, and moves only while it is off"),
+        );
+    }
+    match (vm.status.phase, vm.spec.tpm || vm.spec.numa_cells > 0) {
         (VmPhase::Running, false) if copies => Ok(Way::LiveWithDisks),
         (VmPhase::Running, false) => Ok(Way::Live),
         (VmPhase::Running, true) if !allow_cold => {
@@ -136,16 +145,12 @@ pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -
         Way::LiveWithDisks => local_volumes(view, &vm),
         Way::Live | Way::Cold => Vec::new(),
     };
-    let (allocatable, reserved) = (target.allocatable(), there.reserved());
     let no_room = |message: String| Err(Refusal::new(Code::ResourceExhausted, "NoRoom", message));
     if there.vms.contains_key(&vm.id()) || copies.iter().any(|volume| there.volumes.contains_key(volume)) {
         let message = format!("{} is still clearing what an earlier move left of it", target.meta.name);
         return Err(Refusal::precondition("StillClearing", message).hint("try again in a moment"));
     }
-    if there.vms.len() >= limits::VMS_PER_NODE
-        || reserved.vcpus + wish.reservation.vcpus > allocatable.vcpus
-        || reserved.memory_mib + wish.reservation.memory_mib > allocatable.memory_mib
-    {
+    if !place::has_room(&target, &there, wish.reservation, &wish.cells) {
         return no_room(format!("{} has no room for it", target.meta.name));
     }
     let mut wanted: BTreeMap<PoolId, u64> = BTreeMap::new();
@@ -163,8 +168,12 @@ pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -
         };
         there.volumes.insert(volume.id(), entry);
     }
-    let entry =
-        VmEntry { incarnation: incarnation_to, intent: Intent::Incoming, reservation: wish.reservation };
+    let entry = VmEntry {
+        incarnation: incarnation_to,
+        intent: Intent::Incoming,
+        reservation: wish.reservation,
+        cells: wish.cells.clone(),
+    };
     there.vms.insert(vm.id(), entry);
     if !here.vms.contains_key(&vm.id()) {
         return Err(Refusal::internal("a placed VM has an entry on its node"));

@@ -74,6 +74,7 @@ impl Scene {
             vm: vm.id(),
             target,
             reservation,
+            cells: Vec::new(),
             allow_cold: false,
             auto_converge: true,
             reason: String::new(),
@@ -197,8 +198,15 @@ fn a_cancelled_move_ends_when_the_source_has_kept_and_the_target_has_cleared() {
     assert_eq!(scene.hold(1), Some(Hold::Leaving));
     let reservation = engine::shape(scene.draft.view(), &vm).unwrap().reservation_on(false);
     let (id, target) = (vm.id(), node_id(1));
-    let wish =
-        Wish { vm: id, target, reservation, allow_cold: false, auto_converge: true, reason: String::new() };
+    let wish = Wish {
+        vm: id,
+        target,
+        reservation,
+        cells: Vec::new(),
+        allow_cold: false,
+        auto_converge: true,
+        reason: String::new(),
+    };
     let refused = move_start::start(&mut scene.draft, &mut scene.moment, &wish, "test").unwrap_err();
     assert_eq!(refused.reason, "StillClearing");
     scene.deleted(1);

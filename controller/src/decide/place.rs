@@ -31,13 +31,15 @@ pub enum Overtaken {
 pub struct Proposal {
     pub vm: VmId,
     pub reservation: Reservation,
+    /// NUMA cells that it lies on there, by libvirt's numbers.
+    pub cells: Vec<u32>,
     /// What it was decided from, for its event.
     pub decision: Option<Box<Decision>>,
 }
 
 impl From<(VmId, Reservation)> for Proposal {
     fn from((vm, reservation): (VmId, Reservation)) -> Self {
-        Self { vm, reservation, decision: None }
+        Self { vm, reservation, cells: Vec::new(), decision: None }
     }
 }
 
@@ -77,7 +79,7 @@ fn place_one(
         return Err(Overtaken::Node);
     }
     let mut vm = (*vm.value).clone();
-    if !has_room(host, assignment, reservation) {
+    if !has_room(host, assignment, reservation, &proposal.cells) {
         return Err(Overtaken::Room);
     }
     let mut volumes = Vec::new();
@@ -102,13 +104,14 @@ fn place_one(
             }
         }
     }
-    let message = format!("placed on {}", host.meta.name);
+    let message = format!("placed on {}{}", host.meta.name, on_cells(&proposal.cells));
     vm.status.node = Some(node);
     vm.status.incarnation = vm.next_incarnation();
     vm.status.seen = None;
     let generation = vm.meta.generation;
     vm.status.conditions.set("Placed", ConditionStatus::True, "Placed", &message, generation, moment.now);
-    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation };
+    let cells = proposal.cells.clone();
+    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation, cells };
     assignment.vms.insert(vm.id(), entry);
     for volume in volumes {
         let entry = VolumeEntry::own(volume.spec.pool, volume.spec.size_mib);
@@ -129,12 +132,28 @@ pub fn tell_overtaken(draft: &mut Draft, moment: &mut Moment, node: NodeId, prop
     draft.put(Event { decision: proposal.decision.clone(), ..event });
 }
 
-/// Whether a node with this assignment bears so much more, by plain sums.
-pub(super) fn has_room(host: &Node, assignment: &Assignment, more: Reservation) -> bool {
+/// For people: , NUMA cells 0+1
+pub(super) fn on_cells(cells: &[u32]) -> String {
+    let cells: Vec<String> = cells.iter().map(ToString::to_string).collect();
+    if cells.is_empty() { String::new() } else { format!(", NUMA cells {}", cells.join("+")) }
+}
+
+/// Whether a node with this assignment bears so much more, split over these of its NUMA cells, by plain sums.
+pub(super) fn has_room(host: &Node, assignment: &Assignment, more: Reservation, cells: &[u32]) -> bool {
     let (allocatable, reserved) = (host.allocatable(), assignment.reserved());
+    let part = more.part(cells.len());
+    let known = &host.status.inventory.numa_cells;
+    let rooms = host.cells_allocatable();
+    let cell_has_room = |cell: &u32| {
+        let Some(at) = known.iter().position(|known| known.id == *cell) else { return false };
+        let held = assignment.reserved_on(*cell);
+        held.vcpus + part.vcpus <= rooms[at].vcpus
+            && held.memory_mib + part.memory_mib <= rooms[at].memory_mib
+    };
     assignment.vms.len() < limits::VMS_PER_NODE
         && reserved.vcpus + more.vcpus <= allocatable.vcpus
         && reserved.memory_mib + more.memory_mib <= allocatable.memory_mib
+        && cells.iter().all(cell_has_room)
 }
 
 /// Records why a VM still has no node. Says whether that is news.

@@ -47,6 +47,7 @@ pub fn create(
     }
     let size = Size::of(request.flavor, request.vcpus, request.memory_mib);
     let size = size.resolve(draft)?;
+    check_cells(request.numa_cells, &size)?;
     check_boot_images(draft.view(), &request, agency)?;
     let id: Uuid = moment.id();
     let mut disks = Vec::with_capacity(request.disks.len());
@@ -97,6 +98,17 @@ fn usable_image(
             .hint(format!("tamdao image get {name} tells how far it is")));
     }
     Ok((*image.value).clone())
+}
+
+/// A guest lies on its cells in equal parts.
+fn check_cells(cells: u32, size: &Size) -> Result<(), Refusal> {
+    let splits = |amount: u32| amount.is_multiple_of(cells.max(1));
+    if splits(size.vcpus) && splits(size.memory_mib) {
+        return Ok(());
+    }
+    let message =
+        format!("is {cells}, and {} vCPUs and {} MiB are not split evenly", size.vcpus, size.memory_mib);
+    Err(Refusal::field("vm.spec.numa_cells", message))
 }
 
 fn check_boot_images(view: &View, request: &VmRequest, agency: AgencyId) -> Result<(), Refusal> {

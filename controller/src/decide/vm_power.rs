@@ -176,6 +176,10 @@ pub fn resize(
     if new.spec == vm.spec {
         return Ok(new);
     }
+    if vm.spec.numa_cells > 0 {
+        let message = format!("vm {name:?} lies on NUMA cells and keeps its size");
+        return Err(Refusal::precondition("OnCells", message));
+    }
     new.meta.generation += 1;
     if let Some(node) = vm.status.node {
         let mut assignment = draft.view().assignment(node);

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tamdao_model::assignment::Reservation;
 use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::VmShape;
 use tamdao_scheduler::check::Step;
@@ -19,6 +18,7 @@ use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_store::view::View;
 
 use super::Loop;
+use crate::decide::evacuate::Place;
 use crate::decide::{brake, evacuate, waiting};
 use crate::engine::{self, judged};
 use crate::refusal::Refusal;
@@ -69,9 +69,6 @@ impl Loop for Evacuator {
     }
 }
 
-/// A VM, where it goes and what it holds there.
-type Place = (VmId, NodeId, Reservation);
-
 /// What one pass does.
 #[derive(Default)]
 struct Outcome {
@@ -99,7 +96,12 @@ fn decide(view: &View, guarantee: &Guarantee, due: &[(NodeId, VmId)]) -> Result<
         match answer {
             Ok(placement) => {
                 let places = outcome.places.entry(*lost).or_default();
-                places.push((shape.id, placement.node, placement.reservation));
+                places.push(Place {
+                    vm: shape.id,
+                    node: placement.node,
+                    reservation: placement.reservation,
+                    cells: engine::cell_numbers(view, placement.node, placement.cells),
+                });
                 let (vm, node, cells) = (shape.clone(), placement.node, placement.cells);
                 steps.push(Step::Assign { vm, node, cells });
             }
@@ -119,7 +121,7 @@ async fn commit(shared: &Shared, view: &View, outcome: Outcome) -> Result<(), Re
     let mut batches: Vec<(Reverse<u32>, NodeId, Vec<Place>)> = Vec::new();
     for (lost, places) in outcome.places {
         for batch in places.chunks(evacuate::BATCH) {
-            let priority = |(vm, _, _): &Place| view.vms.get(*vm).map(|vm| vm.spec.priority);
+            let priority = |place: &Place| view.vms.get(place.vm).map(|vm| vm.spec.priority);
             let highest = batch.iter().filter_map(priority).max().unwrap_or_default();
             batches.push((Reverse(highest), lost, batch.to_vec()));
         }

@@ -124,10 +124,11 @@ impl Placer {
             let (revision, turn, digest) = (view.revision.0, placed, replay::digest(shape));
             let decision = Decision { revision, planned, turn, score: 0, kept: kept.clone(), digest };
             let (reason, message) = match answer {
-                Ok(Placement { node, reservation, score, .. }) => {
+                Ok(Placement { node, cells, reservation, score, .. }) => {
                     placed += 1;
                     let decision = Some(Box::new(Decision { score, ..decision }));
-                    let proposal = Proposal { vm: shape.id, reservation, decision };
+                    let cells = engine::cell_numbers(view, node, cells);
+                    let proposal = Proposal { vm: shape.id, reservation, cells, decision };
                     outcome.places.push((shape.clone(), node, proposal));
                     continue;
                 }

@@ -52,7 +52,7 @@ pub fn assignment(
         if own.vms[&id].intent != Intent::Stale {
             volumes.extend(vm.into_iter().flat_map(|vm| vm.volumes()));
         }
-        vms.push(vm_entry(view, id, &own.vms[&id], vm.map(|row| &*row.value), open));
+        vms.push(vm_entry(view, node, id, &own.vms[&id], vm.map(|row| &*row.value), open));
     }
     let told = |id: &VolumeId| match view.volumes.get(*id) {
         Some(volume) => volume_entry(view, own, volume),
@@ -122,7 +122,14 @@ fn digest(view: &View, image: ImageId) -> String {
     view.images.get(image).map(|image| image.status.sha256.clone()).unwrap_or_default()
 }
 
-fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<'_>) -> agent::AssignedVm {
+fn vm_entry(
+    view: &View,
+    node: NodeId,
+    id: VmId,
+    entry: &VmEntry,
+    vm: Option<&Vm>,
+    open: Open<'_>,
+) -> agent::AssignedVm {
     let intent = match entry.intent {
         Intent::Wanted => agent::Intent::Wanted,
         Intent::Stop => agent::Intent::Stop,
@@ -146,7 +153,7 @@ fn vm_entry(view: &View, id: VmId, entry: &VmEntry, vm: Option<&Vm>, open: Open<
     if matches!(entry.intent, Intent::Wanted | Intent::Incoming | Intent::Outgoing) {
         told.power = vm.spec.power.number();
         told.run = vm.spec.run.number();
-        told.machine = Some(machine(view, vm, open));
+        told.machine = Some(agent::Machine { cells: cells(view, node, entry), ..machine(view, vm, open) });
         told.action = vm.spec.action.as_ref().map(show_action);
         told.first_start = vm.status.platform.is_none();
     }
@@ -202,7 +209,15 @@ fn machine(view: &View, vm: &Vm, open: Open<'_>) -> agent::Machine {
             ssh_keys: spec.ssh_keys.clone(),
             user_data: spec.user_data.as_ref().and_then(open).unwrap_or_default(),
         }),
+        cells: Vec::new(),
     }
+}
+
+/// The cells that a VM lies on, as its node said that they are.
+fn cells(view: &View, node: NodeId, entry: &VmEntry) -> Vec<agent::MachineCell> {
+    let Some(node) = view.nodes.get(node).filter(|_| !entry.cells.is_empty()) else { return Vec::new() };
+    let held = node.status.inventory.numa_cells.iter().filter(|cell| entry.cells.contains(&cell.id));
+    held.map(|cell| agent::MachineCell { id: cell.id, cpus: cell.cpus.clone() }).collect()
 }
 
 fn disks(view: &View, vm: &Vm) -> Vec<agent::MachineDisk> {

@@ -43,7 +43,8 @@ fn world(shared: bool) -> View {
         });
         draft.put(serde_json::from_value::<Volume>(volume_record).unwrap());
         let reservation = Reservation::default();
-        own.vms.insert(id, VmEntry { incarnation: 1, intent: Intent::Wanted, reservation });
+        own.vms
+            .insert(id, VmEntry { incarnation: 1, intent: Intent::Wanted, reservation, cells: Vec::new() });
         if !shared {
             own.volumes.insert(volume, VolumeEntry::own(tamdao_model::PoolId(pool), 8));
         }

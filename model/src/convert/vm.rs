@@ -52,6 +52,7 @@ pub struct VmRequest {
     pub forbidden_node_labels: BTreeMap<String, String>,
     pub priority: u32,
     pub isolation_class: Option<Name>,
+    pub numa_cells: u32,
     pub placement_groups: Vec<PlacementGroupId>,
     pub on_node_loss: OnNodeLoss,
 }
@@ -130,6 +131,7 @@ impl VmRequest {
             isolation_class: self.isolation_class,
             placement_groups: self.placement_groups,
             on_node_loss: self.on_node_loss,
+            numa_cells: self.numa_cells,
             // With `run` STOPPED it stays off all the same, and starts when that is changed.
             power: Power::On,
             stop: StopMode::default(),
@@ -187,6 +189,7 @@ pub(super) fn read_spec(
     };
     let placement_groups = read_groups(checks, agency, &spec.placement_groups);
     let on_node_loss = checks.choice("spec.on_node_loss", spec.on_node_loss, Some(OnNodeLoss::Evacuate));
+    let numa_cells = checks.number("spec.numa_cells", spec.numa_cells, limits::NUMA_CELLS, "");
     VmRequest {
         name: meta.name.clone(),
         display_name: meta.display_name.clone(),
@@ -214,6 +217,7 @@ pub(super) fn read_spec(
         isolation_class,
         placement_groups,
         on_node_loss,
+        numa_cells,
     }
 }
 

@@ -64,6 +64,7 @@ fn show_spec(vm: &Vm, lookup: &dyn Lookup) -> v1::VmSpec {
             .map(|id| show_id(lookup, Kind::PlacementGroup, *id))
             .collect(),
         on_node_loss: spec.on_node_loss.number(),
+        numa_cells: spec.numa_cells,
     }
 }
 

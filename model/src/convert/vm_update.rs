@@ -201,6 +201,7 @@ fn check_fixed(checks: &mut Checks<'_>, vm: &Vm, wanted: &VmRequest) {
     checks.fixed("spec.tpm", &spec.tpm, &wanted.tpm, ANOTHER);
     checks.fixed("spec.direct_boot", &spec.direct_boot, &wanted.direct_boot, ANOTHER);
     checks.fixed("spec.hostname", &spec.hostname, &wanted.hostname, "change it inside the guest");
+    checks.fixed("spec.numa_cells", &spec.numa_cells, &wanted.numa_cells, ANOTHER);
     checks.fixed("spec.node", &spec.pin, &wanted.pin, "a pin is set at creation only");
 }
 

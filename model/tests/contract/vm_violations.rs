@@ -54,7 +54,7 @@ fn places() {
         (
             "good",
             spec(json!({
-                "priority": 1000, "isolation_class": "health", "placement_groups": ["pair"], "on_node_loss": 2,
+                "priority": 1000, "isolation_class": "health", "placement_groups": ["pair"], "on_node_loss": 2, "numa_cells": 2,
                 "node_labels": {"disk": "ssd"}, "forbidden_node_labels": {"disk": "hdd"},
             })),
         ),
@@ -64,6 +64,7 @@ fn places() {
         ("group twice", spec(json!({"placement_groups": ["pair", "pair"]}))),
         ("many groups", spec(json!({"placement_groups": many}))),
         ("on node loss", spec(json!({"on_node_loss": 3}))),
+        ("NUMA cells", spec(json!({"numa_cells": 9}))),
         ("labels", spec(json!({"node_labels": {"a": "b"}, "forbidden_node_labels": {"a": "b", "": "x"}}))),
     ];
     assert_snapshot!(read(rows));

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tamdao_proto::agent::v1::MachineCell;
 use tamdao_proto::v1::Platform;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast::Receiver;
@@ -96,6 +97,7 @@ pub fn cases() -> Vec<(&'static str, Case)> {
         a_full_pool_pauses_its_guest,
         a_foreign_domain_is_only_counted,
         virtual_cpus_grow_live,
+        a_guest_lies_on_its_cell,
         a_guest_agent_answers,
         a_console_has_one_holder,
         counters_are_of_our_domains,
@@ -503,6 +505,20 @@ async fn a_lost_connection_comes_back(fixture: &dyn Fixture) {
     wait_for_change(&mut events, spec.vm, Change::Paused(PauseReason::OnDemand)).await;
     end(hypervisor, &spec).await;
     wait_for_change(&mut events, spec.vm, Change::Stopped(Exit::Destroyed)).await;
+}
+
+async fn a_guest_lies_on_its_cell(fixture: &dyn Fixture) {
+    let hypervisor = fixture.hypervisor();
+    let cells = hypervisor.inventory().await.expect("inventory").numa_cells;
+    let cell = cells.first().expect("a host has a cell");
+    assert!(!cell.cpus.is_empty());
+    let mut spec = fixture.spec(Guest::Obedient).await;
+    spec.machine.cells = vec![MachineCell { id: cell.id, cpus: cell.cpus.clone() }];
+    hypervisor.start(&spec).await.expect("start");
+    hypervisor.resume(spec.vm, 1).await.expect("resume");
+    wait_for(hypervisor, spec.vm, |domain| domain.is_some_and(|domain| domain.state == DomainState::Running))
+        .await;
+    end(hypervisor, &spec).await;
 }
 
 async fn run(fixture: &dyn Fixture, guest: Guest) -> DomainSpec {

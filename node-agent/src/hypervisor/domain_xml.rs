@@ -63,8 +63,9 @@ pub fn write(
             element("vcpu")
                 .with("placement", "static")
                 .with("current", machine.vcpus)
-                .text(vcpus_room(machine.vcpus)),
+                .text(most_vcpus(machine)),
         )
+        .children(on_cells(machine))
         .child(os(spec, platform))
         .child(features(machine, acceleration))
         .child(cpu(machine, platform, acceleration))
@@ -174,8 +175,9 @@ fn cpu(machine: &Machine, platform: &Platform, acceleration: Acceleration) -> El
     let topology = element("topology")
         .with("sockets", 1)
         .with("dies", 1)
-        .with("cores", vcpus_room(machine.vcpus))
+        .with("cores", most_vcpus(machine))
         .with("threads", 1);
+    let cells = Some(machine.cells.len()).filter(|count| *count > 1).map(|count| guest_cells(machine, count));
     element("cpu")
         .with("mode", "custom")
         .with("match", "exact")
@@ -187,6 +189,49 @@ fn cpu(machine: &Machine, platform: &Platform, acceleration: Acceleration) -> El
                 .filter_map(|word| word.strip_prefix('-'))
                 .map(|name| element("feature").with("policy", "disable").with("name", name)),
         )
+        .children(cells)
+}
+
+/// How many virtual CPUs the machine may grow to. One that lies on cells keeps its size.
+fn most_vcpus(machine: &Machine) -> u32 {
+    if machine.cells.is_empty() { vcpus_room(machine.vcpus) } else { machine.vcpus }
+}
+
+/// The virtual CPUs of each of so many equal parts of the machine.
+fn parts(machine: &Machine, count: usize) -> impl Iterator<Item = std::ops::Range<u32>> {
+    let each = machine.vcpus / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+    (0..).take(count).map(move |at| at * each..(at + 1) * each)
+}
+
+/// Each virtual CPU on its cell's processors, and the memory from the cells or not at all.
+fn on_cells(machine: &Machine) -> Vec<Element> {
+    if machine.cells.is_empty() {
+        return Vec::new();
+    }
+    let list = |numbers: &[u32]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let (mut tune, mut memory) = (element("cputune"), element("numatune"));
+    for (cell, vcpus) in machine.cells.iter().zip(parts(machine, machine.cells.len())) {
+        tune = tune
+            .children(vcpus.map(|at| element("vcpupin").with("vcpu", at).with("cpuset", list(&cell.cpus))));
+    }
+    let cells: Vec<u32> = machine.cells.iter().map(|cell| cell.id).collect();
+    memory = memory.child(element("memory").with("mode", "strict").with("nodeset", list(&cells)));
+    if cells.len() > 1 {
+        memory = memory.children((0..).zip(&cells).map(|(at, cell): (u32, _)| {
+            element("memnode").with("cellid", at).with("mode", "strict").with("nodeset", cell)
+        }));
+    }
+    vec![tune, memory]
+}
+
+/// What the guest sees of its cells.
+fn guest_cells(machine: &Machine, count: usize) -> Element {
+    let memory = machine.memory_mib / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+    let cell = |(at, vcpus): (u32, std::ops::Range<u32>)| {
+        let cpus = format!("{}-{}", vcpus.start, vcpus.end.saturating_sub(1));
+        element("cell").with("id", at).with("cpus", cpus).with("memory", memory).with("unit", "MiB")
+    };
+    element("numa").children((0..).zip(parts(machine, count)).map(cell))
 }
 
 fn clock(windows: bool, acceleration: Acceleration) -> Element {

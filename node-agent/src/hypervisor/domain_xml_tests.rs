@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use tamdao_proto::agent::v1::{Machine, MachineDirectBoot};
+use tamdao_proto::agent::v1::{Machine, MachineCell, MachineDirectBoot};
 use tamdao_proto::v1::{DiskKind, Firmware, Graphics, OsType, Platform};
 use uuid::Uuid;
 
@@ -133,6 +133,15 @@ fn large() -> DomainSpec {
     spec
 }
 
+/// On one cell, and split over two.
+fn on_cells(count: u32) -> DomainSpec {
+    let mut spec = linux();
+    spec.machine.vcpus = 4;
+    let cell = |id: u32| MachineCell { id, cpus: (id * 8..id * 8 + 8).collect() };
+    spec.machine.cells = (0..count).map(cell).collect();
+    spec
+}
+
 fn bare() -> DomainSpec {
     let mut spec = linux();
     spec.disks.clear();
@@ -150,6 +159,8 @@ fn all() -> Vec<(&'static str, DomainSpec)> {
         ("hostile", hostile()),
         ("large", large()),
         ("bare", bare()),
+        ("one-cell", on_cells(1)),
+        ("two-cells", on_cells(2)),
     ]
 }
 

@@ -238,6 +238,9 @@ fn refused(vm: &Vm, refusal: &Unfit, event: &Event, was_placed: bool, differs: &
 
 #[cfg(test)]
 mod tests {
+    use tamdao_model::assignment::Reservation;
+    use tamdao_model::convert::vm::VmRequest;
+    use tamdao_model::node::NumaCell;
     use tamdao_model::pool::Pool;
     use tamdao_model::scheduling_policy::SchedulingPolicy;
     use tamdao_model::{ClusterId, TimeMs};
@@ -246,9 +249,11 @@ mod tests {
 
     use super::super::{Outcome, Placer, Waits};
     use super::*;
+    use crate::decide::place::{Overtaken, Proposal};
     use crate::decide::tests::{AGENCY, node_id, request};
     use crate::decide::{place, vm_create};
     use crate::engine::tests::Followed;
+    use crate::sessions::expand;
 
     const NOW: TimeMs = TimeMs(1_000);
 
@@ -323,6 +328,65 @@ mod tests {
         for one in &all {
             assert_eq!(one.differs, "", "{}: {}", one.event.name, one.event.message);
             assert!(!one.again.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_vm_on_cells_is_placed_on_cells_and_its_node_is_told_of_them() {
+        let mut cloud = Followed::new();
+        cloud.commit(|draft, _| {
+            for at in 0..3 {
+                let mut node = (*draft.view().nodes.get(node_id(at)).unwrap().value).clone();
+                // Some hosts leave numbers out.
+                let cell = |id, cpus: [u32; 2]| NumaCell { id, cpus: cpus.into(), memory_mib: 2_048 };
+                node.status.inventory.numa_cells = vec![cell(0, [0, 2]), cell(4, [1, 3])];
+                draft.put(node);
+            }
+        });
+        cloud.commit(|draft, moment| {
+            for (at, cells) in [(0, 1), (1, 1), (2, 2), (3, 0), (4, 2)] {
+                let wanted = VmRequest { numa_cells: cells, ..request(at, 2, 512, 64) };
+                vm_create::create(draft, moment, wanted, AGENCY, None, "test").unwrap();
+            }
+            let odd = VmRequest { numa_cells: 2, ..request(9, 3, 512, 64) };
+            let refused = vm_create::create(draft, moment, odd, AGENCY, None, "test").unwrap_err();
+            assert_eq!(refused.fields[0].0, "vm.spec.numa_cells");
+        });
+        let outcome = Placer::default().decide(&cloud.view, &cloud.engine, NOW);
+        super::super::judge(&outcome).unwrap();
+        assert_eq!(outcome.places.len(), 5);
+        carry_out(&mut cloud, &outcome);
+        for node in (0..3).map(node_id) {
+            let record = cloud.view.nodes.get(node).unwrap().value.clone();
+            let assignment = cloud.view.assignment(node);
+            for (cell, room) in [0, 4].into_iter().zip(record.cells_allocatable()) {
+                let held = assignment.reserved_on(cell);
+                assert!(held.vcpus <= room.vcpus && held.memory_mib <= room.memory_mib);
+            }
+            let told = expand::assignment(&cloud.view, node, None, &|_| None).vms;
+            for (id, entry) in &assignment.vms {
+                let vm = cloud.view.vms.get(*id).unwrap();
+                assert_eq!(entry.cells.len(), vm.spec.numa_cells as usize);
+                assert_eq!(cloud.engine.picture().cells_of(node, *id).len(), vm.spec.numa_cells);
+                let machine = told.iter().find(|told| told.vm_id == id.to_string()).unwrap().machine.as_ref();
+                let cells: Vec<(u32, &[u32])> =
+                    machine.unwrap().cells.iter().map(|cell| (cell.id, &*cell.cpus)).collect();
+                let known = [(0, &[0, 2][..]), (4, &[1, 3][..])];
+                assert!(cells.iter().all(|cell| known.contains(cell)) && cells.len() == entry.cells.len());
+            }
+            // A cell that is full takes nobody, whatever the node has.
+            let (full, held) = assignment.vms.iter().next().map(|(id, entry)| (*id, entry.clone())).unwrap();
+            let mut draft = tamdao_store::typed::Draft::new(cloud.view.clone(), Uuid::nil());
+            let mut vm = (*cloud.view.vms.get(full).unwrap().value).clone();
+            vm.status.node = None;
+            draft.put(vm);
+            let mut rest = assignment.clone();
+            rest.vms.clear();
+            draft.put(rest);
+            let reservation = Reservation { vcpus: 3, ..held.reservation };
+            let proposal = Proposal { cells: vec![4], ..(full, reservation).into() };
+            let moment = &mut crate::admission::Moment { now: NOW };
+            assert_eq!(place::place(&mut draft, moment, node, &[proposal]), [Err(Overtaken::Room)]);
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tamdao_keeper::protocol::ProcessId;
-use tamdao_proto::v1::{DiskKind, GuestStatus, Inventory, Platform};
+use tamdao_proto::v1::{DiskKind, GuestStatus, Inventory, NumaCell, Platform};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -67,6 +67,7 @@ impl FakeWorld {
             cpu_model: "Westmere".to_owned(),
             cpus: 64,
             memory_mib: 524_288,
+            numa_cells: vec![NumaCell { id: 0, cpus: (0..64).collect(), memory_mib: 524_288 }],
             bridges: vec!["br-guests".to_owned()],
             machine_types: vec!["pc-q35-7.2".to_owned()],
             firmware: vec!["bios".to_owned(), "uefi".to_owned()],

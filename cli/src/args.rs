@@ -115,6 +115,9 @@ pub enum Noun {
     /// Hypervisor hosts
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Racks, power feeds and the like, whose nodes are maintained together
+    #[command(subcommand)]
+    FailureDomain(FailureDomainVerb),
     /// Places for disks on nodes
     #[command(subcommand)]
     Pool(PoolVerb),

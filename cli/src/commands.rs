@@ -7,6 +7,7 @@ mod console;
 mod context;
 mod controller;
 mod debug;
+mod drain;
 mod events;
 mod flavor;
 mod ha;
@@ -44,6 +45,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Agency(verb) => agency::run(app, verb).await,
         Noun::Move(verb) => moves::run(app, verb).await,
         Noun::Node(verb) => node::run(app, verb).await,
+        Noun::FailureDomain(verb) => drain::run(app, verb).await,
         Noun::Pool(verb) => pool::run(app, verb).await,
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
         Noun::Ha(verb) => ha::run(app, verb).await,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::reconcile::drainer::Drainer;
 use crate::reconcile::drive;
 use crate::reconcile::evacuator::Evacuator;
 use crate::reconcile::fencer::Fencer;
@@ -67,6 +68,7 @@ async fn hold(
     loops.spawn(drive(Placer::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Mover, shared.clone(), Some(leadership.clone())));
+    loops.spawn(drive(Drainer::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Fencer::new(since), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Evacuator::default(), shared.clone(), Some(leadership.clone())));
     loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));

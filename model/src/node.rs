@@ -80,6 +80,43 @@ pub struct NodeStatus {
     /// What is proven of it since it was lost; none while it is not.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub fence: Option<Fence>,
+    /// Its drain or return; none while there is none.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub drain: Option<Drain>,
+}
+
+/// A drain, from the asking for it until the node is uncordoned or has returned. Its owner is the drainer; what is
+/// moved away is marked at the VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub phase: DrainPhase,
+    pub since: TimeMs,
+    /// When it is given up; none once the node is drained, which waits for people.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub deadline: Option<TimeMs>,
+    pub asked_by: String,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub reason: String,
+    /// VMs that cannot move while they run may be shut down for it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub allow_cold: bool,
+    /// VMs may move where the failover guarantee is lost by it.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub unguarded: bool,
+    /// VMs that are still to go, or to come back.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub left: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainPhase {
+    /// VMs are being moved away.
+    Draining,
+    /// The agent has confirmed that nothing runs.
+    Drained,
+    /// What was moved away is being brought back.
+    Returning,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

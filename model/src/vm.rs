@@ -76,6 +76,8 @@ pub struct VmSpec {
     /// So many NUMA cells of its node, over which it is split evenly; 0 lies anywhere.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub numa_cells: u32,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub maintenance: MaintenancePolicy,
     /// What users asked last.
     pub power: Power,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
@@ -180,6 +182,17 @@ pub enum OnNodeLoss {
     Stay,
 }
 
+/// What becomes of it, while it runs, when its node is drained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaintenancePolicy {
+    #[default]
+    Migrate,
+    /// Shut down where it is, and started again when the node returns.
+    ShutDown,
+    Block,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Power {
@@ -247,6 +260,19 @@ pub struct VmStatus {
     /// Restarts elsewhere after the loss of a node, the newest last; [`crate::limits::EVACUATIONS_KEPT`] at most.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub evacuations: Vec<Evacuation>,
+    /// A drain has moved it or shut it down, and its node's return makes that good.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub drained: Option<Drained>,
+}
+
+/// What a drain did to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Where it was. A second drain on its way does not change that.
+    pub from: NodeId,
+    /// It was shut down by its own policy and is started again.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub shut_down: bool,
 }
 
 /// One restart on another node after the VM's own was lost.

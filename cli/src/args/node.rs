@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{DeleteArgs, EditArgs, ListArgs, NameArg};
+use super::{DeleteArgs, EditArgs, ListArgs, NameArg, WaitArgs};
 use crate::quantity::{parse_duration, parse_mib};
 
 #[derive(Debug, Subcommand)]
@@ -18,13 +18,17 @@ pub enum NodeVerb {
     Cordon(NameArg),
     /// Let new VMs onto a node again
     Uncordon(NameArg),
+    /// Move all VMs away, for maintenance: shows the plan, asks, and goes on until nothing runs there
+    Drain(NodeDrainArgs),
+    /// Take a node into use again, and bring back what its drain moved away
+    Return(NodeReturnArgs),
     /// Answer for a lost node running nothing any more: its VMs are then restarted elsewhere
     AttestGone(AttestGoneArgs),
     /// Change labels, failure domains or overcommit
     Update(NodeUpdateArgs),
-    /// Remove nodes on which nothing runs
-    #[command(visible_alias = "rm")]
-    Delete(DeleteArgs),
+    /// Remove nodes of which nothing is left
+    #[command(visible_alias = "rm", alias = "delete")]
+    Remove(NodeRemoveArgs),
     /// Permissions for new nodes to join
     #[command(subcommand)]
     JoinToken(JoinTokenVerb),
@@ -40,6 +44,94 @@ pub struct AttestGoneArgs {
     /// Answer yes to the question
     #[arg(long, short = 'y')]
     pub yes: bool,
+}
+
+/// What a drain or return of nodes has in common.
+#[derive(Debug, Args)]
+pub struct DrainCommonArgs {
+    /// Let VMs move where the failover guarantee is lost by it
+    #[arg(long)]
+    pub unguarded: bool,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Answer yes to the question
+    #[arg(long, short = 'y')]
+    pub yes: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// On which terms nodes are drained.
+#[derive(Debug, Args)]
+pub struct DrainTermsArgs {
+    /// Shut VMs down for their move that cannot move while they run
+    #[arg(long)]
+    pub allow_cold: bool,
+    /// What it is for; it is kept with the drain
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub reason: String,
+    /// Give it up if it is not done by then, 7 days at most
+    #[arg(long, value_name = "TIME", default_value = "1day", value_parser = parse_duration)]
+    pub deadline: Duration,
+    /// End a drain or return that is going on: VMs stay where they are by now, the nodes as cordoned as they are
+    #[arg(long, conflicts_with_all = ["dry_run", "allow_cold"])]
+    pub cancel: bool,
+    #[command(flatten)]
+    pub common: DrainCommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeDrainArgs {
+    /// Names or ids; several are planned together
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub terms: DrainTermsArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeReturnArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub common: DrainCommonArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FailureDomainVerb {
+    /// List failure domains with the nodes that stand in each
+    #[command(visible_alias = "ls")]
+    List,
+    /// Drain all nodes that stand in a failure domain and in no other of its key, planned together
+    Drain {
+        /// Such as rack=r2
+        #[arg(value_name = "KEY=VALUE")]
+        failure_domain: String,
+        #[command(flatten)]
+        terms: DrainTermsArgs,
+    },
+    /// Take these nodes into use again, and bring back what their drain moved away
+    Return {
+        /// Such as rack=r2
+        #[arg(value_name = "KEY=VALUE")]
+        failure_domain: String,
+        #[command(flatten)]
+        common: DrainCommonArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct NodeRemoveArgs {
+    #[command(flatten)]
+    pub delete: DeleteArgs,
+    /// Answer for a lost node running nothing any more, as attest-gone does, and remove it once its VMs are elsewhere
+    #[arg(long, conflicts_with = "dry_run")]
+    pub force: bool,
+    /// What you know, with --force; it is kept beside your name
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "force")]
+    pub reason: String,
 }
 
 #[derive(Debug, Args)]

@@ -138,6 +138,9 @@ pub struct VmCreateArgs {
     /// What becomes of it when its node is lost [default: evacuate]
     #[arg(long, value_name = "WHAT", value_enum)]
     pub on_node_loss: Option<NodeLoss>,
+    /// What becomes of it when its node is drained [default: migrate]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub maintenance: Option<Maintenance>,
     /// Refuse deletion until this is taken away
     #[arg(long)]
     pub delete_protection: bool,
@@ -179,6 +182,9 @@ pub struct VmUpdateArgs {
     /// What becomes of it when its node is lost
     #[arg(long, value_name = "WHAT", value_enum)]
     pub on_node_loss: Option<NodeLoss>,
+    /// What becomes of it when its node is drained
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub maintenance: Option<Maintenance>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }
@@ -298,6 +304,17 @@ pub enum Run {
     Always,
     OnFailure,
     Stopped,
+}
+
+/// What becomes of a VM when its node is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Maintenance {
+    /// It moves while it runs
+    Migrate,
+    /// It is shut down, and started again when the node returns
+    ShutDown,
+    /// It holds the drain up
+    Block,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -1,21 +1,26 @@
 //! `tamdao node`: the standard verbs, cordon, and the tokens by which nodes join.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use tamdao_proto::v1::{
     AttestNodeGoneRequest, ControllerRole, CordonNodeRequest, CreateJoinTokenRequest,
-    CreateJoinTokenResponse, JoinTokenKind, ListControllersRequest, ListJoinTokensRequest, Node,
+    CreateJoinTokenResponse, JoinTokenKind, ListControllersRequest, ListJoinTokensRequest, Node, NodePhase,
     RevokeJoinTokenRequest, UncordonNodeRequest,
 };
 
-use super::standard;
+use super::drain::Nodes;
+use super::{drain, standard};
 use crate::app::{App, now_s};
-use crate::args::{AttestGoneArgs, JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeUpdateArgs, NodeVerb};
+use crate::args::{
+    AttestGoneArgs, JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeRemoveArgs, NodeUpdateArgs, NodeVerb,
+};
 use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table};
 use crate::problem::{ExitStatus, Problem};
 use crate::quantity::{count, duration, until};
-use crate::resource::word;
+use crate::resource::{Editable, Place, Resource, word};
 
 pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
     match verb {
@@ -25,7 +30,10 @@ pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
         NodeVerb::Uncordon(args) => uncordon(app, &args).await,
         NodeVerb::AttestGone(args) => attest_gone(app, &args).await,
         NodeVerb::Update(args) => update(app, &args).await,
-        NodeVerb::Delete(args) => standard::delete::<Node>(app, &args, false, false).await,
+        NodeVerb::Drain(args) => drain::drain(app, Nodes::named(app, &args.names)?, &args.terms).await,
+        NodeVerb::Return(args) => drain::bring_back(app, Nodes::named(app, &args.names)?, &args.common).await,
+        NodeVerb::Remove(args) if args.force => remove_by_force(app, &args).await,
+        NodeVerb::Remove(args) => standard::delete::<Node>(app, &args.delete, false, false).await,
         NodeVerb::JoinToken(JoinTokenVerb::Create(args)) => create_token(app, &args).await,
         NodeVerb::JoinToken(JoinTokenVerb::List) => list_tokens(app).await,
         NodeVerb::JoinToken(JoinTokenVerb::Revoke { id }) => revoke_token(app, &id).await,
@@ -58,6 +66,47 @@ async fn attest_gone(app: &App, args: &AttestGoneArgs) -> Result<ExitStatus> {
     let node = app.client()?.ask(request).await;
     let node = node.map_err(|problem| problem.about(&args.name))?;
     standard::done(app, &node, "fenced on your word; its VMs are restarted elsewhere")
+}
+
+/// Removes lost nodes on somebody's word: fences them by it, and asks until nothing of them is left.
+async fn remove_by_force(app: &App, args: &NodeRemoveArgs) -> Result<ExitStatus> {
+    let names: Vec<String> = args
+        .delete
+        .names
+        .iter()
+        .map(|name| Ok(app.place::<Node>(name, false)?.name))
+        .collect::<Result<_>>()?;
+    let all = names.join(", ");
+    let question = format!(
+        "answer for {all} running nothing any more, and remove it for ever (if it does, VMs run twice and their disks \
+         are lost)"
+    );
+    app.confirm(args.delete.yes, &question)?;
+    for name in names {
+        let place = Place { agency: String::new(), name: name.clone() };
+        let node = Node::fetch(app.client()?, &place).await.map_err(|problem| problem.about(&name))?;
+        if node.status.as_ref().map(|status| status.phase()) != Some(NodePhase::Fenced) {
+            let reason = args.reason.clone();
+            let request = AttestNodeGoneRequest { name: name.clone(), reason, request_id: request_id() };
+            let fenced = app.client()?.ask(request).await;
+            fenced.map_err(|problem| problem.about(&name))?;
+            app.output.note(&format!("{name}: fenced on your word; its VMs are restarted elsewhere"));
+        }
+        let wait = &args.delete.wait;
+        let until = tokio::time::Instant::now() + if wait.no_wait { Duration::ZERO } else { wait.timeout };
+        let removed = loop {
+            let removed = Node::delete(app.client()?, &place, false, false).await;
+            let left =
+                matches!(&removed, Err(problem) if problem.code == Some(tonic::Code::FailedPrecondition));
+            if !left || tokio::time::Instant::now() >= until {
+                break removed.map_err(|problem| problem.about(&name))?;
+            }
+            // Its VMs are being restarted elsewhere.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        standard::done(app, &removed, "removed")?;
+    }
+    Ok(ExitStatus::Done)
 }
 
 async fn update(app: &App, args: &NodeUpdateArgs) -> Result<ExitStatus> {

@@ -101,6 +101,10 @@ fn change_placement(spec: &mut VmSpec, mask: &mut Vec<String>, args: &VmUpdateAr
         spec.set_on_node_loss(what.into());
         masked("on_node_loss");
     }
+    if let Some(what) = args.maintenance {
+        spec.set_maintenance(what.into());
+        masked("maintenance");
+    }
     Ok(())
 }
 
@@ -236,6 +240,16 @@ impl From<crate::args::NodeLoss> for tamdao_proto::v1::OnNodeLoss {
         match what {
             crate::args::NodeLoss::Evacuate => Self::Evacuate,
             crate::args::NodeLoss::Stay => Self::Stay,
+        }
+    }
+}
+
+impl From<crate::args::Maintenance> for tamdao_proto::v1::MaintenancePolicy {
+    fn from(what: crate::args::Maintenance) -> Self {
+        match what {
+            crate::args::Maintenance::Migrate => Self::Migrate,
+            crate::args::Maintenance::ShutDown => Self::ShutDown,
+            crate::args::Maintenance::Block => Self::Block,
         }
     }
 }

@@ -117,6 +117,9 @@ fn fill(spec: &mut VmSpec, args: &VmCreateArgs) -> Result<()> {
     if let Some(what) = args.on_node_loss {
         spec.set_on_node_loss(what.into());
     }
+    if let Some(what) = args.maintenance {
+        spec.set_maintenance(what.into());
+    }
     spec.delete_protection |= args.delete_protection;
     Ok(())
 }

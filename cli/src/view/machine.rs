@@ -264,6 +264,7 @@ impl View for Node {
         );
         vec![
             ("Cordoned", Cell::toned(if spec.cordoned { yes(true) } else { "" }, Tone::Busy)),
+            ("Drain", Cell::toned(drain(self), Tone::Busy)),
             ("Address", Cell::from(&status.address)),
             ("Seen", Cell::from(ago(since(&status.last_seen, now_s)))),
             ("VMs", Cell::from(status.vms)),
@@ -301,6 +302,19 @@ fn node_phase(node: &Node) -> Cell {
         }
     }
     cell
+}
+
+fn drain(node: &Node) -> String {
+    let Some(drain) = node.status.as_ref().and_then(|status| status.drain.as_ref()) else {
+        return String::new();
+    };
+    let phase = word(drain.phase().as_str_name(), "DRAIN_PHASE_");
+    let mut told = format!("{phase}, {} left, {} on other nodes", drain.vms_left, drain.vms_away);
+    told += &format!(" (asked by {}", drain.asked_by);
+    if !drain.reason.is_empty() {
+        told += &format!(": {}", drain.reason);
+    }
+    told + ")"
 }
 
 fn failure_domains(node: &Node) -> String {

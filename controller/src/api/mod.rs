@@ -8,6 +8,7 @@
 mod agency;
 mod cluster;
 mod controller;
+mod drain;
 mod dump;
 mod event;
 mod flavor;

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::standard::{Standard, Writable, replace, service};
 use super::{Api, Asked, find};
 use crate::admission::Moment;
+use crate::auth;
 use crate::decide::{self, fence};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -41,6 +42,9 @@ impl Standard for Node {
         status.allocated =
             Some(v1::Capacity { vcpus: reserved.vcpus, memory_mib: reserved.memory_mib, disk_mib: promised });
         status.vms = u32::try_from(assignment.vms.len()).unwrap_or(u32::MAX);
+        if let Some(drain) = &mut status.drain {
+            drain.vms_away = crate::decide::drain::away(view, row.id());
+        }
         status.last_seen = shared.sessions.last_heard(row.id()).and_then(timestamp);
     }
 }
@@ -140,6 +144,30 @@ service! {
         ) -> Result<Response<v1::Node>, Status> {
             let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
             Ok(Response::new(self.attest_gone(asked, request.into_inner()).await?))
+        }
+
+        async fn drain_nodes(
+            &self,
+            request: Request<v1::DrainNodesRequest>,
+        ) -> Result<Response<v1::DrainNodesResponse>, Status> {
+            let caller = auth::principal(request.metadata()).to_string();
+            Ok(Response::new(self.drain(caller, request.into_inner()).await?))
+        }
+
+        async fn cancel_drain(
+            &self,
+            request: Request<v1::CancelDrainRequest>,
+        ) -> Result<Response<v1::CancelDrainResponse>, Status> {
+            let caller = auth::principal(request.metadata()).to_string();
+            Ok(Response::new(self.cancel_drains(caller, &request.into_inner()).await?))
+        }
+
+        async fn return_nodes(
+            &self,
+            request: Request<v1::ReturnNodesRequest>,
+        ) -> Result<Response<v1::ReturnNodesResponse>, Status> {
+            let caller = auth::principal(request.metadata()).to_string();
+            Ok(Response::new(self.bring_back(caller, request.into_inner()).await?))
         }
     }
 }

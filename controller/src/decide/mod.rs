@@ -5,6 +5,7 @@
 //! changes together. Deliberately absent: I/O, clocks and waiting.
 
 pub mod brake;
+pub mod drain;
 pub mod evacuate;
 pub mod fence;
 pub mod move_start;

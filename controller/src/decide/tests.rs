@@ -137,6 +137,7 @@ pub(crate) fn request(at: u8, vcpus: u32, memory_mib: u32, disk_mib: u32) -> VmR
         placement_groups: Vec::new(),
         on_node_loss: OnNodeLoss::Evacuate,
         numa_cells: 0,
+        maintenance: Default::default(),
     }
 }
 

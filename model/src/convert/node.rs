@@ -10,7 +10,7 @@ use super::update::{self, Update};
 use super::{Checks, Invalid, New, Public, Shown, Twin, Violation, agent, check, metadata, syntax};
 use crate::limits;
 use crate::lookup::Lookup;
-use crate::node::{Node, NodeSpec};
+use crate::node::{Drain, Node, NodeSpec};
 use crate::placement_group::NODE;
 
 impl Shown for Node {
@@ -41,6 +41,7 @@ impl Shown for Node {
                 boot_id: status.boot_id.clone(),
                 foreign: status.foreign,
                 keeper_version: status.keeper.clone(),
+                drain: status.drain.as_ref().map(show_drain),
                 fence_proofs: status.fence.iter().flat_map(|f| &f.proofs).map(agent::show_proof).collect(),
                 ..Default::default()
             }),
@@ -49,6 +50,21 @@ impl Shown for Node {
 
     fn phase_number(&self) -> i32 {
         self.status.phase.number()
+    }
+}
+
+fn show_drain(drain: &Drain) -> v1::NodeDrain {
+    v1::NodeDrain {
+        phase: drain.phase.number(),
+        since: metadata::timestamp(drain.since),
+        deadline: drain.deadline.and_then(metadata::timestamp),
+        asked_by: drain.asked_by.clone(),
+        reason: drain.reason.clone(),
+        vms_left: drain.left,
+        // The caller counts them.
+        vms_away: 0,
+        allow_cold: drain.allow_cold,
+        unguarded: drain.unguarded,
     }
 }
 

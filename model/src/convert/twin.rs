@@ -9,12 +9,12 @@ use crate::condition::ConditionStatus;
 use crate::event::Severity;
 use crate::image::{ImageKind, ImagePhase};
 use crate::moves::{MovePhase, Way};
-use crate::node::NodePhase;
+use crate::node::{DrainPhase, NodePhase};
 use crate::placement_group::PlacementRuleKind;
 use crate::pool::PoolKind;
 use crate::vm::{
-    ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, OnNodeLoss, OsType, Power, RunPolicy,
-    VmPhase,
+    ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, MaintenancePolicy, OnNodeLoss, OsType,
+    Power, RunPolicy, VmPhase,
 };
 use crate::volume::VolumePhase;
 
@@ -69,6 +69,8 @@ twins! {
     Graphics => v1::Graphics { None, Vnc }
     RunPolicy => v1::RunPolicy { Always, OnFailure, Stopped }
     OnNodeLoss => v1::OnNodeLoss { Evacuate, Stay }
+    MaintenancePolicy => v1::MaintenancePolicy { Migrate, ShutDown, Block }
+    DrainPhase => v1::DrainPhase { Draining, Drained, Returning }
     PlacementRuleKind => v1::PlacementRuleKind { Apart, Together }
     Power => v1::Power { On, Off, Paused }
     VmPhase => v1::VmPhase {

@@ -15,8 +15,8 @@ use crate::lookup::Lookup;
 use crate::range::Family;
 use crate::sealed::{Sealed, Unsealed};
 use crate::vm::{
-    DirectBoot, Disk, DiskKind, Firmware, Graphics, Interface, OnNodeLoss, OsType, Power, RunPolicy,
-    StopMode, Vm, VmSpec, VmStatus,
+    DirectBoot, Disk, DiskKind, Firmware, Graphics, Interface, MaintenancePolicy, OnNodeLoss, OsType, Power,
+    RunPolicy, StopMode, Vm, VmSpec, VmStatus,
 };
 use crate::{
     AgencyId, FlavorId, ImageId, Kind, Meta, Name, NetworkId, NodeId, PlacementGroupId, PoolId, Scope,
@@ -55,6 +55,7 @@ pub struct VmRequest {
     pub numa_cells: u32,
     pub placement_groups: Vec<PlacementGroupId>,
     pub on_node_loss: OnNodeLoss,
+    pub maintenance: MaintenancePolicy,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +133,7 @@ impl VmRequest {
             placement_groups: self.placement_groups,
             on_node_loss: self.on_node_loss,
             numa_cells: self.numa_cells,
+            maintenance: self.maintenance,
             // With `run` STOPPED it stays off all the same, and starts when that is changed.
             power: Power::On,
             stop: StopMode::default(),
@@ -190,6 +192,7 @@ pub(super) fn read_spec(
     let placement_groups = read_groups(checks, agency, &spec.placement_groups);
     let on_node_loss = checks.choice("spec.on_node_loss", spec.on_node_loss, Some(OnNodeLoss::Evacuate));
     let numa_cells = checks.number("spec.numa_cells", spec.numa_cells, limits::NUMA_CELLS, "");
+    let maintenance = checks.choice("spec.maintenance", spec.maintenance, Some(MaintenancePolicy::Migrate));
     VmRequest {
         name: meta.name.clone(),
         display_name: meta.display_name.clone(),
@@ -218,6 +221,7 @@ pub(super) fn read_spec(
         placement_groups,
         on_node_loss,
         numa_cells,
+        maintenance,
     }
 }
 

@@ -65,6 +65,7 @@ fn show_spec(vm: &Vm, lookup: &dyn Lookup) -> v1::VmSpec {
             .collect(),
         on_node_loss: spec.on_node_loss.number(),
         numa_cells: spec.numa_cells,
+        maintenance: spec.maintenance.number(),
     }
 }
 

@@ -125,6 +125,7 @@ impl Vm {
         spec.isolation_class = wanted.isolation_class;
         spec.placement_groups = wanted.placement_groups;
         spec.on_node_loss = wanted.on_node_loss;
+        spec.maintenance = wanted.maintenance;
         update::raise(&mut meta, spec != self.spec || user_data != UserDataChange::Keep);
         let vm = Self { meta, agency: self.agency, spec, status: self.status.clone() };
         checks.finish(UpdatedVm { vm, user_data, templates })

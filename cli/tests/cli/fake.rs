@@ -26,6 +26,8 @@ pub enum Script {
 pub struct World {
     pub vms: Vec<Vm>,
     pub nodes: Vec<Node>,
+    /// What a drain or return comes to.
+    pub plan: DrainPlan,
     pub images: Vec<Image>,
     pub controllers: Vec<Controller>,
     pub events: Vec<Event>,
@@ -253,6 +255,32 @@ impl node_service_server::NodeService for Fake {
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         self.asked("cordon_node", &request)?;
         found(&self.world().nodes, &request.get_ref().name, |node| &node.metadata)
+    }
+
+    async fn drain_nodes(
+        &self,
+        request: Request<DrainNodesRequest>,
+    ) -> Result<Response<DrainNodesResponse>, Status> {
+        self.asked("drain_nodes", &request)?;
+        let world = self.world();
+        Ok(Response::new(DrainNodesResponse { nodes: world.nodes.clone(), plan: Some(world.plan.clone()) }))
+    }
+
+    async fn cancel_drain(
+        &self,
+        request: Request<CancelDrainRequest>,
+    ) -> Result<Response<CancelDrainResponse>, Status> {
+        self.asked("cancel_drain", &request)?;
+        Ok(Response::new(CancelDrainResponse { nodes: self.world().nodes.clone() }))
+    }
+
+    async fn return_nodes(
+        &self,
+        request: Request<ReturnNodesRequest>,
+    ) -> Result<Response<ReturnNodesResponse>, Status> {
+        self.asked("return_nodes", &request)?;
+        let world = self.world();
+        Ok(Response::new(ReturnNodesResponse { nodes: world.nodes.clone(), plan: Some(world.plan.clone()) }))
     }
 
     missing!(delete_node DeleteNodeRequest Node, uncordon_node UncordonNodeRequest Node,

@@ -207,3 +207,47 @@ async fn events_end_with_the_newest() {
     3m   Started  placed on n2
     "#);
 }
+
+fn step(vm: &str, way: DrainWay) -> DrainStep {
+    DrainStep {
+        agency: "health".into(),
+        vm: vm.into(),
+        node: "n1".into(),
+        way: way.into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_drain_shows_its_plan_asks_and_goes_on() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    fake.world().nodes = vec![node("n1")];
+    let moves = |round, target: &str| DrainStep {
+        round,
+        target: target.into(),
+        copies_mib: 2_048,
+        expected_s: 19,
+        ..step("web", DrainWay::LiveWithDisks)
+    };
+    let blocked = DrainStep {
+        why: "its maintenance policy is to block".into(),
+        lift: "stop it, or tamdao vm update db --maintenance migrate".into(),
+        ..step("db", DrainWay::Blocked)
+    };
+    fake.world().plan = DrainPlan {
+        steps: vec![moves(1, "n2"), blocked],
+        rounds: 1,
+        expected_s: 19,
+        mib_per_s: 110,
+        measured: false,
+        unguarded: vec!["the loss of node n2 would leave 1 VM without a place".into()],
+    };
+    assert_snapshot!(tamdao.story("node drain n1 --dry-run").await, @"");
+    assert_snapshot!(tamdao.story("node drain n1").await, @"");
+    assert_snapshot!(tamdao.story("node drain n1 --yes --no-wait -q -o json").await.lines().next().unwrap(), @"");
+    assert_snapshot!(tamdao.story("failure-domain drain rack=r1 --cancel").await, @"");
+    assert_snapshot!(tamdao.story("failure-domain list").await, @"");
+    let asked = fake.world().asked.iter().filter(|(method, _)| method.contains("drain")).count();
+    assert_eq!(asked, 5, "two plans, a plan with its drain, and a cancel: {:?}", fake.world().asked);
+}

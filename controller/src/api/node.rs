@@ -22,6 +22,9 @@ use crate::shared::Shared;
 /// What an operator may say about a node that is gone, characters.
 const REASON_CHARS: usize = 200;
 
+/// VMs that a refusal names.
+const NAMED: usize = 5;
+
 impl Standard for Node {
     fn complete(proto: &mut v1::Node, row: &Self, view: &View, shared: &Shared) {
         let assignment = view.assignment(row.id());
@@ -58,13 +61,24 @@ impl Writable for Node {
         if !assignment.vms.values().any(left) && assignment.volumes.is_empty() {
             return Ok(());
         }
-        let message = format!(
+        let names: Vec<&str> = assignment
+            .vms
+            .iter()
+            .filter(|(_, entry)| left(entry))
+            .take(NAMED)
+            .filter_map(|(vm, _)| Some(view.vms.get(*vm)?.value.meta.name.as_str()))
+            .collect();
+        let mut message = format!(
             "node {:?} still holds {} VMs and {} volumes",
             self.meta.name.as_str(),
-            assignment.vms.len(),
+            assignment.vms.values().filter(|entry| left(entry)).count(),
             assignment.volumes.len()
         );
-        Err(Refusal::precondition("NotEmpty", message).hint("delete or move them first"))
+        if !names.is_empty() {
+            message += &format!(": {}", names.join(", "));
+        }
+        Err(Refusal::precondition("NotEmpty", message)
+            .hint("`tamdao node drain NAME` moves what runs there away; delete what stays, and volumes without a VM"))
     }
 
     fn drop_from(&self, draft: &mut Draft, moment: &mut Moment, caller: &str) -> Result<Self, Refusal> {

@@ -3,6 +3,8 @@
 //! so the next leader's drainer goes on with it. Deliberately absent: how a move runs (the mover and the agents).
 
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -127,51 +129,62 @@ async fn bring_back(shared: &Shared) -> Result<u64, Refusal> {
     Ok(left)
 }
 
-/// Opens the moves of the first round, and of the next if nothing of the first is left, as far as hands are free.
+/// Opens the moves whose turn it is.
 async fn open(shared: &Shared, view: &View, plan: &Plan, what: &str) -> Result<(), Refusal> {
-    let mut ends: BTreeMap<NodeId, usize> = BTreeMap::new();
-    let mut total = 0;
-    for row in view.moves.iter().filter(|row| row.status.phase.is_open()) {
-        *ends.entry(row.spec.source).or_default() += 1;
-        *ends.entry(row.spec.target).or_default() += 1;
-        total += 1;
-    }
-    for go in plan.rounds.first().into_iter().flatten() {
-        let busy = |node: &NodeId| ends.get(node).is_some_and(|count| *count >= PER_NODE);
-        if total >= AT_ONCE || busy(&go.from) || busy(&go.to) {
-            continue;
-        }
-        if begin(shared, view, go, what).await? {
-            *ends.entry(go.from).or_default() += 1;
-            *ends.entry(go.to).or_default() += 1;
-            total += 1;
-        }
+    for go in next(view, plan) {
+        begin(shared, view, go, what).await?;
     }
     Ok(())
 }
 
-/// Opens one move; false if it was overtaken.
-async fn begin(shared: &Shared, view: &View, go: &Go, what: &str) -> Result<bool, Refusal> {
+/// The moves of the first round as far as nodes have their hands free. A later round may begin only when those before it
+/// are done, which the next plan sees.
+fn next<'a>(view: &View, plan: &'a Plan) -> Vec<&'a Go> {
+    let open = view.moves.iter().filter(|row| row.status.phase.is_open());
+    let mut under_way: Vec<[NodeId; 2]> = open.map(|row| [row.spec.source, row.spec.target]).collect();
+    let mut next = Vec::new();
+    for go in plan.rounds.first().into_iter().flatten() {
+        let busy = |node| under_way.iter().filter(|ends| ends.contains(&node)).count() >= PER_NODE;
+        if under_way.len() < AT_ONCE && !busy(go.from) && !busy(go.to) {
+            under_way.push([go.from, go.to]);
+            next.push(go);
+        }
+    }
+    next
+}
+
+/// Opens one move, unless it is overtaken by now.
+async fn begin(shared: &Shared, view: &View, go: &Go, what: &str) -> Result<(), Refusal> {
+    let wish = wish(view, go, what);
+    let from = go.from;
+    let opened = shared.writer.submit(move |draft, moment| drain::open(draft, moment, &wish, from));
+    match opened.await {
+        Err(refusal) if !is_overtaken(&refusal) => Err(refusal),
+        Err(refusal) => {
+            let error = refusal.message;
+            tracing::debug!(vm = %go.vm, node = %go.to, error, "a move of a drain is overtaken");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Whether it was refused by what has happened since the plan was made, and not by the store.
+fn is_overtaken(refusal: &Refusal) -> bool {
+    use tonic::Code;
+    matches!(refusal.code, Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound)
+}
+
+fn wish(view: &View, go: &Go, what: &str) -> Wish {
     let name = |id: NodeId| view.nodes.get(id).map_or("", |node| node.meta.name.as_str());
     let node = if what == "drained" { name(go.from) } else { name(go.to) };
-    let wish = Wish {
+    Wish {
         vm: go.vm,
         target: go.to,
         reservation: go.reservation,
         allow_cold: go.way == Way::Cold,
         auto_converge: true,
         reason: format!("node {node} {}", if what == "drained" { "is drained" } else { "returns" }),
-    };
-    let from = go.from;
-    let opened = shared.writer.submit(move |draft, moment| {
-        Ok(drain::open(draft, moment, &wish, from).map_err(|refusal| refusal.message))
-    });
-    match opened.await? {
-        (Ok(()), _) => Ok(true),
-        (Err(error), _) => {
-            tracing::debug!(vm = %go.vm, node = %go.to, error, "a move of a drain is overtaken");
-            Ok(false)
-        }
     }
 }
 

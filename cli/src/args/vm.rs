@@ -309,11 +309,8 @@ pub enum Run {
 /// What becomes of a VM when its node is drained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Maintenance {
-    /// It moves while it runs
     Migrate,
-    /// It is shut down, and started again when the node returns
     ShutDown,
-    /// It holds the drain up
     Block,
 }
 

@@ -46,6 +46,9 @@ pub fn begin(draft: &mut Draft, moment: &mut Moment, id: NodeId, ask: &Ask) -> R
     if node.status.drain.as_ref().is_some_and(|drain| drain.phase == DrainPhase::Drained) {
         return Ok(());
     }
+    if node.status.drain.as_ref().is_some_and(|drain| drain.phase == DrainPhase::Returning) {
+        give_up_moves(draft, moment, id, &ask.by);
+    }
     cordon(&mut node, true);
     node.status.drain = Some(Drain {
         phase: DrainPhase::Draining,

@@ -407,6 +407,12 @@ impl<'a> Course<'a> {
                 Err(_) => {}
             }
         }
+        if self.nodes.is_empty() {
+            return Err((
+                "what it waits for has not left its node".to_owned(),
+                "its blocker first".to_owned(),
+            ));
+        }
         self.disturbed = true;
         let mut fork = self.guarantee.clone();
         fork.release(one.from, one.vm);

@@ -397,7 +397,10 @@ impl<'a> Course<'a> {
             self.leaves.get(&one.vm).or_else(|| self.nodes.get(&one.from)).copied().unwrap_or_default();
         if self.fits(&shape, one) {
             let moved = match leave.unguarded {
-                true => Ok(self.put(one.vm, one.from, one.to, one.cells)),
+                true => {
+                    self.put(one.vm, one.from, one.to, one.cells);
+                    Ok(())
+                }
                 false => self.guarantee.propose_move(one.vm, one.from, one.to, one.cells),
             };
             match moved {

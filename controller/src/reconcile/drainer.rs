@@ -182,6 +182,7 @@ fn wish(view: &View, go: &Go, what: &str) -> Wish {
         vm: go.vm,
         target: go.to,
         reservation: go.reservation,
+        cells: go.cells.clone(),
         allow_cold: go.way == Way::Cold,
         auto_converge: true,
         reason: format!("node {node} {}", if what == "drained" { "is drained" } else { "returns" }),

@@ -59,6 +59,8 @@ pub struct Go {
     pub to: NodeId,
     pub way: Way,
     pub reservation: Reservation,
+    /// NUMA cells that it lies on there, by libvirt's numbers.
+    pub cells: Vec<u32>,
     /// Memory and disks to send, MiB.
     pub copies_mib: u64,
     pub why: Why,
@@ -404,7 +406,7 @@ impl<'a> Course<'a> {
                 false => self.guarantee.propose_move(one.vm, one.from, one.to, one.cells),
             };
             match moved {
-                Ok(()) => return Ok((self.go(one, one.to, &shape), true)),
+                Ok(()) => return Ok((self.go(one, (one.to, one.cells), &shape), true)),
                 // Elsewhere the guarantee may be kept; but a return is to one node.
                 Err(broken) if self.nodes.is_empty() => return Err(guard(broken.to_string())),
                 Err(_) => {}
@@ -422,7 +424,7 @@ impl<'a> Course<'a> {
         match fork.admit(&shape) {
             Ok(placement) => {
                 self.guarantee = fork;
-                Ok((self.go(one, placement.node, &shape), false))
+                Ok((self.go(one, (placement.node, placement.cells), &shape), false))
             }
             Err(refusal @ Unfit::NoPlace(_)) => Err((refusal.to_string(), "room on another node".to_owned())),
             Err(refusal @ Unfit::Unguarded { .. }) => Err(guard(refusal.to_string())),
@@ -446,13 +448,22 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn go(&self, one: &engine_plan::Move, to: NodeId, shape: &VmShape) -> Go {
+    fn go(&self, one: &engine_plan::Move, (to, cells): (NodeId, Cells), shape: &VmShape) -> Go {
         let way = self.ways.get(&one.vm).copied().unwrap_or(Way::Live);
         let emulation = self.view.nodes.get(to).is_some_and(|n| n.status.inventory.acceleration == "qemu");
         let asked = self.view.vms.get(one.vm).and_then(|vm| engine::shape(self.view, vm).ok());
         let reservation = asked.map_or(shape.reservation, |asked| asked.reservation_on(emulation));
         let copies_mib = if way == Way::Cold { 0 } else { one.copied_mib() };
-        Go { vm: one.vm, from: one.from, to, way, reservation, copies_mib, why: one.why }
+        Go {
+            vm: one.vm,
+            from: one.from,
+            to,
+            way,
+            reservation,
+            cells: engine::cell_numbers(self.view, to, cells),
+            copies_mib,
+            why: one.why,
+        }
     }
 
     fn end(&self, before: &Engine, mut plan: Plan) -> Plan {

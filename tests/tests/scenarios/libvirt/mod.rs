@@ -2,7 +2,6 @@
 
 mod agent;
 mod controllers;
-mod drains;
 mod faults;
 mod life;
 mod loss;

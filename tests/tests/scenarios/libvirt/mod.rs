@@ -2,6 +2,7 @@
 
 mod agent;
 mod controllers;
+mod drains;
 mod faults;
 mod life;
 mod loss;

@@ -17,7 +17,7 @@ const LOAD: &str = "(while [ ! -e /run/rest ]; do dd if=/dev/urandom of=/run/dir
     dd if=/run/dirt of=/dev/vdb bs=64k seek=512 conv=notrunc; done >/dev/null 2>&1 &) ; echo b''usy now.";
 
 /// The id of a VM.
-fn id(vm: &Vm) -> String {
+pub(super) fn id(vm: &Vm) -> String {
     vm.metadata.as_ref().map(|metadata| metadata.id.clone()).unwrap_or_default()
 }
 
@@ -34,17 +34,17 @@ async fn shared_pool(cloud: &Cloud) -> Result<()> {
 }
 
 /// The serial log that one node keeps of a VM.
-fn log_file(cloud: &Cloud, vm: &str, node: &str) -> Result<PathBuf> {
+pub(super) fn log_file(cloud: &Cloud, vm: &str, node: &str) -> Result<PathBuf> {
     Ok(cloud.agent(node)?.data_dir.join("serial").join(format!("{vm}.log")))
 }
 
-fn read(path: &Path) -> String {
+pub(super) fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).replace('\r', "")
 }
 
 /// Refuses a gap in the ticks. Only those since the guest became busy are looked at: before, what was typed on its
 /// console stands in the midst of them.
-fn gapless(log: &str) -> Result<usize> {
+pub(super) fn gapless(log: &str) -> Result<usize> {
     let since = log.rsplit("busy now.").next().unwrap_or_default();
     let number = |line: &str| line.rsplit_once("tick ")?.1.trim().parse().ok();
     let ticks: Vec<u64> = since.lines().filter_map(number).collect();

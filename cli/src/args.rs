@@ -8,6 +8,7 @@ mod node;
 mod placement;
 mod plain;
 mod simulate;
+mod token;
 mod vm;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use node::*;
 pub use placement::*;
 pub use plain::*;
 pub use simulate::*;
+pub use token::*;
 pub use vm::*;
 
 use crate::quantity::parse_duration;
@@ -109,6 +111,9 @@ pub enum Noun {
     /// Agencies, the tenants of the cloud
     #[command(subcommand)]
     Agency(AgencyVerb),
+    /// Ways in for programs and people, each with one role at one place
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// Moves of VMs from node to node
     #[command(subcommand)]
     Move(MoveVerb),

@@ -20,6 +20,7 @@ mod pool;
 mod scheduling_policy;
 mod simulate;
 mod standard;
+mod token;
 mod vm;
 mod vm_create;
 mod vm_history;
@@ -43,6 +44,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Network(verb) => network::run(app, verb).await,
         Noun::PlacementGroup(verb) => placement_group::run(app, verb).await,
         Noun::Agency(verb) => agency::run(app, verb).await,
+        Noun::Token(verb) => token::run(app, verb).await,
         Noun::Move(verb) => moves::run(app, verb).await,
         Noun::Node(verb) => node::run(app, verb).await,
         Noun::FailureDomain(verb) => drain::run(app, verb).await,

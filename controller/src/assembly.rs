@@ -142,7 +142,7 @@ impl Controller {
                 store: store.raft.as_ref().map(|raft| Routes::new(raft.service())).unwrap_or_default(),
                 images: images.clone(),
                 journals,
-                gate: Gate::new(cache.clone()),
+                gate: Gate::new(cache.clone(), clock.clone()),
                 forward: forward.clone(),
                 readiness: readiness.clone(),
             },

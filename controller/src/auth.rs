@@ -1,25 +1,27 @@
 //! Who asks, and whether they may: the one place for both, in front of every face.
 //!
 //! Its invariant: no `x-tamdao-*` header from outside passes; behind this layer `x-tamdao-principal` is the truth,
-//! and it is all that the services look at. A certificate counts only while its holder is in the store. Deliberately
-//! absent: roles within an agency, which will be further rows of the same table.
+//! and it is all that the services look at. A certificate or a token counts only while it is in the store. Deliberately
+//! absent: which role may call which public method on what (`access`); here it is enough to be somebody.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use tamdao_model::{ControllerId, NodeId};
+use tamdao_model::{ControllerId, Name, NodeId, TimeMs, TokenId};
 use tamdao_store::cache::Cache;
 use tamdao_store::view::View;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
 use crate::answer;
+use crate::clock::Clock;
 use crate::methods::catalogue;
-use crate::pki::{AdminToken, Holder};
+use crate::pki::{AdminToken, Holder, TokenSecret};
 use crate::refusal::Refusal;
 
 /// Carries the caller from this layer to the services, and from controller to controller.
@@ -41,6 +43,11 @@ pub enum Principal {
     Admin {
         name: String,
     },
+    /// A program or person with a token; the name is for people who read events.
+    Token {
+        id: TokenId,
+        name: Name,
+    },
     Node(NodeId),
     Controller(ControllerId),
     Anonymous,
@@ -50,6 +57,7 @@ impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admin { name } => write!(f, "admin:{name}"),
+            Self::Token { id, name } => write!(f, "token:{id}:{name}"),
             Self::Node(id) => write!(f, "node:{id}"),
             Self::Controller(id) => write!(f, "controller:{id}"),
             Self::Anonymous => f.write_str("anonymous"),
@@ -69,6 +77,11 @@ impl FromStr for Principal {
         let no = || NoPrincipal(text.to_owned());
         match text.split_once(':') {
             Some(("admin", name)) if !name.is_empty() => Ok(Self::Admin { name: name.to_owned() }),
+            Some(("token", rest)) => {
+                let (id, name) = rest.split_once(':').ok_or_else(no)?;
+                let (id, name) = (id.parse().map_err(|_| no())?, Name::new(name).map_err(|_| no())?);
+                Ok(Self::Token { id, name })
+            }
             Some(("node", id)) => id.parse().map(Self::Node).map_err(|_| no()),
             Some(("controller", id)) => id.parse().map(Self::Controller).map_err(|_| no()),
             None if text == "anonymous" => Ok(Self::Anonymous),
@@ -95,16 +108,17 @@ pub struct Peer(pub Option<Holder>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Admin,
+    Token,
     Node,
     Controller,
     Anonymous,
 }
 
-const EVERYBODY: &[Role] = &[Role::Admin, Role::Node, Role::Controller, Role::Anonymous];
+const EVERYBODY: &[Role] = &[Role::Admin, Role::Token, Role::Node, Role::Controller, Role::Anonymous];
 
 /// What begins so may be asked by these; the first row that fits counts, and what fits none is for admins.
 const TABLE: &[(&str, &[Role])] = &[
-    ("/tamdao.v1.", &[Role::Admin]),
+    ("/tamdao.v1.", &[Role::Admin, Role::Token]),
     ("/tamdao.agent.v1.AgentService/", &[Role::Node]),
     ("/tamdao.agent.v1.EnrollService/Renew", &[Role::Node, Role::Controller]),
     ("/tamdao.agent.v1.EnrollService/", EVERYBODY),
@@ -125,6 +139,7 @@ const TABLE: &[(&str, &[Role])] = &[
 pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
     let role = match principal {
         Principal::Admin { .. } => Role::Admin,
+        Principal::Token { .. } => Role::Token,
         Principal::Node(_) => Role::Node,
         Principal::Controller(_) => Role::Controller,
         Principal::Anonymous => Role::Anonymous,
@@ -149,11 +164,12 @@ pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
 #[derive(Clone)]
 pub struct Gate {
     cache: Cache,
+    clock: Arc<dyn Clock>,
 }
 
 impl Gate {
-    pub fn new(cache: Cache) -> Self {
-        Self { cache }
+    pub fn new(cache: Cache, clock: Arc<dyn Clock>) -> Self {
+        Self { cache, clock }
     }
 
     /// Finds out who asks, and takes from the headers what nobody outside may say.
@@ -185,12 +201,12 @@ impl Gate {
                 Some(_) => Ok(Principal::Node(id)),
                 None => Err(unknown("node", &id)),
             },
-            None => by_token(&view, headers),
+            None => by_token(&view, self.clock.now(), headers),
         }
     }
 }
 
-fn by_token(view: &View, headers: &HeaderMap) -> Result<Principal, Refusal> {
+fn by_token(view: &View, now: TimeMs, headers: &HeaderMap) -> Result<Principal, Refusal> {
     let Some(value) = headers.get(AUTHORIZATION) else { return Ok(Principal::Anonymous) };
     let wrong = |reason, message: &str| Refusal::new(Code::Unauthenticated, reason, message);
     let token = value.to_str().ok().and_then(|value| {
@@ -203,12 +219,23 @@ fn by_token(view: &View, headers: &HeaderMap) -> Result<Principal, Refusal> {
     let Some(cluster) = view.cluster() else {
         return Err(Refusal::unavailable("this controller has not caught up with the cluster yet"));
     };
+    if let Some(secret) = TokenSecret::presented(token) {
+        let known = view.tokens.get(secret.id).filter(|row| secret.matches(&row.digest) && row.is_valid(now));
+        return known.map_or_else(
+            || Err(unknown_token()),
+            |row| Ok(Principal::Token { id: row.id(), name: row.meta.name.clone() }),
+        );
+    }
     match AdminToken::presented(token).among(&cluster.admin_tokens) {
         Some(digest) => Ok(Principal::Admin { name: digest.chars().take(NAME_CHARS).collect() }),
-        None => {
-            Err(wrong("UnknownToken", "the token is not known").hint("look which context the client uses"))
-        }
+        None => Err(unknown_token()),
     }
+}
+
+/// A token that is not known, or no longer.
+pub(crate) fn unknown_token() -> Refusal {
+    let message = "the token is not known, was revoked or has expired";
+    Refusal::new(Code::Unauthenticated, "UnknownToken", message).hint("look which context the client uses")
 }
 
 fn unknown(what: &str, id: &dyn fmt::Display) -> Refusal {
@@ -256,10 +283,11 @@ mod tests {
 
     use super::*;
 
-    fn principals() -> [Principal; 4] {
+    fn principals() -> [Principal; 5] {
         let id = Uuid::from_u128(7);
         [
             Principal::Admin { name: "a1".into() },
+            Principal::Token { id: TokenId(id), name: Name::new("t").unwrap() },
             Principal::Node(NodeId(id)),
             Principal::Controller(ControllerId(id)),
             Principal::Anonymous,
@@ -271,7 +299,15 @@ mod tests {
         for principal in principals() {
             assert_eq!(principal.to_string().parse(), Ok(principal));
         }
-        for wrong in ["", "admin", "admin:", "node:x", "root:1"] {
+        for wrong in [
+            "",
+            "admin",
+            "admin:",
+            "node:x",
+            "root:1",
+            "token:x:a",
+            "token:00000000-0000-0000-0000-000000000007",
+        ] {
             assert!(wrong.parse::<Principal>().is_err(), "{wrong}");
         }
     }
@@ -282,22 +318,22 @@ mod tests {
             let allowed: Vec<bool> =
                 principals().iter().map(|principal| authorize(principal, &method.path).is_ok()).collect();
             let expected = match method.service.as_str() {
-                "tamdao.agent.v1.AgentService" => [false, true, false, false],
+                "tamdao.agent.v1.AgentService" => [false, false, true, false, false],
                 "tamdao.agent.v1.EnrollService" if method.path.ends_with("/Renew") => {
-                    [false, true, true, false]
+                    [false, false, true, true, false]
                 }
-                "tamdao.agent.v1.EnrollService" => [true; 4],
-                "tamdao.raft.v1.RaftService" => [false, false, true, false],
-                _ => [true, false, false, false],
+                "tamdao.agent.v1.EnrollService" => [true; 5],
+                "tamdao.raft.v1.RaftService" => [false, false, false, true, false],
+                _ => [true, true, false, false, false],
             };
             assert_eq!(allowed, expected, "{}", method.path);
         }
         let paths = [
-            ("/images/abc", [true, true, true, false]),
-            ("/internal/images/x/held", [false, false, true, false]),
-            ("/healthz", [true; 4]),
-            ("/v1/nothing", [true, false, false, false]),
-            ("/", [true, false, false, false]),
+            ("/images/abc", [true, false, true, true, false]),
+            ("/internal/images/x/held", [false, false, false, true, false]),
+            ("/healthz", [true; 5]),
+            ("/v1/nothing", [true, false, false, false, false]),
+            ("/", [true, false, false, false, false]),
         ];
         for (path, expected) in paths {
             assert_eq!(principals().map(|principal| authorize(&principal, path).is_ok()), expected, "{path}");

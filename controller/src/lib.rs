@@ -1,5 +1,6 @@
 //! The control plane's imperative shell.
 
+pub mod access;
 pub mod admission;
 pub mod answer;
 pub mod api;

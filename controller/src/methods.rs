@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use http::Method as Verb;
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 /// Services whose answers hold what only the leader remembers: who is heard, and how far behind they are.
 const ANSWERED_BY_THE_LEADER: [&str; 3] =
@@ -27,8 +28,15 @@ pub struct Method {
     pub streams: bool,
     /// Its request is a stream, so it cannot be sent twice.
     pub request_streams: bool,
+    /// The last part of its request's name, "CreateVmRequest".
+    input: String,
+    /// Where in the request's binary form the texts are that say whom it concerns.
+    texts: Vec<(&'static str, Vec<u32>)>,
     routes: Vec<Route>,
 }
+
+/// The paths of such texts.
+const TEXTS: [&str; 3] = ["agency", "name", "agency.spec.parent"];
 
 #[derive(Debug, PartialEq, Eq)]
 struct Route {
@@ -43,6 +51,8 @@ struct Route {
 pub struct Catalogue {
     methods: Vec<Method>,
     by_path: HashMap<String, usize>,
+    /// Of the public contract, where each request is of one method only.
+    by_input: HashMap<String, usize>,
 }
 
 static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
@@ -57,14 +67,25 @@ pub fn catalogue() -> &'static Catalogue {
 impl Catalogue {
     fn read(descriptors: &[u8]) -> Result<Self, prost::DecodeError> {
         let mut methods = Vec::new();
-        for file in wire::Files::decode(descriptors)?.file {
+        let files = wire::Files::decode(descriptors)?.file;
+        let mut messages = HashMap::new();
+        for file in &files {
+            messages
+                .extend(file.messages.iter().map(|m| (format!(".{}.{}", file.package, m.name), m.clone())));
+        }
+        for file in files {
             for service in file.service {
                 let service_name = format!("{}.{}", file.package, service.name);
-                methods.extend(service.method.into_iter().map(|method| read_method(&service_name, method)));
+                methods.extend(
+                    service.method.into_iter().map(|method| read_method(&service_name, method, &messages)),
+                );
             }
         }
         let by_path = methods.iter().enumerate().map(|(at, method)| (method.path.clone(), at)).collect();
-        Ok(Self { methods, by_path })
+        let public =
+            methods.iter().enumerate().filter(|(_, method)| method.service.starts_with("tamdao.v1."));
+        let by_input = public.map(|(at, method)| (method.input.clone(), at)).collect();
+        Ok(Self { methods, by_path, by_input })
     }
 
     /// The method that a request means, on either face; None for everything that is no method of ours.
@@ -85,9 +106,41 @@ impl Catalogue {
         })
     }
 
+    /// The public method that takes requests of this type, "CreateVmRequest".
+    pub fn taking(&self, input: &str) -> Option<&Method> {
+        self.by_input.get(input).map(|at| &self.methods[*at])
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Method> {
         self.methods.iter()
     }
+}
+
+impl Method {
+    /// The text at one of the known paths of a request of this method, in its binary form; empty where there is none.
+    pub fn text_in(&self, message: &[u8], path: &str) -> String {
+        let tags = self.texts.iter().find(|(known, _)| *known == path).map(|(_, tags)| tags.as_slice());
+        let found = tags.and_then(|tags| tags.iter().try_fold(message, |within, tag| part(within, *tag)));
+        found.and_then(|bytes| String::from_utf8(bytes.to_vec()).ok()).unwrap_or_default()
+    }
+}
+
+/// The bytes of a field, if a message has it.
+fn part(mut message: &[u8], tag: u32) -> Option<&[u8]> {
+    let mut found = None;
+    while !message.is_empty() {
+        let (at, kind) = decode_key(&mut message).ok()?;
+        if kind == WireType::LengthDelimited {
+            let length = usize::try_from(decode_varint(&mut message).ok()?).ok()?;
+            let (bytes, rest) = message.split_at_checked(length)?;
+            message = rest;
+            // The last one counts, as for every reader of protobuf.
+            found = if at == tag { Some(bytes) } else { found };
+        } else {
+            skip_field(kind, at, &mut message, DecodeContext::default()).ok()?;
+        }
+    }
+    found
 }
 
 impl Route {
@@ -110,7 +163,25 @@ impl Route {
     }
 }
 
-fn read_method(service: &str, method: wire::Method) -> Method {
+/// The tags along a path of fields, if it ends in a text.
+fn tags(messages: &HashMap<String, wire::Message>, input: &str, path: &str) -> Option<Vec<u32>> {
+    let (mut within, mut tags, mut text) = (input.to_owned(), Vec::new(), false);
+    for name in path.split('.') {
+        let field = messages.get(&within)?.field.iter().find(|field| field.name == name)?;
+        tags.push(u32::try_from(field.number).ok()?);
+        text = field.kind == STRING;
+        within.clone_from(&field.type_name);
+    }
+    text.then_some(tags)
+}
+
+/// `google.protobuf.FieldDescriptorProto.Type.TYPE_STRING`.
+const STRING: i32 = 9;
+
+fn read_method(service: &str, method: wire::Method, messages: &HashMap<String, wire::Message>) -> Method {
+    let texts =
+        TEXTS.iter().filter_map(|path| Some((*path, tags(messages, &method.input_type, path)?))).collect();
+    let input = method.input_type.rsplit('.').next().unwrap_or_default().to_owned();
     let mut routes = Vec::new();
     let rules = method.options.and_then(|options| options.http).into_iter();
     for rule in rules.flat_map(|rule| {
@@ -138,6 +209,8 @@ fn read_method(service: &str, method: wire::Method) -> Method {
             && !ANSWERED_BY_THE_LEADER.contains(&service),
         streams: method.client_streaming || method.server_streaming,
         request_streams: method.client_streaming,
+        input,
+        texts,
         routes,
     }
 }
@@ -154,8 +227,30 @@ mod wire {
     pub struct File {
         #[prost(string, tag = "2")]
         pub package: String,
+        #[prost(message, repeated, tag = "4")]
+        pub messages: Vec<Message>,
         #[prost(message, repeated, tag = "6")]
         pub service: Vec<Service>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Message {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(message, repeated, tag = "2")]
+        pub field: Vec<Field>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Field {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(int32, tag = "3")]
+        pub number: i32,
+        #[prost(int32, tag = "5")]
+        pub kind: i32,
+        #[prost(string, tag = "6")]
+        pub type_name: String,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -170,6 +265,8 @@ mod wire {
     pub struct Method {
         #[prost(string, tag = "1")]
         pub name: String,
+        #[prost(string, tag = "2")]
+        pub input_type: String,
         #[prost(message, optional, tag = "4")]
         pub options: Option<Options>,
         #[prost(bool, tag = "5")]

@@ -69,6 +69,7 @@ pub trait PublicApi:
     + v1::placement_group_service_server::PlacementGroupService
     + v1::pool_service_server::PoolService
     + v1::scheduling_policy_service_server::SchedulingPolicyService
+    + v1::token_service_server::TokenService
     + v1::transfer_service_server::TransferService
     + v1::vm_service_server::VmService
     + v1::volume_service_server::VolumeService
@@ -89,6 +90,7 @@ impl<T> PublicApi for T where
         + v1::placement_group_service_server::PlacementGroupService
         + v1::pool_service_server::PoolService
         + v1::scheduling_policy_service_server::SchedulingPolicyService
+        + v1::token_service_server::TokenService
         + v1::transfer_service_server::TransferService
         + v1::vm_service_server::VmService
         + v1::volume_service_server::VolumeService
@@ -148,6 +150,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         placement_group_service_server::PlacementGroupServiceServer = BODY_BYTES;
         pool_service_server::PoolServiceServer = BODY_BYTES;
         scheduling_policy_service_server::SchedulingPolicyServiceServer = BODY_BYTES;
+        token_service_server::TokenServiceServer = BODY_BYTES;
         transfer_service_server::TransferServiceServer = CHUNK_MESSAGE_BYTES;
         vm_service_server::VmServiceServer = BODY_BYTES;
         volume_service_server::VolumeServiceServer = BODY_BYTES;

@@ -124,7 +124,8 @@ async fn layers(cloud: &Cloud, leader: Leader) -> (String, CancellationToken) {
         other => other,
     };
     let forward = Forward::new(move || leader.clone(), peers).patience(Duration::from_millis(300));
-    let gate = Gate::new(cloud.running[0].controller.shared.cache.clone());
+    let shared = &cloud.running[0].controller.shared;
+    let gate = Gate::new(shared.cache.clone(), shared.clock.clone());
     let echo =
         |request: axum::extract::Request| async move { auth::of_headers(request.headers()).to_string() };
     let router = axum::Router::new()

@@ -83,4 +83,6 @@ ids! {
     ClusterId,
     /// One migration of one VM.
     MoveId,
+    /// A way in.
+    TokenId,
 }

@@ -25,10 +25,12 @@ pub mod pool;
 pub mod quota;
 pub mod range;
 pub mod record;
+pub mod role;
 pub mod scheduling_policy;
 pub mod sealed;
 pub mod selector;
 pub mod time;
+pub mod token;
 pub mod vm;
 pub mod volume;
 

@@ -25,10 +25,11 @@ pub enum Kind {
     SchedulingPolicy,
     Controller,
     Move,
+    Token,
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Agency,
         Self::Node,
         Self::Vm,
@@ -41,6 +42,7 @@ impl Kind {
         Self::SchedulingPolicy,
         Self::Controller,
         Self::Move,
+        Self::Token,
     ];
 
     /// The word for it in keys, events and error messages.
@@ -58,6 +60,7 @@ impl Kind {
             Self::SchedulingPolicy => "scheduling_policy",
             Self::Controller => "controller",
             Self::Move => "move",
+            Self::Token => "token",
         }
     }
 }

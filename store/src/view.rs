@@ -23,6 +23,7 @@ use tamdao_model::node::Node;
 use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
+use tamdao_model::token::Token;
 use tamdao_model::vm::Vm;
 use tamdao_model::volume::Volume;
 use tamdao_model::{Kind, Name, Resource, Scope, Stored};
@@ -281,6 +282,7 @@ kinds! {
     events: Event,
     join_tokens: JoinToken,
     requests: Request,
+    tokens: Token,
     /// One in all.
     cluster: Cluster,
 }
@@ -363,6 +365,7 @@ impl Lookup for View {
             Kind::SchedulingPolicy => find::<SchedulingPolicy>(self, scope, name_or_id),
             Kind::Controller => find::<Controller>(self, scope, name_or_id),
             Kind::Move => find::<Move>(self, scope, name_or_id),
+            Kind::Token => find::<Token>(self, scope, name_or_id),
         }
     }
 
@@ -383,6 +386,7 @@ impl Lookup for View {
             Kind::SchedulingPolicy => name::<SchedulingPolicy>(self, id),
             Kind::Controller => name::<Controller>(self, id),
             Kind::Move => name::<Move>(self, id),
+            Kind::Token => name::<Token>(self, id),
         }
     }
 }

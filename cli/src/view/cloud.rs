@@ -1,10 +1,10 @@
 //! How agencies, networks and controllers are shown.
 
-use tamdao_proto::v1::{Agency, Controller, ControllerRole, Network, network_spec};
+use tamdao_proto::v1::{Agency, Controller, ControllerRole, Network, Token, network_spec};
 
 use super::{View, head, headers, phase, tail, usage};
 use crate::output::{Cell, Table, Tone};
-use crate::quantity::{mib, share};
+use crate::quantity::{mib, share, until};
 use crate::resource::{Resource, word};
 
 impl View for Agency {
@@ -62,6 +62,28 @@ impl View for Agency {
         });
         let headers = vec!["MEASURE", "LIMIT", "USED", "GIVEN", "FREE"];
         vec![("Quota", Table { headers, rows: rows.collect() })]
+    }
+}
+
+impl View for Token {
+    fn headers(wide: bool) -> Vec<&'static str> {
+        headers::<Self>(&["ROLE", "EXPIRES", "CREATED-BY"], &[], wide)
+    }
+
+    fn row(&self, now_s: i64, wide: bool) -> Vec<Cell> {
+        let status = self.status.clone().unwrap_or_default();
+        let expires = status.expire_time.as_ref().map_or(String::new(), |time| until(now_s, time.seconds));
+        let mut cells = head(self);
+        let role = self.spec.unwrap_or_default().role();
+        cells.push(Cell::from(word(role.as_str_name(), "ROLE_")));
+        cells.push(Cell::toned(&expires, if expires == "now" { Tone::Bad } else { Tone::Plain }));
+        cells.push(Cell::from(status.created_by));
+        cells.extend(tail(self, now_s, wide));
+        cells
+    }
+
+    fn fields(&self, _: i64) -> Vec<(&'static str, Cell)> {
+        Vec::new()
     }
 }
 

@@ -39,6 +39,8 @@ async fn help_pages_are_golden() {
         "simulate fit",
         "simulate place",
         "simulate survive",
+        "token",
+        "token create",
         "vm",
         "vm console",
         "vm create",

@@ -1,20 +1,30 @@
 //! AgencyService.
 
-use tamdao_model::Scope;
 use tamdao_model::agency::{Agency, AgencyState, Usage};
+use tamdao_model::convert::Public;
 use tamdao_model::convert::agency as shown;
 use tamdao_model::event::Severity;
+use tamdao_model::{AgencyId, Scope};
 use tamdao_proto::v1;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
+use tonic::{Request, Response, Status};
 
-use super::standard::{Standard, Writable, service};
+use super::standard::{Standard, Writable, based_on, replace, service};
+use super::{Api, Asked, check_revision, find};
+use crate::access;
 use crate::admission::Moment;
 use crate::decide::{self, quota};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
 impl Standard for Agency {
+    fn owners(&self, view: &View) -> Vec<AgencyId> {
+        // One that is deleted still has its place.
+        let above = self.spec.parent.map(|parent| access::owners(view, parent)).unwrap_or_default();
+        std::iter::once(self.id()).chain(above).collect()
+    }
+
     fn complete(proto: &mut v1::Agency, row: &Self, view: &View, _: &Shared) {
         let status = proto.status.get_or_insert_default();
         status.usage = Some(shown::show_usage(&view.usage(row.id()).amounts));
@@ -67,6 +77,7 @@ impl Writable for Agency {
             ("volumes", view.volumes.names(scope, None).count()),
             ("images", view.images.names(scope, None).count()),
             ("networks", view.networks.names(scope, None).count()),
+            ("tokens", view.tokens.names(scope, None).count()),
             ("placement groups", view.placement_groups.names(scope, None).count()),
         ];
         let owned: Vec<String> = owned
@@ -105,12 +116,43 @@ fn check_nothing_runs(view: &View, agency: &Agency) -> Result<(), Refusal> {
     Err(Refusal::precondition("NotOff", message).hint("stop them first: tamdao vm stop"))
 }
 
+impl Api {
+    /// Moving an agency under another one needs what making one there needs.
+    async fn update_one_agency(
+        &self,
+        asked: Asked,
+        request: v1::UpdateAgencyRequest,
+    ) -> Result<v1::Agency, Refusal> {
+        let proto = request.agency.unwrap_or_default();
+        let revision = based_on(proto.metadata.as_ref());
+        self.change(asked.clone(), move |draft, moment| {
+            let row = find::<Agency>(draft.view(), Scope::Cluster, &request.name)?.clone();
+            check_revision(&row, revision)?;
+            let new = row.value.update(proto.clone(), request.update_mask.as_ref(), draft.view())?;
+            if new.spec.parent != row.spec.parent {
+                let parent = new.spec.parent.map(|id| id.to_string()).unwrap_or_default();
+                asked.asking.to_place_under(&parent).judge(draft.view(), moment.now)?;
+            }
+            replace::<Agency>(draft, moment, &row.value, new, &asked.caller)
+        })
+        .await
+    }
+}
+
 service! {
     agency_service_server::AgencyService, Agency, agency, agencies, cluster, phase,
     get get_agency(GetAgencyRequest) list list_agencies(ListAgenciesRequest -> ListAgenciesResponse)
     watch watch_agencies(WatchAgenciesRequest -> WatchAgenciesResponse as WatchAgenciesStream)
     create create_agency(CreateAgencyRequest)
-    update update_agency(UpdateAgencyRequest)
     delete delete_agency(DeleteAgencyRequest)
-    extra {}
+    extra {
+        async fn update_agency(
+            &self,
+            request: Request<v1::UpdateAgencyRequest>,
+        ) -> Result<Response<v1::Agency>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.update_one_agency(asked, request.into_inner()).await?))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, Events};
-use crate::auth;
+use crate::access::Asking;
 use crate::pki;
 use crate::refusal::Refusal;
 
@@ -20,8 +20,13 @@ const DISARM_MAX_S: u32 = 604_800;
 
 impl Api {
     /// Turns automatic restarts elsewhere off for some seconds, or on.
-    async fn arm(&self, disarm: Option<(u32, String)>) -> Result<Response<v1::Cluster>, Status> {
+    async fn arm(
+        &self,
+        asking: Asking,
+        disarm: Option<(u32, String)>,
+    ) -> Result<Response<v1::Cluster>, Status> {
         let decided = self.shared.writer.submit(move |draft, moment| {
+            asking.judge(draft.view(), moment.now)?;
             let cluster = draft.view().cluster().map(|row| (*row.value).clone());
             let mut cluster = cluster.ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
             cluster.disarmed = disarm.clone().map(|(ttl_s, by)| {
@@ -39,8 +44,11 @@ impl Api {
 
 #[tonic::async_trait]
 impl ClusterService for Api {
-    async fn get_cluster(&self, _: Request<v1::GetClusterRequest>) -> Result<Response<v1::Cluster>, Status> {
-        let view = self.fresh().await.map_err(Refusal::from)?;
+    async fn get_cluster(
+        &self,
+        request: Request<v1::GetClusterRequest>,
+    ) -> Result<Response<v1::Cluster>, Status> {
+        let (view, _) = self.admitted(&Asking::of(&request)).await?;
         let cluster = view.cluster().ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
         let status = self.shared.kv.status();
         Ok(Response::new(v1::Cluster {
@@ -56,8 +64,9 @@ impl ClusterService for Api {
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
+        let asking = Asking::of(&request);
+        let (view, _) = self.admitted(&asking).await?;
         let wanted = shown::read_join_token(request.get_ref()).map_err(Refusal::from)?;
-        let view = self.fresh().await.map_err(Refusal::from)?;
         let cluster = view.cluster().ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
         let ca = CertificateDer::from_pem_slice(cluster.ca_certificate.as_bytes())
             .map_err(|error| Refusal::internal(format!("the CA's certificate is damaged: {error}")))?;
@@ -66,6 +75,7 @@ impl ClusterService for Api {
             pki::JoinSecret::generate(id, &ca).map_err(|error| Refusal::internal(error.to_string()))?;
         let digest = secret.digest();
         let decided = self.shared.writer.submit(move |draft, moment| {
+            asking.judge(draft.view(), moment.now)?;
             let token = JoinToken {
                 id,
                 kind: wanted.kind,
@@ -87,9 +97,9 @@ impl ClusterService for Api {
 
     async fn list_join_tokens(
         &self,
-        _: Request<v1::ListJoinTokensRequest>,
+        request: Request<v1::ListJoinTokensRequest>,
     ) -> Result<Response<v1::ListJoinTokensResponse>, Status> {
-        let view = self.fresh().await.map_err(Refusal::from)?;
+        let (view, _) = self.admitted(&Asking::of(&request)).await?;
         let now = self.shared.clock.now();
         let usable = view.join_tokens.iter().filter(|token| token.expire_time > now && token.uses_left > 0);
         let join_tokens = usable.map(|token| shown::show_join_token(token)).collect();
@@ -100,9 +110,12 @@ impl ClusterService for Api {
         &self,
         request: Request<v1::RevokeJoinTokenRequest>,
     ) -> Result<Response<v1::JoinToken>, Status> {
+        let asking = Asking::of(&request);
+        self.admitted(&asking).await?;
         let id: JoinTokenId =
             request.get_ref().id.parse().map_err(|_| Refusal::field("id", "is not a UUID"))?;
-        let decided = self.shared.writer.submit(move |draft, _| {
+        let decided = self.shared.writer.submit(move |draft, moment| {
+            asking.judge(draft.view(), moment.now)?;
             let row = draft.view().join_tokens.get(id).cloned().ok_or_else(|| {
                 Refusal::new(Code::NotFound, "NotFound", format!("there is no join token {id}"))
             })?;
@@ -122,18 +135,20 @@ impl ClusterService for Api {
             ttl_s @ 1..=DISARM_MAX_S => ttl_s,
             _ => return Err(Refusal::field("ttl_s", format!("is more than {DISARM_MAX_S}")).into()),
         };
-        let by = auth::principal(request.metadata()).to_string();
-        self.arm(Some((ttl_s, by))).await
+        let asking = Asking::of(&request);
+        let by = asking.principal.to_string();
+        self.arm(asking, Some((ttl_s, by))).await
     }
 
-    async fn arm_ha(&self, _: Request<v1::ArmHaRequest>) -> Result<Response<v1::Cluster>, Status> {
-        self.arm(None).await
+    async fn arm_ha(&self, request: Request<v1::ArmHaRequest>) -> Result<Response<v1::Cluster>, Status> {
+        self.arm(Asking::of(&request), None).await
     }
 
     async fn list_loops(
         &self,
-        _: Request<v1::ListLoopsRequest>,
+        request: Request<v1::ListLoopsRequest>,
     ) -> Result<Response<v1::ListLoopsResponse>, Status> {
+        self.admitted(&Asking::of(&request)).await?;
         let rows = self.shared.board.rows();
         let loops = rows.into_iter().map(|row| v1::Loop {
             name: row.name.into(),
@@ -151,8 +166,9 @@ impl ClusterService for Api {
 
     async fn dump_cluster(
         &self,
-        _: Request<v1::DumpClusterRequest>,
+        request: Request<v1::DumpClusterRequest>,
     ) -> Result<Response<Self::DumpClusterStream>, Status> {
+        self.admitted(&Asking::of(&request)).await?;
         let parts = self.dump().await?.into_iter().map(|text| Ok(v1::DumpClusterResponse { text }));
         Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
@@ -161,6 +177,7 @@ impl ClusterService for Api {
         &self,
         request: Request<v1::ReplayDecisionsRequest>,
     ) -> Result<Response<v1::ReplayDecisionsResponse>, Status> {
+        self.admitted(&Asking::of(&request)).await?;
         Ok(Response::new(self.replay(request.into_inner()).await?))
     }
 }

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::standard::{Standard, service};
 use super::{Api, find};
-use crate::auth;
+use crate::access::Asking;
 use crate::decide;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -44,9 +44,10 @@ impl Api {
         })
     }
 
-    async fn remove(&self, name: &str, caller: String) -> Result<v1::Controller, Refusal> {
+    async fn remove(&self, asking: Asking, name: &str) -> Result<v1::Controller, Refusal> {
+        let (view, _) = self.admitted(&asking).await?;
         let membership = self.membership()?;
-        let view = self.fresh().await?;
+        let caller = asking.principal.to_string();
         let row = find::<Controller>(&view, Scope::Cluster, name)?.clone();
         let voters = self.shared.kv.status().members.iter().filter(|member| member.voter).count();
         if voters <= 1 {
@@ -79,8 +80,8 @@ impl Api {
         Ok(row.value.show(row.revision.0, &*view))
     }
 
-    async fn transfer(&self, name: &str) -> Result<v1::Controller, Refusal> {
-        let view = self.fresh().await?;
+    async fn transfer(&self, asking: &Asking, name: &str) -> Result<v1::Controller, Refusal> {
+        let (view, _) = self.admitted(asking).await?;
         let row = find::<Controller>(&view, Scope::Cluster, name)?;
         self.membership()?.transfer_leadership(row.member).await?;
         Ok(self.show(row, &view))
@@ -97,15 +98,16 @@ service! {
             &self,
             request: Request<v1::RemoveControllerRequest>,
         ) -> Result<Response<v1::Controller>, Status> {
-            let caller = auth::principal(request.metadata()).to_string();
-            Ok(Response::new(self.remove(&request.into_inner().name, caller).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.remove(asking, &request.into_inner().name).await?))
         }
 
         async fn transfer_leadership(
             &self,
             request: Request<v1::TransferLeadershipRequest>,
         ) -> Result<Response<v1::Controller>, Status> {
-            Ok(Response::new(self.transfer(&request.into_inner().name).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.transfer(&asking, &request.into_inner().name).await?))
         }
     }
 }

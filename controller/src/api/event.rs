@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::page::{Token, cursor, page_size, read_cursor};
 use super::watch::AHEAD;
 use super::{Api, Events, agency_of};
+use crate::access::{self, Asking, Caller};
 use crate::refusal::Refusal;
 
 /// Which events are asked for.
@@ -43,8 +44,17 @@ impl Filter {
         Ok(Self { agency, kind, name: name.to_owned() })
     }
 
-    fn takes(&self, event: &Event) -> bool {
-        self.agency.is_none_or(|agency| event.agency == Some(agency))
+    fn takes(&self, event: &Event, caller: &Caller, view: &View) -> bool {
+        let owner = match event.kind {
+            // That of an agency itself is its own.
+            Kind::Agency => Some(AgencyId(event.subject)),
+            _ => event.agency,
+        };
+        let seen = match owner {
+            Some(agency) => caller.sees(&access::owners(view, agency)),
+            None => caller.sees_hosts(),
+        };
+        seen && self.agency.is_none_or(|agency| event.agency == Some(agency))
             && self.kind.is_none_or(|kind| event.kind == kind)
             && (self.name.is_empty()
                 || event.name.as_str() == self.name
@@ -58,9 +68,10 @@ impl EventService for Api {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        let asking = Asking::of(&request);
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
-        let view = self.fresh().await.map_err(Refusal::from)?;
+        let (view, caller) = self.admitted(&asking).await?;
         let cluster = self.cluster_id();
         let filter = Filter::read(&view, &request.agency, &request.kind, &request.name)?;
         let token = Token::decode(cluster, &request.page_token)?;
@@ -68,7 +79,8 @@ impl EventService for Api {
         let before = token.map(|token| token.last);
         let rows = view.events.iter().rev();
         let older = rows.filter(|row| before.as_ref().is_none_or(|before| row.key() < *before));
-        let mut found: Vec<_> = older.filter(|row| filter.takes(row)).take(size + 1).collect();
+        let mut found: Vec<_> =
+            older.filter(|row| filter.takes(row, &caller, &view)).take(size + 1).collect();
         let more = found.len() > size;
         found.truncate(size);
         let last = found.last().filter(|_| more).map(|row| row.key());
@@ -87,8 +99,9 @@ impl EventService for Api {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let asking = Asking::of(&request);
         let request = request.into_inner();
-        let view = self.fresh().await.map_err(Refusal::from)?;
+        let (view, _) = self.admitted(&asking).await?;
         let cluster = self.cluster_id();
         let filter = Filter::read(&view, &request.agency, &request.kind, &request.name)?;
         let from = read_cursor(cluster, &request.cursor)?.unwrap_or(view.revision);
@@ -96,7 +109,7 @@ impl EventService for Api {
         let (sender, receiver) = mpsc::channel(AHEAD);
         let api = self.clone();
         tokio::spawn(async move {
-            if let Err(refusal) = api.follow_events(&sender, from, &filter).await {
+            if let Err(refusal) = api.follow_events(&sender, from, &filter, &asking).await {
                 // The reader may be gone; then nobody wants to know.
                 let _ = sender.send(Err(refusal.into())).await;
             }
@@ -111,6 +124,7 @@ impl Api {
         sender: &mpsc::Sender<Result<v1::WatchEventsResponse, Status>>,
         from: Revision,
         filter: &Filter,
+        asking: &Asking,
     ) -> Result<(), Refusal> {
         let message = |watch_event: v1::WatchEvent, event, cursor| v1::WatchEventsResponse {
             watch_event: watch_event as i32,
@@ -121,13 +135,13 @@ impl Api {
         if sender.send(Ok(bookmark)).await.is_err() {
             return Ok(());
         }
-        let new_events = |commit: &Commit, newest: &View| {
+        let new_events = |commit: &Commit, caller: &Caller, newest: &View| {
             let events = commit.deltas.iter().filter_map(|delta| match &delta.after {
-                Some(Record::Event(event)) if filter.takes(event) => Some(event),
+                Some(Record::Event(event)) if filter.takes(event, caller, newest) => Some(event),
                 _ => None,
             });
             events.map(|event| (v1::WatchEvent::Put, shown::show(event, commit.revision.0, newest))).collect()
         };
-        self.tell(sender, from, message, new_events).await
+        self.tell(sender, asking, from, message, new_events).await
     }
 }

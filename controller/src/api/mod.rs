@@ -22,6 +22,7 @@ mod pool;
 mod replay;
 mod scheduling_policy;
 mod standard;
+mod token;
 mod transfer;
 mod vm;
 mod vm_verbs;
@@ -39,6 +40,7 @@ use tamdao_store::view::{Held, View};
 use tonic::Request;
 use uuid::Uuid;
 
+use crate::access::{Asking, Caller};
 use crate::admission::Moment;
 use crate::auth;
 use crate::refusal::Refusal;
@@ -58,6 +60,8 @@ pub struct Api {
 pub(crate) struct Asked {
     /// Who asks, for events and for the memory of requests.
     caller: String,
+    /// What is judged before anything is decided.
+    asking: Asking,
     request_id: Option<Uuid>,
     validate_only: bool,
     /// Digest of the whole request: a request_id is for one request only.
@@ -78,7 +82,8 @@ impl Asked {
         hash.update(std::any::type_name::<M>());
         hash.update(request.get_ref().encode_to_vec());
         let caller = auth::principal(request.metadata()).to_string();
-        Ok(Self { caller, request_id, validate_only, digest: hex::encode(hash.finalize()) })
+        let asking = Asking::of(request);
+        Ok(Self { caller, asking, request_id, validate_only, digest: hex::encode(hash.finalize()) })
     }
 }
 
@@ -91,6 +96,13 @@ impl Api {
     async fn fresh(&self) -> Result<Arc<View>, StoreError> {
         let revision = self.shared.kv.barrier().await?;
         self.shared.cache.at_least(revision).await
+    }
+
+    /// The same, and who asks if he may.
+    async fn admitted(&self, asking: &Asking) -> Result<(Arc<View>, Caller), Refusal> {
+        let view = self.fresh().await?;
+        let caller = asking.judge(&view, self.shared.clock.now())?;
+        Ok((view, caller))
     }
 
     fn cluster_id(&self) -> ClusterId {

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::standard::{Standard, based_on};
 use super::{Api, Asked, Events, check_revision, find};
+use crate::access::Asking;
 use crate::decide;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -68,9 +69,10 @@ impl Api {
 impl SchedulingPolicyService for Api {
     async fn get_scheduling_policy(
         &self,
-        _: Request<v1::GetSchedulingPolicyRequest>,
+        request: Request<v1::GetSchedulingPolicyRequest>,
     ) -> Result<Response<v1::SchedulingPolicy>, Status> {
-        Ok(Response::new(self.get::<SchedulingPolicy>("", SchedulingPolicy::NAME).await?))
+        let asking = Asking::of(&request);
+        Ok(Response::new(self.get::<SchedulingPolicy>(&asking, "", SchedulingPolicy::NAME).await?))
     }
 
     async fn update_scheduling_policy(
@@ -88,9 +90,10 @@ impl SchedulingPolicyService for Api {
         &self,
         request: Request<v1::WatchSchedulingPolicyRequest>,
     ) -> Result<Response<Self::WatchSchedulingPolicyStream>, Status> {
+        let asking = Asking::of(&request);
         let cursor = request.into_inner().cursor;
         let stream = self
-            .watch::<SchedulingPolicy, _>("", "", "", &cursor, |event, resource, cursor| {
+            .watch::<SchedulingPolicy, _>(asking, "", "", "", &cursor, |event, resource, cursor| {
                 v1::WatchSchedulingPolicyResponse { event: event as i32, scheduling_policy: resource, cursor }
             })
             .await?;

@@ -1,6 +1,7 @@
 //! The standard methods, once for all kinds: get, list, create, update, delete and watch differ between resources
 //! only in what their hooks say. The macro at the end writes the glue between generated names and these methods.
 
+use tamdao_model::AgencyId;
 use tamdao_model::cluster::Request as Answered;
 use tamdao_model::convert::{Public, Shown};
 use tamdao_model::event::Severity;
@@ -11,6 +12,7 @@ use tamdao_store::view::{Delta, Held, Row, View};
 
 use super::page::{self, Token};
 use super::{Api, Asked, check_revision, find, new_in, scope_of};
+use crate::access::{self, Asking};
 use crate::admission::Moment;
 use crate::decide::{self, quota};
 use crate::refusal::Refusal;
@@ -25,6 +27,11 @@ pub(crate) trait Standard: Held + Shown {
     /// them must hear of it.
     fn shows(_delta: &Delta, _newest: &View) -> Vec<Row<Self>> {
         Vec::new()
+    }
+
+    /// The agency whose it is and those above that, for who may see it; empty for what no agency owns.
+    fn owners(&self, view: &View) -> Vec<AgencyId> {
+        self.scope().agency().map(|agency| access::owners(view, agency)).unwrap_or_default()
     }
 
     /// The phase as the contract numbers it, for filters.
@@ -86,8 +93,13 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Api {
-    pub(super) async fn get<T: Standard>(&self, agency: &str, name: &str) -> Result<T::Proto, Refusal> {
-        let view = self.fresh().await?;
+    pub(super) async fn get<T: Standard>(
+        &self,
+        asking: &Asking,
+        agency: &str,
+        name: &str,
+    ) -> Result<T::Proto, Refusal> {
+        let (view, _) = self.admitted(asking).await?;
         let row = find::<T>(&view, scope_of(&view, agency)?, name)?;
         Ok(self.show(row, &view))
     }
@@ -98,10 +110,14 @@ impl Api {
         proto
     }
 
-    pub(super) async fn list<T: Standard>(&self, wanted: Wanted<'_>) -> Result<Page<T::Proto>, Refusal> {
+    pub(super) async fn list<T: Standard>(
+        &self,
+        asking: &Asking,
+        wanted: Wanted<'_>,
+    ) -> Result<Page<T::Proto>, Refusal> {
         let size = page::page_size(wanted.page_size)?;
         let selector = Selector::parse("labels", wanted.labels)?;
-        let view = self.fresh().await?;
+        let (view, caller) = self.admitted(asking).await?;
         let cluster = self.cluster_id();
         let token = Token::decode(cluster, wanted.page_token)?;
         let scope = match wanted.agency {
@@ -115,7 +131,7 @@ impl Api {
         for (name, id) in T::rows(&view).names(scope, after) {
             let Some(row) = T::rows(&view).get(id) else { continue };
             let phase_fits = wanted.phase == 0 || row.phase() == wanted.phase;
-            if !phase_fits || !selector.matches(&row.meta().labels) {
+            if !phase_fits || !selector.matches(&row.meta().labels) || !caller.sees(&row.owners(&view)) {
                 continue;
             }
             if items.len() == size {
@@ -145,6 +161,7 @@ impl Api {
             if let Some(row) = answered_before::<T>(draft.view(), &asked)? {
                 return Ok((row, false));
             }
+            asked.asking.judge(draft.view(), moment.now)?;
             let resource = decide(draft, moment)?;
             if let Some(request_id) = asked.request_id {
                 draft.put(Answered {
@@ -320,15 +337,17 @@ macro_rules! service {
                 &self,
                 request: tonic::Request<tamdao_proto::v1::$Get>,
             ) -> Result<tonic::Response<<$T as tamdao_model::convert::Shown>::Proto>, tonic::Status> {
+                let asking = $crate::access::Asking::of(&request);
                 let request = request.into_inner();
                 let agency = $crate::api::standard::service!(@agency $scope request);
-                Ok(tonic::Response::new(self.get::<$T>(agency, &request.name).await?))
+                Ok(tonic::Response::new(self.get::<$T>(&asking, agency, &request.name).await?))
             }
 
             async fn $list(
                 &self,
                 request: tonic::Request<tamdao_proto::v1::$List>,
             ) -> Result<tonic::Response<tamdao_proto::v1::$Listed>, tonic::Status> {
+                let asking = $crate::access::Asking::of(&request);
                 let request = request.into_inner();
                 let wanted = $crate::api::standard::Wanted {
                     agency: $crate::api::standard::service!(@agency $scope request),
@@ -337,7 +356,7 @@ macro_rules! service {
                     labels: &request.labels,
                     phase: $crate::api::standard::service!(@phase $phase request),
                 };
-                let page = self.list::<$T>(wanted).await?;
+                let page = self.list::<$T>(&asking, wanted).await?;
                 Ok(tonic::Response::new(tamdao_proto::v1::$Listed {
                     $plural: page.items,
                     next_page_token: page.next_page_token,
@@ -351,10 +370,11 @@ macro_rules! service {
                 &self,
                 request: tonic::Request<tamdao_proto::v1::$Watch>,
             ) -> Result<tonic::Response<Self::$Stream>, tonic::Status> {
+                let asking = $crate::access::Asking::of(&request);
                 let request = request.into_inner();
                 let agency = $crate::api::standard::service!(@agency $scope request);
                 let stream = self
-                    .watch::<$T, _>(agency, &request.name, &request.labels, &request.cursor, |event, resource, cursor| {
+                    .watch::<$T, _>(asking, agency, &request.name, &request.labels, &request.cursor, |event, resource, cursor| {
                         tamdao_proto::v1::$Watched { event: event as i32, $field: resource, cursor }
                     })
                     .await?;

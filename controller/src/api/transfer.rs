@@ -14,6 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, Events, agency_of, find, scope_of};
+use crate::access::Asking;
+use crate::auth;
 use crate::refusal::Refusal;
 use crate::sessions::tunnel::{FromNode, ToNode, Tunnel};
 
@@ -22,8 +24,8 @@ const TAIL_BYTES: u64 = 65_536;
 
 impl Api {
     /// The VM and the node on which it is.
-    async fn placed(&self, agency: &str, name: &str) -> Result<(VmId, NodeId), Refusal> {
-        let view = self.fresh().await?;
+    async fn placed(&self, asking: &Asking, agency: &str, name: &str) -> Result<(VmId, NodeId), Refusal> {
+        let (view, _) = self.admitted(asking).await?;
         let scope = Scope::Agency(agency_of(&view, agency)?);
         let vm = find::<Vm>(&view, scope, name)?;
         let node = vm.status.node.ok_or_else(|| {
@@ -44,12 +46,14 @@ impl TransferService for Api {
         &self,
         request: Request<Streaming<v1::UploadImageRequest>>,
     ) -> Result<Response<v1::UploadImageResponse>, Status> {
+        let principal = auth::principal(request.metadata());
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|message| message.part);
         let Some(v1::upload_image_request::Part::Target(target)) = first else {
             return Err(Refusal::field("target", "must come first").into());
         };
-        let view = self.fresh().await.map_err(Refusal::from)?;
+        let asking = Asking::streaming(principal, "TransferService/UploadImage", &target.agency);
+        let (view, _) = self.admitted(&asking).await?;
         let image = find::<Image>(&view, scope_of(&view, &target.agency)?, &target.name)?.id();
         let chunks = parts.map(|message| match message?.part {
             Some(v1::upload_image_request::Part::Chunk(chunk)) => Ok(chunk),
@@ -71,12 +75,14 @@ impl TransferService for Api {
         &self,
         request: Request<Streaming<v1::OpenConsoleRequest>>,
     ) -> Result<Response<Self::OpenConsoleStream>, Status> {
+        let principal = auth::principal(request.metadata());
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|message| message.part);
         let Some(v1::open_console_request::Part::Target(target)) = first else {
             return Err(Refusal::field("target", "must come first").into());
         };
-        let (vm, node) = self.placed(&target.agency, &target.name).await?;
+        let asking = Asking::streaming(principal, "TransferService/OpenConsole", &target.agency);
+        let (vm, node) = self.placed(&asking, &target.agency, &target.name).await?;
         let purpose = agent::ConsoleTunnel { vm_id: vm.to_string(), force: target.force };
         let tunnel = self.tunnel(node, agent::open_tunnel::Purpose::Console(purpose))?;
         let Tunnel { to_node, from_node } = tunnel;
@@ -104,8 +110,9 @@ impl TransferService for Api {
         &self,
         request: Request<v1::ReadSerialLogRequest>,
     ) -> Result<Response<Self::ReadSerialLogStream>, Status> {
+        let asking = Asking::of(&request);
         let request = request.into_inner();
-        let (vm, node) = self.placed(&request.agency, &request.name).await?;
+        let (vm, node) = self.placed(&asking, &request.agency, &request.name).await?;
         let purpose = agent::SerialLogTunnel {
             vm_id: vm.to_string(),
             tail_bytes: if request.tail_bytes == 0 { TAIL_BYTES } else { request.tail_bytes },

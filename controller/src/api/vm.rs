@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::standard::{Standard, based_on, service};
 use super::vm_verbs;
 use super::{Api, Asked, agency_of, check_revision, find};
+use crate::access::Asking;
 use crate::decide::{self, fence, quota, vm_create, vm_delete, vm_power::Verb};
 use crate::pki::ClusterKey;
 use crate::refusal::Refusal;
@@ -219,7 +220,8 @@ service! {
             &self,
             request: Request<v1::ExplainVmRequest>,
         ) -> Result<Response<v1::ExplainVmResponse>, Status> {
-            Ok(Response::new(self.explain(request.into_inner()).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.explain(&asking, request.into_inner()).await?))
         }
     }
 }

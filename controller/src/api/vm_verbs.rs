@@ -11,6 +11,7 @@ use tamdao_store::view::View;
 use tonic::Code;
 
 use super::{Api, Asked, agency_of, check_revision, find};
+use crate::access::Asking;
 use crate::admission::Moment;
 use crate::decide::fence;
 use crate::decide::vm_power::{self, Size, Verb};
@@ -45,6 +46,8 @@ impl Api {
     }
 
     pub(super) async fn resize(&self, asked: Asked, request: v1::ResizeVmRequest) -> Result<v1::Vm, Refusal> {
+        // What follows looks at the VM before the change is handed in.
+        asked.asking.judge(&self.shared.cache.view(), self.shared.clock.now())?;
         let caller = asked.caller.clone();
         let decide = move |draft: &mut Draft, moment: &mut Moment| {
             let scope = Scope::Agency(agency_of(draft.view(), &request.agency)?);
@@ -89,9 +92,10 @@ impl Api {
 
     pub(super) async fn explain(
         &self,
+        asking: &Asking,
         request: v1::ExplainVmRequest,
     ) -> Result<v1::ExplainVmResponse, Refusal> {
-        let view = self.fresh().await?;
+        let (view, _) = self.admitted(asking).await?;
         let scope = Scope::Agency(agency_of(&view, &request.agency)?);
         let vm = find::<Vm>(&view, scope, &request.name)?.value.clone();
         let node = vm.status.node.and_then(|node| view.nodes.get(node));

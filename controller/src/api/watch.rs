@@ -5,12 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use tamdao_model::Scope;
 use tamdao_model::selector::Selector;
-use tamdao_model::{Resource, Scope};
 use tamdao_proto::v1::WatchEvent;
 use tamdao_store::cache::Commit;
 use tamdao_store::kv::Revision;
-use tamdao_store::view::{Delta, Held, Row, View};
+use tamdao_store::view::{Delta, Row, View};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::page::{cursor, read_cursor};
 use super::standard::Standard;
 use super::{Api, scope_of};
+use crate::access::{Asking, Caller};
 use crate::forward::{self, Leader};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -45,19 +46,21 @@ struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, resource: &impl Resource) -> bool {
+    fn takes<T: Standard>(&self, resource: &T, caller: &Caller, view: &View) -> bool {
         let meta = resource.meta();
         self.scope.is_none_or(|scope| scope == resource.scope())
             && (self.name.is_empty()
                 || meta.name.as_str() == self.name
                 || Uuid::parse_str(&self.name).is_ok_and(|id| id == meta.id))
             && self.labels.matches(&meta.labels)
+            && caller.sees(&resource.owners(view))
     }
 }
 
 impl Api {
     pub(super) async fn watch<T: Standard, M: Send + 'static>(
         &self,
+        asking: Asking,
         agency: &str,
         name: &str,
         labels: &str,
@@ -67,7 +70,7 @@ impl Api {
         let labels = Selector::parse("labels", labels)?;
         let cluster = self.cluster_id();
         let from = read_cursor(cluster, from)?;
-        let view = self.fresh().await?;
+        let (view, caller) = self.admitted(&asking).await?;
         let scope = match agency {
             "" => None,
             agency => Some(scope_of(&view, agency)?),
@@ -80,7 +83,7 @@ impl Api {
         let (sender, receiver) = mpsc::channel(AHEAD);
         let api = self.clone();
         tokio::spawn(async move {
-            let ended = api.follow::<T, M>(&sender, view, from, &filter, message).await;
+            let ended = api.follow::<T, M>(&sender, (view, caller), from, &filter, &asking, message).await;
             if let Err(refusal) = ended {
                 // The reader may be gone; then nobody wants to know.
                 let _ = sender.send(Err(refusal.into())).await;
@@ -92,15 +95,16 @@ impl Api {
     async fn follow<T: Standard, M>(
         &self,
         sender: &mpsc::Sender<Result<M, Status>>,
-        view: std::sync::Arc<View>,
+        (view, caller): (std::sync::Arc<View>, Caller),
         from: Option<Revision>,
         filter: &Filter,
+        asking: &Asking,
         message: fn(WatchEvent, Option<T::Proto>, String) -> M,
     ) -> Result<(), Refusal> {
         let cluster = self.cluster_id();
         let at = from.unwrap_or(view.revision);
         if from.is_none() {
-            for row in T::rows(&view).iter().filter(|row| filter.takes(&*row.value)) {
+            for row in T::rows(&view).iter().filter(|row| filter.takes(&*row.value, &caller, &view)) {
                 // No cursor yet: resuming amid the first list must begin it anew.
                 let put = message(WatchEvent::Put, Some(self.show(row, &view)), String::new());
                 if sender.send(Ok(put)).await.is_err() {
@@ -113,24 +117,27 @@ impl Api {
             }
         }
         drop(view);
-        let changes_of = |commit: &Commit, newest: &View| {
-            let changes = commit.deltas.iter().flat_map(|delta| changes_of::<T>(delta, filter, newest));
+        let changes_of = |commit: &Commit, caller: &Caller, newest: &View| {
+            let changes =
+                commit.deltas.iter().flat_map(|delta| changes_of::<T>(delta, filter, caller, newest));
             changes.map(|(event, row)| (event, self.show(&row, newest))).collect()
         };
-        self.tell(sender, at, message, changes_of).await
+        self.tell(sender, asking, at, message, changes_of).await
     }
 
-    /// Tells a reader what `changes_of` makes of each commit after `at`, with bookmarks between, until it goes away.
+    /// Judges anew, whenever something has changed, whether the reader may still ask: a token may be revoked, and an
+    /// agency stand elsewhere. Tells him what `changes_of` makes of each commit after `at`, with bookmarks between, until he goes away.
     ///
     /// # Errors
-    /// When the history no longer reaches back to where the reader is, or this controller no longer hears what is
+    /// When he may ask no longer, when the history no longer reaches back to where the reader is, or this controller no longer hears what is
     /// committed.
     pub(super) async fn tell<P, M>(
         &self,
         sender: &mpsc::Sender<Result<M, Status>>,
+        asking: &Asking,
         mut at: Revision,
         message: fn(WatchEvent, Option<P>, String) -> M,
-        changes_of: impl Fn(&Commit, &View) -> Vec<(WatchEvent, P)>,
+        changes_of: impl Fn(&Commit, &Caller, &View) -> Vec<(WatchEvent, P)>,
     ) -> Result<(), Refusal> {
         let cluster = self.cluster_id();
         let mut changes = self.shared.cache.changes();
@@ -139,10 +146,11 @@ impl Api {
         let mut quiet = Quiet::begin();
         loop {
             let newest = changes.borrow_and_update().clone();
+            let caller = asking.judge(&newest, self.shared.clock.now())?;
             let commits = self.shared.cache.after(at)?;
             let caught_up = commits.is_empty();
             for commit in commits {
-                let changes = changes_of(&commit, &newest);
+                let changes = changes_of(&commit, &caller, &newest);
                 let last = changes.len().wrapping_sub(1);
                 for (place, (event, resource)) in changes.into_iter().enumerate() {
                     // A commit is told as a whole: resuming amid it must tell all of it again.
@@ -206,16 +214,31 @@ impl Quiet {
 }
 
 /// What a change of any record is to this watch: that of its own resources, or of others that are shown in them.
-fn changes_of<T: Standard>(delta: &Delta, filter: &Filter, newest: &View) -> Vec<(WatchEvent, Row<T>)> {
-    let shown_in = T::shows(delta, newest).into_iter().filter(|row| filter.takes(&*row.value));
+fn changes_of<T: Standard>(
+    delta: &Delta,
+    filter: &Filter,
+    caller: &Caller,
+    newest: &View,
+) -> Vec<(WatchEvent, Row<T>)> {
+    let shown_in =
+        T::shows(delta, newest).into_iter().filter(|row| filter.takes(&*row.value, caller, newest));
     let shown_in = shown_in.map(|row| (WatchEvent::Put, row));
-    change::<T>(delta, filter).into_iter().chain(shown_in).collect()
+    change::<T>(delta, filter, caller, newest).into_iter().chain(shown_in).collect()
 }
 
 /// What a change is to this watch: a resource that no longer passes the filter is gone for it.
-fn change<T: Held + Resource>(delta: &Delta, filter: &Filter) -> Option<(WatchEvent, Row<T>)> {
+fn change<T: Standard>(
+    delta: &Delta,
+    filter: &Filter,
+    caller: &Caller,
+    view: &View,
+) -> Option<(WatchEvent, Row<T>)> {
     let taken = |record: &Option<tamdao_store::view::Record>| {
-        record.as_ref().and_then(T::from_record).filter(|value| filter.takes(&***value)).cloned()
+        record
+            .as_ref()
+            .and_then(T::from_record)
+            .filter(|value| filter.takes(&***value, caller, view))
+            .cloned()
     };
     let revision = delta.revision;
     match (taken(&delta.before), taken(&delta.after)) {

@@ -8,13 +8,14 @@ use std::hint::black_box;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tamdao_model::JoinTokenId;
+use tamdao_model::{JoinTokenId, TokenId};
 use uuid::Uuid;
 
 use super::{PkiError, random, sha256, sha256_hex};
 
 const JOIN: &str = "tdjoin1";
 const ADMIN: &str = "tdadmin1";
+const TOKEN: &str = "tdtoken1";
 
 /// What a joiner presents: `tdjoin1.<token uuid>.<secret>.<sha256 of the CA's DER>`.
 #[derive(Clone)]
@@ -76,6 +77,51 @@ impl JoinSecret {
     }
 
     /// Whether the stored digest is this secret's.
+    pub fn matches(&self, digest: &str) -> bool {
+        same(self.digest().as_bytes(), digest.as_bytes())
+    }
+}
+
+/// What the holder of a token presents: `tdtoken1.<token uuid>.<secret>`.
+#[derive(Clone)]
+pub struct TokenSecret {
+    pub id: TokenId,
+    whole: String,
+}
+
+impl fmt::Debug for TokenSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenSecret({}, hidden)", self.id)
+    }
+}
+
+impl TokenSecret {
+    /// A new secret for the token of this id.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub fn generate(id: TokenId) -> Result<Self, PkiError> {
+        let secret: [u8; 32] = random()?;
+        Ok(Self { id, whole: format!("{TOKEN}.{id}.{}", URL_SAFE_NO_PAD.encode(secret)) })
+    }
+
+    /// What a caller presents, if it has the form.
+    pub fn presented(text: &str) -> Option<Self> {
+        let (id, _) = text.strip_prefix(TOKEN)?.strip_prefix('.')?.split_once('.')?;
+        Some(Self { id: id.parse().ok()?, whole: text.to_owned() })
+    }
+
+    /// The whole token, to be shown once.
+    pub fn expose(&self) -> String {
+        self.whole.clone()
+    }
+
+    /// What is stored of it, hex.
+    pub fn digest(&self) -> String {
+        sha256_hex(self.whole.as_bytes())
+    }
+
+    /// Whether the stored digest is this token's.
     pub fn matches(&self, digest: &str) -> bool {
         same(self.digest().as_bytes(), digest.as_bytes())
     }

@@ -50,6 +50,7 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_PlacementGroupService::PlacementGroupServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_PoolService::PoolServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_SchedulingPolicyService::SchedulingPolicyServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_TokenService::TokenServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VolumeService::VolumeServiceRestBridge),
     );
     let inner = RestService::new(transcoder).with_max_body_bytes(BODY_BYTES);

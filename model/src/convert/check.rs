@@ -184,7 +184,8 @@ fn article(kind: Kind) -> &'static str {
         | Kind::PlacementGroup
         | Kind::SchedulingPolicy
         | Kind::Controller
-        | Kind::Move => "a",
+        | Kind::Move
+        | Kind::Token => "a",
     }
 }
 

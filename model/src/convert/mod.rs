@@ -20,6 +20,7 @@ pub mod placement_group;
 pub mod pool;
 pub mod scheduling_policy;
 mod syntax;
+pub mod token;
 mod twin;
 mod update;
 pub mod vm;

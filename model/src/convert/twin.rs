@@ -12,6 +12,7 @@ use crate::moves::{MovePhase, Way};
 use crate::node::{DrainPhase, NodePhase};
 use crate::placement_group::PlacementRuleKind;
 use crate::pool::PoolKind;
+use crate::role::Role;
 use crate::vm::{
     ActionKind, DiskKind, Firmware, Graphics, GuestExit, GuestState, MaintenancePolicy, OnNodeLoss, OsType,
     Power, RunPolicy, VmPhase,
@@ -55,6 +56,7 @@ macro_rules! twins {
 
 twins! {
     AgencyState => v1::AgencyState { Active, Frozen, Archived }
+    Role => v1::Role { CloudAdmin, Operator, Auditor, AgencyAdmin, Member, Viewer }
     ConditionStatus => v1::ConditionStatus { True, False, Unknown }
     Severity => v1::EventSeverity { Info, Warning }
     JoinKind => v1::JoinTokenKind { Node, Controller }

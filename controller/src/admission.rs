@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use tamdao_model::TimeMs;
+use tamdao_seams::{Mutant, has};
 use tamdao_store::cache::Cache;
 use tamdao_store::kv::{Guard, Key, Kv, Leadership, Revision, StoreError};
 use tamdao_store::typed::{self, Draft};
@@ -42,7 +43,7 @@ pub struct Moment {
 impl Moment {
     /// A fresh id.
     pub fn id<T: From<Uuid>>(&mut self) -> T {
-        Uuid::new_v4().into()
+        tamdao_seams::fresh_id().into()
     }
 }
 
@@ -147,7 +148,7 @@ impl Writer {
         &self,
         mut decide: impl FnMut(&mut Draft, &mut Moment) -> Result<T, Refusal>,
     ) -> Result<(T, View), Refusal> {
-        let mut draft = Draft::new((*self.cache.view()).clone(), Uuid::new_v4());
+        let mut draft = Draft::new((*self.cache.view()).clone(), tamdao_seams::fresh_id());
         let value = decide(&mut draft, &mut Moment { now: self.clock.now() })?;
         Ok((value, draft.view().clone()))
     }
@@ -169,7 +170,9 @@ impl Desk {
                 self.launch(&mut batch, &mut air).unwrap_or_else(|refusal| batch.answer(&Err(refusal)));
             }
             let room = open.as_ref().is_none_or(|batch: &Batch| !batch.full);
+            // In this order, so that equal histories give equal batches.
             tokio::select! {
+                biased;
                 outcome = air.land(), if !air.is_empty() => {
                     self.landed(outcome, &mut air, &mut open).await;
                 }
@@ -203,7 +206,7 @@ impl Desk {
         let mut batch = batch.unwrap_or_else(|| {
             let (view, chain) = air.ahead.clone().unzip();
             let view = view.unwrap_or_else(|| (*self.cache.view()).clone());
-            Batch { draft: Draft::new(view, Uuid::new_v4()), chain, jobs: Vec::new(), full: false }
+            Batch { draft: Draft::new(view, tamdao_seams::fresh_id()), chain, jobs: Vec::new(), full: false }
         });
         let mut moment = Moment { now: self.clock.now() };
         while !batch.full
@@ -228,7 +231,8 @@ impl Desk {
             // Nothing to write, but what was refused may rest on those before.
             None => futures::future::ready(Ok(stands_on)).boxed(),
             Some(_) => {
-                let txn = draft.into_txn([office.guard()].into_iter().chain(batch.chain.take()));
+                let leads = (!has(Mutant::DeposedLeader)).then(|| office.guard());
+                let txn = draft.into_txn(leads.into_iter().chain(batch.chain.take()));
                 async move {
                     let revision = typed::commit(&*kv, id, txn).await?;
                     // Who is answered, and the batch after the last one, stand on this one.

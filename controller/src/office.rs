@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tamdao_store::kv::{Election, Leadership};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -63,18 +65,10 @@ async fn hold(
         () = stop.cancelled() => return,
     }
     office.send_replace(Some(leadership.clone()));
-    let since = shared.clock.instant();
     let mut loops = JoinSet::new();
-    loops.spawn(drive(Placer::default(), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Liveness::new(since), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Mover, shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Drainer::default(), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Fencer::new(since), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Evacuator::default(), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Reaper::default(), shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Seater, shared.clone(), Some(leadership.clone())));
-    loops.spawn(drive(Surveyor::default(), shared.clone(), Some(leadership.clone())));
-    loops.spawn(dispatch(shared.clone(), leadership.clone()));
+    for one in duties(shared, leadership) {
+        loops.spawn(one);
+    }
     tokio::select! {
         () = leadership.lost() => {}
         () = stop.cancelled() => {}
@@ -82,6 +76,24 @@ async fn hold(
     office.send_replace(None);
     shared.sessions.end_all();
     loops.shutdown().await;
+}
+
+/// What a leader does, each for as long as the office is held. It begins to accept sessions now.
+pub fn duties(shared: &Arc<Shared>, leadership: &Leadership) -> Vec<BoxFuture<'static, ()>> {
+    let since = shared.clock.instant();
+    let (shared, office) = (|| shared.clone(), || Some(leadership.clone()));
+    vec![
+        drive(Placer::default(), shared(), office()).boxed(),
+        drive(Liveness::new(since), shared(), office()).boxed(),
+        drive(Mover, shared(), office()).boxed(),
+        drive(Drainer::default(), shared(), office()).boxed(),
+        drive(Fencer::new(since), shared(), office()).boxed(),
+        drive(Evacuator::default(), shared(), office()).boxed(),
+        drive(Reaper::default(), shared(), office()).boxed(),
+        drive(Seater, shared(), office()).boxed(),
+        drive(Surveyor::default(), shared(), office()).boxed(),
+        dispatch(shared(), leadership.clone()).boxed(),
+    ]
 }
 
 /// Tells the sessions what concerns them, as it is committed.
@@ -92,6 +104,7 @@ async fn dispatch(shared: Arc<Shared>, leadership: Leadership) {
         match shared.cache.after(at) {
             Ok(commits) if commits.is_empty() => {
                 tokio::select! {
+                    biased;
                     changed = changes.changed() => {
                         if changed.is_err() {
                             return;

@@ -9,6 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tamdao_seams::{Mutant, has};
+
 use crate::boot::BootMs;
 use crate::protocol::{PoolId, PoolStatus, VmId};
 
@@ -179,7 +181,8 @@ impl Keeper {
             if !lease.is_fresh(now) {
                 return Err(Refusal::Lapsed(*pool));
             }
-            if under.get(pool).is_some_and(|since| lease.held_since != Some(*since)) {
+            let broken = under.get(pool).is_some_and(|since| lease.held_since != Some(*since));
+            if broken && !has(Mutant::BrokenHoldingTaken) {
                 return Err(Refusal::Broken(*pool));
             }
         }
@@ -231,7 +234,8 @@ impl Keeper {
         }
         let unbroken = lease.held_since.filter(|_| !lease.lapsed && lease.is_fresh(now));
         // What is being given back is not held any more, whatever write comes through.
-        lease.renewed_at = (!lease.releasing).then_some(renewal.sent_at);
+        let counts_from = if has(Mutant::LeaseCountedFromReceipt) { now } else { renewal.sent_at };
+        lease.renewed_at = (!lease.releasing).then_some(counts_from);
         lease.held_since = lease.renewed_at.map(|sent_at| unbroken.unwrap_or(sent_at));
         lease.lease_ms = renewal.lease_ms.min(lease.wanted_ms);
         lease.next_at = match renewal.lease_ms == lease.wanted_ms && !lease.releasing {

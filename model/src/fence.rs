@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tamdao_seams::{Mutant, has};
 
 use crate::node::NodePhase;
 use crate::vm::{GuestState, Vm};
@@ -247,7 +248,8 @@ pub fn silence(boot_id: &str, first: &Reading, second: &Reading) -> Result<Silen
     if before != after {
         return Err(Doubt::Alive);
     }
-    let watchdog_timeout_ms = after.watchdog_timeout_ms.ok_or(Doubt::NotArmed)?;
+    let believed = has(Mutant::SilenceWithoutWatchdog).then_some(0);
+    let watchdog_timeout_ms = after.watchdog_timeout_ms.or(believed).ok_or(Doubt::NotArmed)?;
     // At 5/6 of its lease a keeper stops feeding what must then fire within the last sixth.
     if watchdog_timeout_ms > after.lease_ms / 6 {
         return Err(Doubt::WatchdogTooSlow);

@@ -63,7 +63,9 @@ pub struct KeeperFact {
 }
 
 impl KeeperFact {
-    fn read(status: &Status) -> Self {
+    /// What an answer says.
+    #[must_use]
+    pub fn read(status: &Status) -> Self {
         let leases = status.pools.iter().filter_map(|pool| {
             let since = pool.held_since.filter(|_| pool.fresh)?;
             Some((pool.pool.0, Lease { lease_ms: pool.lease_ms, held_since_ms: since.0 }))

@@ -15,6 +15,7 @@ use std::sync::{Arc, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tamdao_proto::v1::Platform;
+use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use crate::desired::Digest;
@@ -55,6 +56,14 @@ pub struct State {
     pub volumes: BTreeMap<Uuid, VolumeRecord>,
     /// Local pools whose directory was made once: without its marker such a pool is absent, not new.
     pub pools: BTreeSet<Uuid>,
+}
+
+impl State {
+    /// Whether a leader of this epoch is listened to: none has been heard that took office later.
+    #[must_use]
+    pub fn takes(&self, epoch: u64) -> bool {
+        epoch >= self.epoch || has(Mutant::DeposedLeader)
+    }
 }
 
 /// Where a guest's life stands, as far as we acted on it.

@@ -254,7 +254,7 @@ impl Session {
             Some(_) => return Err(SessionError::OutOfTurn),
             None => return Err(SessionError::Ended),
         };
-        if welcome.epoch < state.epoch {
+        if !state.takes(welcome.epoch) {
             return Err(SessionError::LowerEpoch { theirs: welcome.epoch, ours: state.epoch });
         }
         *was_up = true;
@@ -392,8 +392,9 @@ impl Session {
     /// Takes an assignment: first the ledger, then the loop. Its revision goes to disk before the first act that
     /// it brings about (`operate.rs`); one that asks for nothing new costs no write.
     async fn take(&self, assignment: wire::Assignment) -> Result<(), SessionError> {
-        let ours = self.ledger.state().epoch;
-        if assignment.epoch < ours {
+        let state = self.ledger.state();
+        let ours = state.epoch;
+        if !state.takes(assignment.epoch) {
             return Err(SessionError::LowerEpoch { theirs: assignment.epoch, ours });
         }
         self.ledger.hear(assignment.revision);

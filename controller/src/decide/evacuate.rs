@@ -12,6 +12,7 @@ use tamdao_model::limits;
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::vm::{Evacuation, Vm};
 use tamdao_model::{NodeId, VmId};
+use tamdao_seams::{Mutant, has};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
@@ -27,7 +28,9 @@ pub const BATCH: usize = 30;
 /// While a move of it is open a VM may be on either node, so it waits until the move is over. (The target's report, or
 /// proofs of both nodes, would do too; this is the place to ask for them.)
 pub fn proof<'a>(view: &View, lost: &'a Node, vm: &Vm) -> Option<&'a FenceProof> {
-    let lets_go = lost.status.phase == NodePhase::Fenced && vm.status.moving.is_none();
+    let lost_again = has(Mutant::ProofUsedTwice) && lost.status.phase == NodePhase::Fencing;
+    let fenced = lost.status.phase == NodePhase::Fenced || lost_again;
+    let lets_go = fenced && vm.status.moving.is_none();
     let fence = lost.status.fence.as_ref().filter(|_| lets_go)?;
     fence.covers(vm, &fence::shared_pools(view, vm))
 }
@@ -36,7 +39,8 @@ pub fn proof<'a>(view: &View, lost: &'a Node, vm: &Vm) -> Option<&'a FenceProof>
 /// largest.
 pub fn due(view: &View) -> Vec<(NodeId, VmId)> {
     let mut due = Vec::new();
-    for node in view.nodes.iter().filter(|node| node.status.phase == NodePhase::Fenced) {
+    let fenced = |phase| phase == NodePhase::Fenced || has(Mutant::ProofUsedTwice);
+    for node in view.nodes.iter().filter(|node| fenced(node.status.phase)) {
         let vms = fence::restarted_elsewhere(view, node.id()).filter(|vm| proof(view, node, vm).is_some());
         due.extend(vms.map(|vm| {
             let size = std::cmp::Reverse((vm.spec.priority, vm.spec.memory_mib, vm.spec.vcpus));

@@ -7,6 +7,7 @@ use tamdao_model::fence::{self, Goodbye, NodeEvent};
 use tamdao_model::node::{Inventory, Node, NodePhase};
 use tamdao_model::vm;
 use tamdao_model::{Kind, NodeId, SessionId, VmId};
+use tamdao_seams::{Mutant, has};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
@@ -139,7 +140,7 @@ fn advance(
         Err(impossible) => return tracing::debug!(node = %id, error = %impossible, "too late"),
     };
     let news = node.status.conditions.set("Ready", status, reason, message, node.meta.generation, moment.now);
-    if what == NodeEvent::Cleared {
+    if what == NodeEvent::Cleared && !has(Mutant::ProofUsedTwice) {
         node.status.fence = None;
     }
     let back = matches!(phase, NodePhase::Ready | NodePhase::NotReady);

@@ -7,7 +7,8 @@ use tamdao_model::event::Severity;
 use tamdao_model::limits::ADDRESS_REST_MS;
 use tamdao_model::vm::{DiskSource, Vm};
 use tamdao_model::volume::{Volume, VolumePhase};
-use tamdao_model::{NodeId, VmId, VolumeId};
+use tamdao_model::{NodeId, Stored, TimeMs, VmId, VolumeId};
+use tamdao_seams::{Mutant, has};
 use tamdao_store::typed::Draft;
 
 use super::{event, node_event, put_vm, quota, vm_power};
@@ -51,6 +52,9 @@ pub fn want(
         }
     }
     put_vm(draft, vm.clone());
+    if has(Mutant::AddressFreedEarly) {
+        free_addresses(draft, &vm);
+    }
     if vm.status.node.is_none() {
         finish(draft, moment, &vm, &doomed_volumes(draft, &vm));
     }
@@ -117,9 +121,22 @@ fn finish(draft: &mut Draft, moment: &mut Moment, vm: &Vm, never_made: &[Volume]
     if let Some(node) = vm.status.node {
         release_place(draft, node, vm.id());
     }
-    quota::release(draft, vm.agency, &vm.amounts());
+    if !has(Mutant::UsageForgotten) {
+        quota::release(draft, vm.agency, &vm.amounts());
+    }
     node_event(draft, moment, vm, vm.status.node, Severity::Info, "Deleted", "deleted", "controller");
     draft.remove::<Vm>(vm.meta.id);
+}
+
+/// What the deliberate bug does: no address rests.
+fn free_addresses(draft: &mut Draft, vm: &Vm) {
+    for interface in &vm.spec.interfaces {
+        for address in &interface.addresses {
+            let holder = Holder::Resting { until: TimeMs(0) };
+            let freed = Address { network: interface.network, address: address.addr(), holder };
+            draft.delete::<Address>(freed.key());
+        }
+    }
 }
 
 /// Takes a VM's entry out of a node's assignment.

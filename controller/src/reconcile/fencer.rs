@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tamdao_model::fence::{Doubt, Evidence, Reading, Silence, apart_ms, silence};
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::{NodeId, PoolId, SessionId};
+use tamdao_seams::{Mutant, has};
 use tamdao_store::view::View;
 use tokio::time::Instant;
 
@@ -72,7 +73,7 @@ impl Loop for Fencer {
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let readings = shared.sessions.take_readings();
         let (now, timeout) = (shared.clock.instant(), shared.sessions.timeout());
-        if now.saturating_duration_since(self.since) <= timeout {
+        if now.saturating_duration_since(self.since) <= timeout && !has(Mutant::LeaderJudgesAtOnce) {
             return Ok(0);
         }
         let view = shared.cache.view();
@@ -91,7 +92,9 @@ impl Loop for Fencer {
                 continue;
             }
             open += question.vms.len() as u64;
-            if node.status.goodbye.is_some_and(|said| Some(said.session) == node.status.session) {
+            let said_goodbye =
+                node.status.goodbye.is_some_and(|said| Some(said.session) == node.status.session);
+            if said_goodbye || has(Mutant::EvacuateWithoutProof) {
                 // An agent that is only restarted is back before.
                 let gone_ms = shared.clock.now().since(node.status.phase_time);
                 if u128::from(gone_ms) > timeout.as_millis() {

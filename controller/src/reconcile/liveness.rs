@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tamdao_model::node::NodePhase;
 use tamdao_model::{NodeId, VmId};
+use tamdao_seams::{Mutant, has};
 use tokio::time::Instant;
 
 use super::Loop;
@@ -50,7 +51,9 @@ impl Loop for Liveness {
             let id = row.id();
             let silent = match shared.sessions.silence(id, now) {
                 Some(silence) => silence > timeout,
-                None => now.saturating_duration_since(self.since) > timeout,
+                None => {
+                    now.saturating_duration_since(self.since) > timeout || has(Mutant::LeaderJudgesAtOnce)
+                }
             };
             if silent {
                 shared.sessions.end(id);

@@ -98,6 +98,7 @@ pub async fn drive(mut task: impl Loop, shared: Arc<Shared>, office: Option<Lead
         changes.borrow_and_update();
         let began = shared.clock.instant();
         let outcome = tokio::select! {
+            biased;
             outcome = task.pass(&shared) => outcome,
             () = lost(office.as_ref()) => break,
         };
@@ -123,12 +124,14 @@ pub async fn drive(mut task: impl Loop, shared: Arc<Shared>, office: Option<Lead
             }
             // The period is the retry; a failing pass must not spin on every change.
             tokio::select! {
+                biased;
                 () = shared.clock.sleep(Duration::from_millis(200)) => {}
                 () = lost(office.as_ref()) => break,
             }
             continue;
         }
         tokio::select! {
+            biased;
             changed = changes.changed(), if task.wakes_on_change() => {
                 if changed.is_err() {
                     break;

@@ -9,7 +9,7 @@ mod progress;
 mod stream;
 pub mod tunnel;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::refusal::Refusal;
 
-pub use stream::AgentApi;
+pub use stream::{AgentApi, hold};
 
 /// Messages that wait for an agent at most; one that does not read them loses its session.
 const TO_AGENT: usize = 256;
@@ -35,7 +35,7 @@ const READINGS: usize = 1_024;
 
 /// The sessions that are open here.
 pub struct Sessions {
-    open: Mutex<HashMap<NodeId, Arc<Session>>>,
+    open: Mutex<BTreeMap<NodeId, Arc<Session>>>,
     tunnels: tunnel::Waiting,
     progress: progress::Progress,
     timeout: Duration,
@@ -233,7 +233,7 @@ impl Sessions {
 }
 
 /// Marks what one change makes new for which sessions.
-fn note(delta: &Delta, open: &HashMap<NodeId, Arc<Session>>, view: &View) {
+fn note(delta: &Delta, open: &BTreeMap<NodeId, Arc<Session>>, view: &View) {
     let mark = |node: Option<NodeId>, mark: &dyn Fn(&mut Dirty)| {
         if let Some(session) = node.and_then(|node| open.get(&node)) {
             mark(&mut session.dirty.lock().expect("no holder of the lock panics"));

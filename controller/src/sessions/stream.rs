@@ -75,22 +75,7 @@ impl AgentService for AgentApi {
         let node = node_of(&request)?;
         let (to_agent, responses) = mpsc::channel(TO_AGENT);
         let shared = self.shared.clone();
-        tokio::spawn(async move {
-            if let Err(ending) = serve(shared, node, request.into_inner(), to_agent.clone()).await {
-                let message = match ending {
-                    Ending::Redirect(redirect) => ToAgent::Redirect(redirect),
-                    Ending::Refused(refusal) => {
-                        tracing::warn!(%node, error = %refusal, "session refused");
-                        ToAgent::Refusal(agent::Refusal {
-                            reason: refusal.reason.into(),
-                            message: refusal.message,
-                        })
-                    }
-                };
-                // The agent may be gone already.
-                let _ = to_agent.send(Ok(agent::SessionResponse { message: Some(message) })).await;
-            }
-        });
+        tokio::spawn(hold(shared, node, request.into_inner(), to_agent));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 
@@ -148,17 +133,39 @@ impl From<Refusal> for Ending {
     }
 }
 
-type FromAgents = Streaming<agent::SessionRequest>;
 type ToAgents = mpsc::Sender<Result<agent::SessionResponse, Status>>;
+
+/// Holds one session from its hello to its end, and says why where it does not begin or go on.
+pub async fn hold(
+    shared: Arc<Shared>,
+    node: NodeId,
+    requests: impl Stream<Item = Result<agent::SessionRequest, Status>> + Send + Unpin,
+    to_agent: ToAgents,
+) {
+    let Err(ending) = serve(shared, node, requests, to_agent.clone()).await else { return };
+    let message = match ending {
+        Ending::Redirect(redirect) => ToAgent::Redirect(redirect),
+        Ending::Refused(refusal) => {
+            tracing::warn!(%node, error = %refusal, "session refused");
+            ToAgent::Refusal(agent::Refusal { reason: refusal.reason.into(), message: refusal.message })
+        }
+    };
+    // The agent may be gone already.
+    let _ = to_agent.send(Ok(agent::SessionResponse { message: Some(message) })).await;
+}
 
 async fn serve(
     shared: Arc<Shared>,
     node: NodeId,
-    mut requests: FromAgents,
+    mut requests: impl Stream<Item = Result<agent::SessionRequest, Status>> + Send + Unpin,
     to_agent: ToAgents,
 ) -> Result<(), Ending> {
-    let first = tokio::time::timeout(HELLO, requests.message()).await;
-    let Ok(Ok(Some(agent::SessionRequest { message: Some(FromAgent::Hello(hello)) }))) = first else {
+    let first = tokio::select! {
+        biased;
+        first = requests.next() => first,
+        () = shared.clock.sleep(HELLO) => None,
+    };
+    let Some(Ok(agent::SessionRequest { message: Some(FromAgent::Hello(hello)) })) = first else {
         return Err(Refusal::field("hello", "must come first, within 10 s").into());
     };
     let Some(session) = open(&shared, node, &hello, to_agent).await? else {
@@ -167,14 +174,16 @@ async fn serve(
     tracing::info!(%node, session = %session.id, epoch = %session.epoch, "session opened");
     shared.sessions.open(session.clone());
     let (reports, waiting) = mpsc::channel(REPORTS);
-    let reporter = tokio::spawn(take_reports(shared.clone(), session.clone(), waiting));
-    let teller = tokio::spawn(tell(shared.clone(), session.clone()));
-    let goodbye = listen(&shared, &session, &mut requests, &reports).await;
-    shared.sessions.close(&session);
-    teller.abort();
-    drop(reports);
-    // What was reported is still committed; then the session is over.
-    let _ = reporter.await;
+    let listening = async {
+        let goodbye = listen(&shared, &session, &mut requests, &reports).await;
+        // The teller ends by it. What was reported is still committed; then the session is over.
+        shared.sessions.close(&session);
+        drop(reports);
+        goodbye
+    };
+    let reporting = take_reports(shared.clone(), session.clone(), waiting);
+    let telling = tell(shared.clone(), session.clone());
+    let (goodbye, (), ()) = futures::join!(listening, reporting, telling);
     tracing::info!(%node, session = %session.id, ?goodbye, "session ended");
     if goodbye.is_some_and(|goodbye| goodbye.nothing_runs) {
         let id = session.id;
@@ -278,15 +287,16 @@ fn redirect(shared: &Shared) -> agent::Redirect {
 async fn listen(
     shared: &Shared,
     session: &Session,
-    requests: &mut FromAgents,
+    requests: &mut (impl Stream<Item = Result<agent::SessionRequest, Status>> + Unpin),
     reports: &mpsc::Sender<FromAgent>,
 ) -> Option<agent::Goodbye> {
     loop {
         let message = tokio::select! {
+            biased;
             () = session.closed.cancelled() => return None,
-            message = requests.message() => message,
+            message = requests.next() => message,
         };
-        let Ok(Some(agent::SessionRequest { message: Some(message) })) = message else { return None };
+        let Some(Ok(agent::SessionRequest { message: Some(message) })) = message else { return None };
         session.hear(shared.clock.instant(), shared.clock.now());
         match message {
             FromAgent::Heartbeat(heartbeat) => {
@@ -421,6 +431,7 @@ async fn tell(shared: Arc<Shared>, session: Arc<Session>) {
             }
         }
         tokio::select! {
+            biased;
             () = session.closed.cancelled() => return,
             () = session.wake.notified() => {}
         }

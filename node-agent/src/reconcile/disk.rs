@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use tamdao_proto::agent::v1::{Problem, VolumeReport, VolumeState};
+use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use super::{Decision, Step, Subject, View, attempt, problem};
@@ -32,6 +33,7 @@ pub(super) fn decide(
     let record = own.filter(|record| !record.deleted);
     let made = record.is_some_and(|record| record.made);
     let file = view.files.get(&id).copied().unwrap_or_default();
+    let made = made && (file.exists || !has(Mutant::MissingDiskMadeAgain));
     let mut report = VolumeReport {
         volume_id: id.to_string(),
         size_mib: record.map_or(0, |record| record.size_mib),
@@ -41,7 +43,11 @@ pub(super) fn decide(
     let stamp = (u64::from(wanted.size_mib), wanted.intent as u64);
     let busy = view.busy.contains_key(&Subject::Volume(id));
     let deleted = own.is_some_and(|record| record.deleted);
-    let state = match (wanted.intent, made, file.exists) {
+    let intent = match wanted.intent {
+        VolumeIntent::Keep if !file.exists && has(Mutant::MissingDiskMadeAgain) => VolumeIntent::Make,
+        intent => intent,
+    };
+    let state = match (intent, made, file.exists) {
         // Once removed on order it does not come back, whatever an older entry says.
         _ if deleted && !file.exists => VolumeState::Deleted,
         _ if !view.pools.get(&wanted.pool).is_some_and(|pool| pool.ready) => {

@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use tamdao_proto::agent::v1::{GuestExit, GuestState, Problem, VmReport};
 use tamdao_proto::v1::{Power, RunPolicy};
+use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use super::disk::{self, Obstacle};
@@ -83,6 +84,9 @@ pub(super) fn decide(
         return spoken_of.then_some(report);
     }
     let Some(wanted) = wanted else {
+        if let Some(domain) = domain.filter(|_| has(Mutant::AbsenceIsACommand) && view.desired.complete) {
+            decision.steps.push(Step::Destroy { vm: id, incarnation: domain.incarnation, stale: true });
+        }
         return domain.map(|_| report);
     };
     if let Some(fault) = &wanted.fault {
@@ -458,7 +462,7 @@ impl Guest<'_> {
         };
         let may_again = same
             && life == Life::Ended
-            && record.boot_id == self.view.boot_id
+            && (record.boot_id == self.view.boot_id || has(Mutant::StartFromLedger))
             && record.end != Some(End::Migrated)
             && wanted.shared_pools(&self.view.desired.pools).all(unbroken);
         if !may_again && !wanted.fresh {

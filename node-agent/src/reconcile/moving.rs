@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use tamdao_proto::agent::v1::{GuestState, MoveReport, MoveState, Problem, VmReport};
+use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use super::disk::Obstacle;
@@ -91,6 +92,11 @@ impl Guest<'_> {
                 say(report, moving.id, MoveState::Sending, None);
             }
             Some((Word::Kept, reason)) => {
+                if let Some(DomainState::Paused(_)) = domain.map(|here| here.state)
+                    && has(Mutant::ResumeOnLostReply)
+                {
+                    decision.steps.push(Step::Resume { vm: self.id, why: Go::Kept });
+                }
                 let message = format!("its node has kept it: {reason}");
                 say(report, moving.id, MoveState::Kept, Some(problem("Kept", message, true)));
             }

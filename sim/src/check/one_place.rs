@@ -1,0 +1,23 @@
+//! A VM never runs on two nodes, not for an instant. Judged by the guests themselves, without the image lock that is the
+//! second barrier in the product.
+
+use std::collections::BTreeMap;
+
+use tamdao_node_agent::hypervisor::DomainState;
+
+use super::Breach;
+use crate::host::Host;
+use crate::short;
+
+pub fn check(nodes: &[Host]) -> Option<Breach> {
+    let mut running = BTreeMap::new();
+    for host in nodes.iter().filter(|host| host.up) {
+        for domain in host.domains.values().filter(|domain| domain.state == DomainState::Running) {
+            if let Some(other) = running.insert(domain.vm, &host.name) {
+                let what = format!("vm {} runs on {other} and on {}", short(domain.vm), host.name);
+                return Some(Breach { rule: "one-place", what });
+            }
+        }
+    }
+    None
+}

@@ -186,6 +186,7 @@ impl World {
         let idle: Vec<_> = self.storage.files.iter().copied().filter(|file| !used(self, *file)).collect();
         if let Some(file) = self.chance.pick(&idle) {
             self.storage.files.remove(&file);
+            self.storage.lost.insert(file);
             self.tell(|| format!("the storage loses volume {}", short(file)));
         }
     }

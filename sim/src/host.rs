@@ -48,6 +48,8 @@ pub struct LeaseRecord {
 pub struct Storage {
     pub leases: BTreeMap<usize, LeaseRecord>,
     pub files: BTreeSet<Uuid>,
+    /// Files that the storage has lost; what has them stays off, and is no breach.
+    pub lost: BTreeSet<Uuid>,
 }
 
 /// A write of a lease that has come back.

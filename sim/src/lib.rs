@@ -42,7 +42,9 @@ pub const LEASE_MS: u64 = 6_000;
 pub const WATCHDOG_MS: u64 = 1_000;
 /// For so long things go wrong, and for so long they have to come right.
 const TROUBLE_MS: u64 = 60_000;
-const CALM_MS: u64 = 90_000;
+const CALM_MS: u64 = 420_000;
+/// How often it is looked whether they have.
+const LOOK_MS: u64 = 5_000;
 
 pub const AGENCY: AgencyId = AgencyId(Uuid::from_u128(0xA));
 pub const NETWORK: NetworkId = NetworkId(Uuid::from_u128(0xB));
@@ -78,11 +80,11 @@ impl History {
         world.run_until(TROUBLE_MS);
         if world.breach.is_none() {
             world.heal_all();
-            world.run_until(TROUBLE_MS + CALM_MS);
         }
-        if world.breach.is_none() {
-            world.check_converged();
+        while world.breach.is_none() && !world.is_converged() && world.now_ms < TROUBLE_MS + CALM_MS {
+            world.run_until(world.now_ms + LOOK_MS);
         }
+        world.check_converged();
         let revision = world.truth.view().revision.0;
         Self { breach: world.breach, events: world.events, revision, story: world.story.unwrap_or_default() }
     }

@@ -184,7 +184,7 @@ impl World {
                 (larger.spec.vcpus, larger.spec.memory_mib) = (vcpus, memory_mib);
                 let shape = engine::shape(draft.view(), &larger)
                     .map_err(|error| Refusal::internal(error.to_string()))?;
-                let size = Size { flavor: None, vcpus, memory_mib };
+                let size = Size { flavor: None, class: None, vcpus, memory_mib };
                 vm_power::resize(draft, moment, &vm, &size, shape.reservation_on(false), "user")
             },
             |_| Answer::Other,

@@ -14,6 +14,8 @@ const DENY: &str = "cargo-deny@0.18.9";
 
 /// The feature with which binaries and tests are built: it lets a test kill an agent in the middle of a step.
 const HOOKS: &str = "tamdao-node-agent/test-hooks";
+/// Histories of the simulation.
+const SEEDS: &str = "10000";
 /// For properties, in place of 256.
 const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "2000")];
 
@@ -64,10 +66,22 @@ fn longer(steps: &mut Steps) -> Result<()> {
             &[("TAMDAO_TEST_EXAMPLES", "100")],
         )
     })?;
+    steps.run("seeds", || simulate(&["--seeds".into(), SEEDS.into()], Some("cases")))?;
     // A fault that needs luck to be seen gets its chances.
     steps.run("repeats", || {
         nextest(&["--workspace", "--profile", "repeats", "--stress-count", "10", "--features", HOOKS], &[])
     })
+}
+
+/// Builds the simulation with what the tests are built with, and runs it.
+pub fn simulate(arguments: &[String], profile: Option<&str>) -> Result<()> {
+    let mut build = vec!["build", "--quiet", "--workspace", "--bin", "sim", "--features", HOOKS];
+    build.extend(profile.iter().flat_map(|profile| ["--profile", profile]));
+    command("cargo", &build)?;
+    let program = root().join("target").join(profile.unwrap_or("debug")).join("sim");
+    let mut simulation = Command::new(program);
+    simulation.args(arguments);
+    finish(simulation)
 }
 
 /// Runs tests.

@@ -31,6 +31,12 @@ enum Chore {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Live seeded histories of the product over a simulated network, clock, storage and hypervisor. Without a flag, a
+    /// hundred seeds; --seed N tells one's story, --seeds N --from M live many, --mutants looks for every deliberate bug
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check what the compiler does not: imports between crates, file heads and lengths, words
     Tidy,
 }
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
             bench::scheduler(json, &only, rebalance_seconds)
         }
         Chore::Bench { what: Bench::Start { json } } => bench::start(json),
+        Chore::Sim { arguments } => ci::simulate(&arguments, None),
         Chore::Tidy => tidy::run(),
     };
     match outcome {

@@ -13,13 +13,17 @@ use crate::root;
 
 /// Which crates of ours a crate may import (docs/ARCHITECTURE.md).
 const IMPORTS: &[(&str, &[&str])] = &[
+    ("tamdao-seams", &[]),
     ("tamdao-proto", &[]),
-    ("tamdao-model", &["tamdao-proto"]),
+    ("tamdao-model", &["tamdao-proto", "tamdao-seams"]),
     ("tamdao-scheduler", &["tamdao-model"]),
-    ("tamdao-store", &["tamdao-model", "tamdao-proto"]),
-    ("tamdao-controller", &["tamdao-model", "tamdao-proto", "tamdao-scheduler", "tamdao-store"]),
-    ("tamdao-keeper", &[]),
-    ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto"]),
+    ("tamdao-store", &["tamdao-model", "tamdao-proto", "tamdao-seams"]),
+    (
+        "tamdao-controller",
+        &["tamdao-model", "tamdao-proto", "tamdao-scheduler", "tamdao-seams", "tamdao-store"],
+    ),
+    ("tamdao-keeper", &["tamdao-seams"]),
+    ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto", "tamdao-seams"]),
     ("tamdao-cli", &["tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
     ("tamdao-bench", &["tamdao-model", "tamdao-scheduler"]),
 ];
@@ -63,6 +67,13 @@ fn imports() -> Result<Vec<String>> {
         // Tests may use what they like; what ships may not.
         let used: BTreeSet<&str> =
             used.filter(|d| d["kind"].as_str() != Some("dev")).filter_map(|d| d["name"].as_str()).collect();
+        let arms = package["dependencies"].as_array().into_iter().flatten().any(|d| {
+            d["name"].as_str() == Some("tamdao-seams")
+                && d["features"].as_array().is_some_and(|f| !f.is_empty())
+        });
+        if arms && name != "tamdao-sim" {
+            breaches.push(format!("{name} asks for deliberate bugs, which only the simulation may"));
+        }
         if let Some((_, allowed)) = IMPORTS.iter().find(|(of, _)| *of == name) {
             let ours = used.iter().filter(|used| used.starts_with("tamdao-"));
             breaches.extend(

@@ -184,6 +184,10 @@ pub(super) fn obstacle(view: &View<'_>, id: Uuid) -> Option<Obstacle> {
             _ if record.size_mib < wanted.size_mib && wanted.fresh => Some(waiting(volume_problem(view, id))),
             _ => None,
         },
+        // It was made for a move and never written down; what it holds nobody knows.
+        None if wanted.intent == VolumeIntent::Receive && exists => {
+            Some(Obstacle::Problem(problem("VolumeInTheWay", "another file is in its place", true)))
+        }
         None if wanted.intent == VolumeIntent::Keep && !exists => {
             absent("VolumeMissing", format!("volume {id}: its file was made and is not there"))
         }

@@ -2,8 +2,9 @@
 //! its record says, and nothing else runs.
 
 use tamdao_model::assignment::Intent;
+use tamdao_model::moves::Move;
 use tamdao_model::node::NodePhase;
-use tamdao_model::volume::VolumePhase;
+use tamdao_model::{VmId, VolumeId};
 
 use super::Breach;
 use crate::short;
@@ -16,27 +17,38 @@ pub fn check(world: &World) -> Option<Breach> {
 
 fn open(world: &World) -> Option<String> {
     let view = world.truth.view();
+    // A disk that storage has lost is not made again, so its VM stays off.
+    let crippled = |vm: VmId| {
+        let lost = |id: VolumeId| world.storage.lost.contains(&id.0);
+        view.vms.get(vm).is_some_and(|vm| vm.volumes().any(lost))
+    };
+    if view.moves.iter().any(|one| one.status.phase.is_open() && !crippled(one.spec.vm)) {
+        let told = |one: &Move| {
+            let status = &one.status;
+            let ready = if status.ready { ", ready" } else { "" };
+            format!("vm {} {:?}{ready} {}", short(one.spec.vm.0), status.phase, status.message)
+        };
+        let all: Vec<String> =
+            view.moves.iter().filter(|one| one.status.phase.is_open()).map(|one| told(one)).collect();
+        return Some(format!("open moves: {}", all.join("; ")));
+    }
     for node in view.nodes.iter() {
         if node.status.phase != NodePhase::Ready {
             return Some(format!("{} is {:?}", node.meta.name, node.status.phase));
         }
         let left = view.assignment(node.id());
-        if let Some((vm, entry)) = left.vms.iter().find(|(_, entry)| entry.intent != Intent::Wanted) {
+        if let Some((vm, entry)) =
+            left.vms.iter().find(|(vm, entry)| entry.intent != Intent::Wanted && !crippled(**vm))
+        {
             return Some(format!("{} still has vm {} as {:?}", node.meta.name, short(vm.0), entry.intent));
         }
     }
-    if let Some(open) = view.moves.iter().find(|one| one.status.phase.is_open()) {
-        let (vm, phase) = (short(open.spec.vm.0), open.status.phase);
-        return Some(format!("the move of vm {vm} is still {phase:?}: {}", open.status.message));
-    }
     for vm in view.vms.iter() {
         let name = short(vm.id().0);
-        if vm.spec.deleting {
+        if vm.spec.deleting && !crippled(vm.id()) {
             return Some(format!("vm {name} is still there"));
         }
-        // A disk that storage has lost is not made again, so its VM stays off.
-        let lost = |id| view.volumes.get(id).is_some_and(|volume| volume.status.phase == VolumePhase::Failed);
-        if !vm.wants_on() || vm.volumes().any(lost) {
+        if !vm.wants_on() || crippled(vm.id()) {
             continue;
         }
         let Some(node) = vm.status.node else { return Some(format!("vm {name} has no node")) };

@@ -91,6 +91,11 @@ impl World {
         self.blame(breach);
     }
 
+    /// Whether all is as it is wanted.
+    pub fn is_converged(&self) -> bool {
+        converged::check(self).is_none()
+    }
+
     /// Looks whether all is as it is wanted, after all faults have healed for a while.
     pub fn check_converged(&mut self) {
         let breach = converged::check(self);

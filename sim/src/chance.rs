@@ -11,7 +11,7 @@ impl Chance {
         Self(split_mix(seed.wrapping_mul(0x2545_F491_4F6C_DD1D)).0)
     }
 
-    pub fn next(&mut self) -> u64 {
+    fn draw(&mut self) -> u64 {
         let (number, state) = split_mix(self.0);
         self.0 = state;
         number
@@ -19,7 +19,7 @@ impl Chance {
 
     /// A number from 0 to `end`, which it never reaches; 0 if there is none.
     pub fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
+        if end == 0 { 0 } else { self.draw() % end }
     }
 
     /// A number between the two, both of which it may be.

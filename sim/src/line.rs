@@ -129,9 +129,7 @@ impl World {
     /// Takes what a controller has said on its lines.
     pub fn pump(&mut self, controller: usize) {
         for id in self.connections_of(controller) {
-            loop {
-                let Some(line) = self.connections.get_mut(&id) else { break };
-                let Some(stream) = line.stream.as_mut() else { break };
+            while let Some(stream) = self.connections.get_mut(&id).and_then(|line| line.stream.as_mut()) {
                 match stream.from_controller.try_recv() {
                     Ok(Ok(message)) => self.send_down(id, Some(message)),
                     Ok(Err(_)) | Err(TryRecvError::Empty) => break,

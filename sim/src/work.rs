@@ -11,7 +11,9 @@ use tamdao_controller::decide::{vm_create, vm_delete};
 use tamdao_controller::engine;
 use tamdao_controller::refusal::Refusal;
 use tamdao_model::convert::vm::{DiskRequest, InterfaceRequest, VmRequest, WantedDisk};
-use tamdao_model::vm::{DiskKind, Firmware, Graphics, OnNodeLoss, OsType, RunPolicy, StopMode, Vm};
+use tamdao_model::vm::{
+    DiskKind, Firmware, Graphics, MaintenancePolicy, OnNodeLoss, OsType, RunPolicy, StopMode, Vm,
+};
 use tamdao_model::{Name, VmId};
 use tamdao_store::typed::Draft;
 
@@ -64,6 +66,8 @@ fn request(at: u64, shared: bool, memory_mib: u32, vcpus: u32) -> VmRequest {
         isolation_class: None,
         placement_groups: Vec::new(),
         on_node_loss: OnNodeLoss::Evacuate,
+        numa_cells: 0,
+        maintenance: MaintenancePolicy::Migrate,
     }
 }
 
@@ -162,6 +166,7 @@ impl World {
                     vm: id,
                     target: node_id(target),
                     reservation: shape.reservation_on(false),
+                    cells: Vec::new(),
                     allow_cold,
                     auto_converge: false,
                     reason: String::new(),

@@ -167,9 +167,7 @@ pub async fn commit(kv: &dyn Kv, id: Uuid, txn: Txn) -> Result<Revision, StoreEr
     let mut outcome = kv.commit(txn.clone()).await;
     for _ in 0..SETTLE_ATTEMPTS {
         match outcome {
-            Err(StoreError::Unknown) if has(Mutant::UnknownIsDone) => {
-                return Ok(kv.barrier().await?);
-            }
+            Err(StoreError::Unknown) if has(Mutant::UnknownIsDone) => return kv.barrier().await,
             // The guards let the same transaction happen once, however often it is sent.
             Err(StoreError::Unknown) => outcome = kv.commit(txn.clone()).await,
             Err(StoreError::Conflict { .. }) => break,

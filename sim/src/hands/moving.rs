@@ -4,7 +4,7 @@ use tamdao_node_agent::hypervisor::{DomainState, Exit, PauseReason};
 use tamdao_node_agent::ledger::{Incoming, Life, Outgoing, VmRecord, Word};
 use uuid::Uuid;
 
-use super::{Doing, Migration, Part, domain, let_go};
+use super::{Doing, Migration, Part, let_go};
 use crate::short;
 use crate::world::{Event, World};
 

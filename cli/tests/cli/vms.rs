@@ -244,7 +244,7 @@ async fn a_file_in_the_apis_form_makes_a_vm() {
     exit code: 2
     ----- stderr -----
     error: bad.yaml is not a vm in the API's form
-      spec: unknown field `flavour`, expected one of `flavor`, `vcpus`, `memory_mib`, `memoryMib`, `disks`, `interfaces`, `firmware`, `os_type`, `osType`, `graphics`, `secure_boot`, `secureBoot`, `tpm`, `direct_boot`, `directBoot`, `ssh_keys`, `sshKeys`, `user_data`, `userData`, `run`, `delete_protection`, `deleteProtection`, `hostname`, `node`, `node_labels`, `nodeLabels`, `forbidden_node_labels`, `forbiddenNodeLabels`, `priority`, `isolation_class`, `isolationClass`, `placement_groups`, `placementGroups`, `on_node_loss`, `onNodeLoss`, `numa_cells`, `numaCells` at line 4 column 3
+      spec: unknown field `flavour`, expected one of `flavor`, `vcpus`, `memory_mib`, `memoryMib`, `disks`, `interfaces`, `firmware`, `os_type`, `osType`, `graphics`, `secure_boot`, `secureBoot`, `tpm`, `direct_boot`, `directBoot`, `ssh_keys`, `sshKeys`, `user_data`, `userData`, `run`, `delete_protection`, `deleteProtection`, `hostname`, `node`, `node_labels`, `nodeLabels`, `forbidden_node_labels`, `forbiddenNodeLabels`, `priority`, `isolation_class`, `isolationClass`, `placement_groups`, `placementGroups`, `on_node_loss`, `onNodeLoss`, `numa_cells`, `numaCells`, `maintenance` at line 4 column 3
 
     hint: see the form of one that exists with `tamdao vm get NAME -o yaml`
     "#);

@@ -10,6 +10,7 @@ use tamdao_scheduler::plan::Why;
 use tamdao_store::view::View;
 
 use super::{Api, find};
+use crate::access::Asking;
 use crate::decide::drain::{self, Ask};
 use crate::reconcile::drainer::plan::{self, Go, Leave, Plan, Rest, What};
 use crate::reconcile::drainer::{draining, speed};
@@ -26,9 +27,11 @@ const ASSUMED_MIB_PER_S: u64 = 110;
 impl Api {
     pub(super) async fn drain(
         &self,
-        by: String,
+        asking: Asking,
         request: v1::DrainNodesRequest,
     ) -> Result<v1::DrainNodesResponse, Refusal> {
+        let now = self.shared.clock.now();
+        asking.judge(&*self.fresh().await?, now)?;
         let reason = &request.reason;
         if reason.chars().count() > limits::MOVE_REASON_CHARS || reason.chars().any(char::is_control) {
             let message = format!("takes {} characters at most, and one line", limits::MOVE_REASON_CHARS);
@@ -39,10 +42,8 @@ impl Api {
             time_s @ 1..=DEADLINE_MAX_S => time_s,
             _ => return Err(Refusal::field("deadline_s", format!("is more than {DEADLINE_MAX_S}"))),
         };
-        self.fresh().await?;
         let (view, engine) = self.shared.engine.guarded(&self.shared.cache);
         let nodes = meant(&view, &request.names, &request.failure_domain)?;
-        let now = self.shared.clock.now();
         let mut leaves = draining(&view, DrainPhase::Draining);
         let leave = Leave { since: now, allow_cold: request.allow_cold, unguarded: request.unguarded };
         leaves.extend(nodes.iter().map(|node| (*node, leave)));
@@ -52,7 +53,7 @@ impl Api {
             return Ok(v1::DrainNodesResponse { nodes: self.shown(&view, &nodes), plan });
         }
         let ask = Ask {
-            by,
+            by: asking.principal.to_string(),
             reason: request.reason,
             allow_cold: request.allow_cold,
             unguarded: request.unguarded,
@@ -60,6 +61,7 @@ impl Api {
         };
         let begun = nodes.clone();
         let decided = self.shared.writer.submit(move |draft, moment| {
+            asking.judge(draft.view(), moment.now)?;
             begun.iter().try_for_each(|node| drain::begin(draft, moment, *node, &ask))
         });
         let view = self.shared.cache.at_least(decided.await?.1).await?;
@@ -68,20 +70,21 @@ impl Api {
 
     pub(super) async fn cancel_drains(
         &self,
-        by: String,
+        asking: Asking,
         request: &v1::CancelDrainRequest,
     ) -> Result<v1::CancelDrainResponse, Refusal> {
         let view = self.fresh().await?;
+        asking.judge(&view, self.shared.clock.now())?;
         let nodes = meant(&view, &request.names, &request.failure_domain)?;
         let many = nodes.len() > 1;
         // One by one, since each may give up a move or two.
         for node in nodes.iter().copied() {
-            let by = by.clone();
-            let decided = self
-                .shared
-                .writer
-                .submit(move |draft, moment| Ok(drain::cancel(draft, moment, node, &by)))
-                .await?;
+            let asking = asking.clone();
+            let decided = self.shared.writer.submit(move |draft, moment| {
+                asking.judge(draft.view(), moment.now)?;
+                Ok(drain::cancel(draft, moment, node, &asking.principal.to_string()))
+            });
+            let decided = decided.await?;
             // Of several nodes some may be done already.
             match decided.0 {
                 Err(refusal) if !many => return Err(refusal),
@@ -94,10 +97,10 @@ impl Api {
 
     pub(super) async fn bring_back(
         &self,
-        by: String,
+        asking: Asking,
         request: v1::ReturnNodesRequest,
     ) -> Result<v1::ReturnNodesResponse, Refusal> {
-        self.fresh().await?;
+        asking.judge(&*self.fresh().await?, self.shared.clock.now())?;
         let (view, engine) = self.shared.engine.guarded(&self.shared.cache);
         let nodes = meant(&view, &request.names, &request.failure_domain)?;
         let now = self.shared.clock.now();
@@ -109,8 +112,10 @@ impl Api {
             return Ok(v1::ReturnNodesResponse { nodes: self.shown(&view, &nodes), plan });
         }
         for node in nodes.iter().copied() {
-            let by = by.clone();
+            let asking = asking.clone();
             let decided = self.shared.writer.submit(move |draft, moment| {
+                asking.judge(draft.view(), moment.now)?;
+                let by = asking.principal.to_string();
                 drain::begin_return(draft, moment, node, &by, request.unguarded)
             });
             decided.await?;

@@ -13,8 +13,8 @@ use tonic::{Request, Response, Status};
 
 use super::standard::{Standard, Writable, replace, service};
 use super::{Api, Asked, find};
+use crate::access::Asking;
 use crate::admission::Moment;
-use crate::auth;
 use crate::decide::{self, fence};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -164,24 +164,24 @@ service! {
             &self,
             request: Request<v1::DrainNodesRequest>,
         ) -> Result<Response<v1::DrainNodesResponse>, Status> {
-            let caller = auth::principal(request.metadata()).to_string();
-            Ok(Response::new(self.drain(caller, request.into_inner()).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.drain(asking, request.into_inner()).await?))
         }
 
         async fn cancel_drain(
             &self,
             request: Request<v1::CancelDrainRequest>,
         ) -> Result<Response<v1::CancelDrainResponse>, Status> {
-            let caller = auth::principal(request.metadata()).to_string();
-            Ok(Response::new(self.cancel_drains(caller, &request.into_inner()).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.cancel_drains(asking, &request.into_inner()).await?))
         }
 
         async fn return_nodes(
             &self,
             request: Request<v1::ReturnNodesRequest>,
         ) -> Result<Response<v1::ReturnNodesResponse>, Status> {
-            let caller = auth::principal(request.metadata()).to_string();
-            Ok(Response::new(self.bring_back(caller, request.into_inner()).await?))
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.bring_back(asking, request.into_inner()).await?))
         }
     }
 }

@@ -1,10 +1,15 @@
 //! After the faults all comes to what is wanted: nodes are ready, moves and deletions are over, each VM runs once, where
-//! its record says, and nothing else runs.
+//! its record says, and nothing else runs; what has no node has no place.
 
+use std::sync::Arc;
+
+use tamdao_controller::engine::{self, Engine};
 use tamdao_model::assignment::Intent;
 use tamdao_model::moves::Move;
 use tamdao_model::node::NodePhase;
+use tamdao_model::vm::Vm;
 use tamdao_model::{VmId, VolumeId};
+use tamdao_store::view::View;
 
 use super::Breach;
 use crate::short;
@@ -51,7 +56,12 @@ fn open(world: &World) -> Option<String> {
         if !vm.wants_on() || crippled(vm.id()) {
             continue;
         }
-        let Some(node) = vm.status.node else { return Some(format!("vm {name} has no node")) };
+        let Some(node) = vm.status.node else {
+            if fits_nowhere(&view, vm) {
+                continue;
+            }
+            return Some(format!("vm {name} has no node"));
+        };
         let host = world.nodes.iter().enumerate().find(|(at, _)| node_id(*at) == node)?.1;
         let runs = host.runs(vm.id().0)
             && host.domains.get(&vm.id().0).is_some_and(|it| it.incarnation == vm.status.incarnation);
@@ -69,4 +79,12 @@ fn open(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether an engine that is drawn anew has no place for it either, by the rules and with room kept for failures.
+fn fits_nowhere(view: &View, vm: &Vm) -> bool {
+    let mut engine = Engine::draw(view);
+    engine.plan();
+    let shape = engine::shape(view, vm).map(Arc::new);
+    shape.is_ok_and(|shape| engine.guarantee.admit_each(&[shape]).iter().all(Result::is_err))
 }

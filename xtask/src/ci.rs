@@ -122,6 +122,14 @@ pub fn command(program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 fn finish(mut command: Command) -> Result<()> {
+    // What cargo told this program of its own package would be told to the cargo that it calls, and ring, which
+    // watches these, would be built anew with all above it whenever cargo is next called from a shell.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     let status = command.current_dir(root()).status();
     let status = status.with_context(|| format!("{command:?} cannot be started"))?;
     if !status.success() {

@@ -120,27 +120,8 @@ pub struct VmCreateArgs {
     /// Split it evenly over so many NUMA cells of its node, and keep it there
     #[arg(long, value_name = "N")]
     pub numa_cells: Option<u32>,
-    /// Label that its node must have; repeat for more
-    #[arg(long = "node-label", value_name = "KEY=VALUE")]
-    pub node_labels: Vec<String>,
-    /// Label that its node must not have; repeat for more
-    #[arg(long = "forbid-node-label", value_name = "KEY=VALUE")]
-    pub forbidden_node_labels: Vec<String>,
-    /// What is placed and restarted first, 0 to 1000 [default: 0]
-    #[arg(long, value_name = "N")]
-    pub priority: Option<u32>,
-    /// Placement group to join; repeat for more
-    #[arg(long = "group", value_name = "NAME")]
-    pub groups: Vec<String>,
-    /// Isolation class; VMs of different classes never share a node
-    #[arg(long, value_name = "CLASS")]
-    pub isolation: Option<String>,
-    /// What becomes of it when its node is lost [default: evacuate]
-    #[arg(long, value_name = "WHAT", value_enum)]
-    pub on_node_loss: Option<NodeLoss>,
-    /// What becomes of it when its node is drained [default: migrate]
-    #[arg(long, value_name = "WHAT", value_enum)]
-    pub maintenance: Option<Maintenance>,
+    #[command(flatten)]
+    pub place: VmPlaceArgs,
     /// Refuse deletion until this is taken away
     #[arg(long)]
     pub delete_protection: bool,
@@ -164,29 +145,36 @@ pub struct VmUpdateArgs {
     /// Public keys instead of the present ones: a file, or the key itself; repeat for more
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     pub ssh_keys: Vec<String>,
+    #[command(flatten)]
+    pub place: VmPlaceArgs,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// What decides the place of a VM, at its making and later.
+#[derive(Debug, Args)]
+pub struct VmPlaceArgs {
     /// Label that its node must have, or "KEY-" to ask no longer; repeat for more
     #[arg(long = "node-label", value_name = "KEY=VALUE")]
     pub node_labels: Vec<String>,
     /// Label that its node must not have, or "KEY-" to allow it; repeat for more
     #[arg(long = "forbid-node-label", value_name = "KEY=VALUE")]
     pub forbidden_node_labels: Vec<String>,
-    /// What is placed and restarted first, 0 to 1000
+    /// What is placed and restarted first, 0 to 1000 [at first: 0]
     #[arg(long, value_name = "N")]
     pub priority: Option<u32>,
     /// Placement group to join, or "NAME-" to leave; repeat for more
     #[arg(long = "group", value_name = "NAME")]
     pub groups: Vec<String>,
-    /// Isolation class; empty ("") takes it out of its class
+    /// Isolation class, or "" for none; VMs of different classes never share a node
     #[arg(long, value_name = "CLASS")]
     pub isolation: Option<String>,
-    /// What becomes of it when its node is lost
+    /// What becomes of it when its node is lost [at first: evacuate]
     #[arg(long, value_name = "WHAT", value_enum)]
     pub on_node_loss: Option<NodeLoss>,
-    /// What becomes of it when its node is drained
+    /// What becomes of it when its node is drained [at first: migrate]
     #[arg(long, value_name = "WHAT", value_enum)]
     pub maintenance: Option<Maintenance>,
-    #[command(flatten)]
-    pub wait: WaitArgs,
 }
 
 #[derive(Debug, Args)]

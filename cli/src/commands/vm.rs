@@ -6,7 +6,7 @@ use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, W
 
 use super::{console, moves, standard, vm_create, vm_history, vm_log, vm_power};
 use crate::app::{App, now_s};
-use crate::args::{NameArg, Run, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
+use crate::args::{NameArg, Run, VmPlaceArgs, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
 use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table, Tone};
@@ -56,7 +56,8 @@ async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
             spec.ssh_keys.clone_from(&keys);
             mask.push("spec.ssh_keys".to_owned());
         }
-        change_placement(spec, mask, args)
+        mask.extend(set_place(spec, &args.place)?.iter().map(|field| format!("spec.{field}")));
+        Ok(())
     });
     let Some(vm) = changed.await? else { return Ok(ExitStatus::Done) };
     if args.wait.no_wait {
@@ -73,39 +74,39 @@ async fn update(app: &App, args: &VmUpdateArgs) -> Result<ExitStatus> {
     standard::done(app, &vm, "updated")
 }
 
-/// Changes what decides the place.
-fn change_placement(spec: &mut VmSpec, mask: &mut Vec<String>, args: &VmUpdateArgs) -> Result<()> {
-    let mut masked = |field: &str| mask.push(format!("spec.{field}"));
+/// Writes what decides the place, and says which fields it wrote.
+pub fn set_place(spec: &mut VmSpec, args: &VmPlaceArgs) -> Result<Vec<&'static str>> {
+    let mut fields = Vec::new();
     if !args.node_labels.is_empty() {
         given::change_pairs("node-label", &mut spec.node_labels, &args.node_labels)?;
-        masked("node_labels");
+        fields.push("node_labels");
     }
     if !args.forbidden_node_labels.is_empty() {
         let labels = &mut spec.forbidden_node_labels;
         given::change_pairs("forbid-node-label", labels, &args.forbidden_node_labels)?;
-        masked("forbidden_node_labels");
+        fields.push("forbidden_node_labels");
     }
     if let Some(priority) = args.priority {
         spec.priority = priority;
-        masked("priority");
+        fields.push("priority");
     }
     if !args.groups.is_empty() {
         given::change_names(&mut spec.placement_groups, &args.groups);
-        masked("placement_groups");
+        fields.push("placement_groups");
     }
     if let Some(class) = &args.isolation {
         class.clone_into(&mut spec.isolation_class);
-        masked("isolation_class");
+        fields.push("isolation_class");
     }
     if let Some(what) = args.on_node_loss {
         spec.set_on_node_loss(what.into());
-        masked("on_node_loss");
+        fields.push("on_node_loss");
     }
     if let Some(what) = args.maintenance {
         spec.set_maintenance(what.into());
-        masked("maintenance");
+        fields.push("maintenance");
     }
-    Ok(())
+    Ok(fields)
 }
 
 async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {

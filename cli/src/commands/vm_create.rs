@@ -106,20 +106,8 @@ fn fill(spec: &mut VmSpec, args: &VmCreateArgs) -> Result<()> {
     if let Some(node) = &args.pin_node {
         node.clone_into(&mut spec.node);
     }
-    spec.node_labels.extend(given::pairs("node-label", &args.node_labels)?);
-    spec.forbidden_node_labels.extend(given::pairs("forbid-node-label", &args.forbidden_node_labels)?);
-    spec.priority = args.priority.unwrap_or(spec.priority);
     spec.numa_cells = args.numa_cells.unwrap_or(spec.numa_cells);
-    given::change_names(&mut spec.placement_groups, &args.groups);
-    if let Some(class) = &args.isolation {
-        class.clone_into(&mut spec.isolation_class);
-    }
-    if let Some(what) = args.on_node_loss {
-        spec.set_on_node_loss(what.into());
-    }
-    if let Some(what) = args.maintenance {
-        spec.set_maintenance(what.into());
-    }
+    super::vm::set_place(spec, &args.place)?;
     spec.delete_protection |= args.delete_protection;
     Ok(())
 }

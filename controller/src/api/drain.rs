@@ -211,7 +211,7 @@ fn show_move(view: &View, go: &Go) -> v1::DrainStep {
 
 fn show_rest(view: &View, rest: &Rest) -> v1::DrainStep {
     let way = match rest.what {
-        What::Blocked => v1::DrainWay::Blocked,
+        What::Blocked | What::Rests => v1::DrainWay::Blocked,
         What::ShutDown => v1::DrainWay::ShutDown,
         What::Waits => v1::DrainWay::Waits,
         What::Stays => v1::DrainWay::Stays,

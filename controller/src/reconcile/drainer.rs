@@ -205,8 +205,8 @@ async fn tell_return(shared: &Shared, view: &View, plan: &Plan, id: NodeId) -> R
     let waits = rest.iter().filter(|rest| rest.what == What::Waits).count();
     // A node that is not heard gets nothing yet.
     let ready = view.nodes.get(id).is_some_and(|n| n.status.phase == NodePhase::Ready);
-    let retried = rest.iter().any(|rest| rest.lift.starts_with("it is tried again"));
-    if moves + waits == 0 && ready && !retried {
+    let retried = rest.iter().filter(|rest| rest.what == What::Rests).count();
+    if moves + waits + retried == 0 && ready {
         let stay = rest.iter().map(|rest| format!("{} stays away: {}", name(view, rest.vm), rest.why));
         let stay: Vec<String> = stay.take(NAMED).collect();
         let message = match rest.len() {
@@ -237,9 +237,9 @@ fn told(
     moves: usize,
     word: &str,
 ) -> (&'static str, String) {
-    let of = |what: What| plan.rest.iter().filter(move |rest| rest.node == id && rest.what == what);
-    let under_way = of(What::Waits).count() + of(What::ShutDown).count();
-    let blocked: Vec<_> = of(What::Blocked).collect();
+    let here = || plan.rest.iter().filter(|rest| rest.node == id);
+    let under_way = here().filter(|rest| matches!(rest.what, What::Waits | What::ShutDown)).count();
+    let blocked: Vec<_> = here().filter(|rest| rest.what.blocks()).collect();
     let mut message = format!("{left} {word}, {under_way} under way");
     for rest in blocked.iter().take(NAMED) {
         message += &format!("; {}: {}", name(view, rest.vm), rest.why);

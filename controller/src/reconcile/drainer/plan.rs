@@ -82,12 +82,21 @@ pub struct Rest {
 pub enum What {
     /// It runs and cannot go.
     Blocked,
+    /// It could not go, and tries again after a pause.
+    Rests,
     /// It is to be shut down by its policy.
     ShutDown,
     /// It is on its way, or about to be something else.
     Waits,
     /// It is off, and stays.
     Stays,
+}
+
+impl What {
+    /// Whether it stands in the way of a drain now.
+    pub fn blocks(self) -> bool {
+        matches!(self, Self::Blocked | Self::Rests)
+    }
 }
 
 impl Plan {
@@ -187,7 +196,7 @@ fn sort<'a>(
         MaintenancePolicy::Block | MaintenancePolicy::ShutDown | MaintenancePolicy::Migrate => {}
     }
     if let Some(why) = failures.rests(id, leave.since) {
-        plan.rests(id, node, What::Blocked, why, "it is tried again by itself");
+        plan.rests(id, node, What::Rests, why, "it is tried again by itself");
         return None;
     }
     match move_start::way(view, vm, leave.allow_cold) {

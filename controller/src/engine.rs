@@ -13,7 +13,7 @@ use tamdao_model::assignment::{Assignment, Intent, Reservation, VmEntry};
 use tamdao_model::node::Node;
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
-use tamdao_model::vm::Vm;
+use tamdao_model::vm::{Platform, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{NodeId, PoolId, TimeMs, VmId};
 use tamdao_scheduler::check::plans::check_plans;
@@ -55,6 +55,8 @@ pub struct Engine {
     pub helped: u64,
     /// Virtual size promised in shared pools, MiB.
     shared: OrdMap<PoolId, u64>,
+    /// The platforms that VMs have, with how many have each. Nodes are asked about these alone.
+    platforms: OrdMap<Platform, u64>,
     plans: bool,
 }
 
@@ -143,6 +145,9 @@ impl Engine {
         let mut engine = Self { at: view.revision, ..Self::default() };
         for volume in view.volumes.iter() {
             *engine.shared.entry(volume.spec.pool).or_default() += u64::from(volume.spec.size_mib);
+        }
+        for platform in view.vms.iter().filter_map(|vm| vm.status.platform.clone()) {
+            *engine.platforms.entry(platform).or_default() += 1;
         }
         for pool in view.pools.iter() {
             engine.set_pool(view, pool);
@@ -259,10 +264,16 @@ impl Engine {
                     waited.map(|waited| self.waiting.remove(&waited));
                     self.waiting.extend(waits);
                 }
+                let (had, has) = (platform(&delta.before), platform(&delta.after));
+                let other = had != has;
+                if other && self.count_platforms(had, has) {
+                    stale.nodes.extend(self.picture().nodes().map(|node| node.id));
+                }
                 let generation = |record| of_vm(record).map(|vm| vm.meta.generation);
-                if generation(&delta.before) != generation(&delta.after) && vm.status.node.is_some() {
+                let wish = generation(&delta.before) != generation(&delta.after);
+                if (wish || other) && vm.status.node.is_some() {
                     // What it may be near to has changed, for itself and for others.
-                    self.helped += 1;
+                    self.helped += u64::from(wish);
                     stale.nodes.extend(self.guarantee.view().homes(vm.id()));
                     stale.vms.insert(vm.id());
                 }
@@ -287,6 +298,24 @@ impl Engine {
         }
     }
 
+    /// Whether other platforms are in use now.
+    fn count_platforms(&mut self, had: Option<&Platform>, has: Option<&Platform>) -> bool {
+        let before = self.platforms.len();
+        let mut gone = false;
+        if let Some(had) = had {
+            let left = self.platforms.get(had).copied().unwrap_or_default().saturating_sub(1);
+            gone = left == 0;
+            match gone {
+                true => self.platforms.remove(had),
+                false => self.platforms.insert(had.clone(), left),
+            };
+        }
+        if let Some(has) = has {
+            *self.platforms.entry(has.clone()).or_default() += 1;
+        }
+        gone || self.platforms.len() != before
+    }
+
     /// Whether other losses are guarded now.
     fn set_policy(&mut self, policy: &SchedulingPolicy) -> bool {
         self.guarantee.set_weights(from_model::weights(policy));
@@ -306,6 +335,11 @@ impl Engine {
         self.guarantee.set_pool(shape);
     }
 
+    fn node_shape(&self, view: &View, node: &Node, assignment: &Assignment) -> NodeShape {
+        let pools = view.pools.iter().filter(|pool| pool.is_on(node.id())).map(|pool| &*pool.value);
+        from_model::node(node, assignment, pools, self.platforms.keys())
+    }
+
     /// Brings one node and what it holds in step; of `changed` VMs everything, of others what they hold.
     fn set_node(&mut self, view: &View, id: NodeId, changed: &BTreeSet<VmId>) {
         let Some(node) = view.nodes.get(id) else {
@@ -313,7 +347,7 @@ impl Engine {
             return;
         };
         let assignment = view.assignment(id);
-        let shape = node_shape(view, node, &assignment);
+        let shape = self.node_shape(view, node, &assignment);
         self.helped += u64::from(self.picture().node(id).is_none_or(|old| lifts(old, &shape)));
         self.guarantee.set_node(shape);
         let held: BTreeMap<VmId, Reservation> =
@@ -378,6 +412,10 @@ fn of_vm(record: &Option<Record>) -> Option<&Vm> {
     }
 }
 
+fn platform(record: &Option<Record>) -> Option<&Platform> {
+    of_vm(record)?.status.platform.as_ref()
+}
+
 /// Its place in the queue, if it waits for a node.
 pub fn waiting(vm: &Vm) -> Option<Waiting> {
     let waits = vm.status.node.is_none() && !vm.spec.deleting;
@@ -419,7 +457,7 @@ fn lifts(before: &NodeShape, after: &NodeShape) -> bool {
         || after.pools.iter().any(pool)
         || !after.bridges.is_subset(&before.bridges)
         || !after.firmware.is_subset(&before.firmware)
-        || !after.cpu_features.is_subset(&before.cpu_features)
+        || !after.platforms.is_subset(&before.platforms)
         || (&after.labels, &after.domains, &after.cells, after.emulation)
             != (&before.labels, &before.domains, &before.cells, before.emulation)
 }
@@ -432,11 +470,6 @@ fn widens(before: &PoolShape, after: &PoolShape) -> bool {
         }
         (before, after) => before.is_some() != after.is_some(),
     }
-}
-
-fn node_shape(view: &View, node: &Node, assignment: &Assignment) -> NodeShape {
-    let pools = view.pools.iter().filter(|pool| pool.is_on(node.id())).map(|pool| &*pool.value);
-    from_model::node(node, assignment, pools)
 }
 
 /// What a VM asks of a node.

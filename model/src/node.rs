@@ -11,6 +11,7 @@ use crate::fence::{Fence, Goodbye};
 use crate::limits;
 use crate::pool::Pool;
 use crate::record::resource;
+use crate::vm::Platform;
 use crate::{Meta, NodeId, PoolId, Scope, SessionId, TimeMs};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +156,8 @@ pub struct Inventory {
     pub machine_types: Vec<String>,
     pub firmware: Vec<String>,
     pub tpm: bool,
+    /// CPU models that its guests can be given, as a platform has them.
+    pub cpu_models: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +228,25 @@ impl Node {
             memory_mib: part(whole.memory_mib, cell.memory_mib, memory),
         };
         cells.iter().map(cell).collect()
+    }
+
+    /// Why a guest with this platform cannot run here; none if it can, or if the agent has not told what it has, so that
+    /// libvirt finds out.
+    pub fn cannot_be(&self, platform: &Platform) -> Option<String> {
+        let has = &self.status.inventory;
+        let (name, machine) = (&self.meta.name, &platform.machine_type);
+        if !has.machine_types.is_empty() && !machine.is_empty() && !has.machine_types.contains(machine) {
+            return Some(format!("{name} has no machine type {machine}"));
+        }
+        // "Skylake-Client,-hle" is wherever Skylake-Client lacks nothing else.
+        fn parts(model: &str) -> (&str, BTreeSet<&str>) {
+            let (model, lacking) = model.split_once(',').unwrap_or((model, ""));
+            (model, lacking.split(',').filter(|word| !word.is_empty()).collect())
+        }
+        let (model, lacking) = parts(&platform.cpu_model);
+        let gives = |one: &String| parts(one).0 == model && parts(one).1.is_subset(&lacking);
+        let given = model.is_empty() || has.cpu_models.is_empty() || has.cpu_models.iter().any(gives);
+        (!given).then(|| format!("the CPU of {name} ({}) cannot be a {}", has.cpu_model, platform.cpu_model))
     }
 
     /// Virtual disk size that may be promised in one pool here, MiB; 0 where it cannot be used.

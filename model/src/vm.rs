@@ -339,7 +339,7 @@ pub struct Problem {
 }
 
 /// What the guest sees of the hypervisor; changed only by a cold start that the user asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Platform {
     pub machine_type: String,
     pub cpu_model: String,

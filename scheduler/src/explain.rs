@@ -136,8 +136,8 @@ pub enum Change {
         room: Cell,
     },
     AddTpm,
-    ReplaceCpu {
-        feature: String,
+    BecomePlatform {
+        platform: Arc<str>,
     },
 }
 
@@ -241,7 +241,7 @@ fn changes(ask: &Ask, row: &Row, reasons: &[Reason]) -> Vec<Change> {
             Reason::LabelForbidden { key, value } => Change::RemoveLabel { key, value },
             Reason::FirmwareMissing { firmware } => Change::InstallFirmware { firmware },
             Reason::TpmMissing => Change::AddTpm,
-            Reason::CpuFeatureMissing { feature } => Change::ReplaceCpu { feature },
+            Reason::PlatformMissing { platform } => Change::BecomePlatform { platform },
             Reason::BridgeMissing { bridge } => Change::AddBridge { bridge },
             Reason::PoolAbsent { pool, name } => Change::AddPool { pool, name },
             Reason::NotReady => Change::MakeReady,
@@ -292,9 +292,10 @@ impl Change {
             Self::ConfirmGone | Self::MakeReady | Self::RepairPool { .. } => 6,
             Self::Unpin | Self::BringDisk { .. } | Self::RelaxGroup { .. } | Self::MoveOtherClasses => 8,
             Self::AddBridge { .. } | Self::AddPool { .. } | Self::InstallFirmware { .. } => 10,
-            Self::EnlargeNode { .. } | Self::EnlargeCells { .. } | Self::AddTpm | Self::ReplaceCpu { .. } => {
-                100
-            }
+            Self::EnlargeNode { .. }
+            | Self::EnlargeCells { .. }
+            | Self::AddTpm
+            | Self::BecomePlatform { .. } => 100,
         }
     }
 
@@ -341,7 +342,9 @@ impl Change {
                 format!("give {node} {cells} NUMA cells of {vcpus} vCPUs and {memory_mib} MiB")
             }
             Self::AddTpm => format!("give {node} a TPM emulator"),
-            Self::ReplaceCpu { feature } => format!("give {node} a CPU with {feature}"),
+            Self::BecomePlatform { platform } => {
+                format!("give {node} a QEMU and a CPU that can be a {platform}")
+            }
         }
     }
 }

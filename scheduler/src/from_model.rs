@@ -15,7 +15,7 @@ use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::placement_group::{NODE, PlacedBy, PlacementGroup, PlacementRuleKind};
 use tamdao_model::pool::Pool;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
-use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Vm};
+use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Platform, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
@@ -61,8 +61,13 @@ pub fn pool(pool: &Pool, seen: impl Iterator<Item = (u64, u64)>, promised_mib: u
     PoolShape { id: pool.id(), name: pool.meta.name.as_str().into(), shared }
 }
 
-/// A node with the pools that it should hold. The volumes of its assignment are what it holds on disk.
-pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item = &'a Pool>) -> NodeShape {
+/// A node with the pools that it should hold, asked about the platforms that VMs have. The volumes of its assignment are what it holds on disk.
+pub fn node<'a>(
+    node: &Node,
+    assignment: &Assignment,
+    pools: impl Iterator<Item = &'a Pool>,
+    platforms: impl Iterator<Item = &'a Platform>,
+) -> NodeShape {
     let inventory = &node.status.inventory;
     let id = node.id();
     let here = |pool: &Pool| {
@@ -89,8 +94,7 @@ pub fn node<'a>(node: &Node, assignment: &Assignment, pools: impl Iterator<Item 
         memory_mib: memory_allocatable_mib(node),
         pools: pools.filter(|pool| pool.is_on(id)).map(|pool| (pool.id(), here(pool))).collect(),
         cells: node.cells_allocatable().into_iter().map(cell).collect(),
-        cpu_model: inventory.cpu_model.clone(),
-        cpu_features: inventory.cpu_features.iter().cloned().collect(),
+        platforms: platforms.filter(|one| node.cannot_be(one).is_none()).map(platform).collect(),
         emulation: inventory.acceleration == "qemu",
         bridges: inventory.bridges.iter().cloned().collect(),
         firmware: inventory.firmware.iter().cloned().collect(),
@@ -108,6 +112,11 @@ fn day(text: &str) -> Option<Day> {
         }
         _ => None,
     }
+}
+
+/// The engine's word for a platform.
+fn platform(platform: &Platform) -> Arc<str> {
+    format!("{}/{}", platform.machine_type, platform.cpu_model).into()
 }
 
 /// A VM that asks for a place.
@@ -150,6 +159,7 @@ pub fn vm<'a>(
     shape.protected = stays(vm, &volume, &pool).is_none();
     shape.firmware = firmware(vm);
     shape.tpm = vm.spec.tpm;
+    shape.platform = vm.status.platform.as_ref().map(platform);
     shape.agency = Some(vm.agency);
     shape.cells = vm.spec.numa_cells;
     Ok(shape)
@@ -313,12 +323,13 @@ mod tests {
         let mut record = a_node();
         let seen = PoolSeen { ready: true, capacity_mib: 10_000, ..PoolSeen::default() };
         record.status.pools.insert(pool.id(), seen);
-        let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
+        let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter(), std::iter::empty());
         assert_eq!(shape.pools[&pool.id()], NodePool { ready: true, capacity_mib: 18_000, held_mib: 0 });
         // The check of a placement, and what users are shown, go by the same number.
         for used_mib in [0, 8_999, 9_000, u64::MAX] {
             record.status.pools.get_mut(&pool.id()).unwrap().used_mib = used_mib;
-            let shape = node(&record, &Assignment::empty(record.id()), [&pool].into_iter());
+            let shape =
+                node(&record, &Assignment::empty(record.id()), [&pool].into_iter(), std::iter::empty());
             assert_eq!(shape.pools[&pool.id()].capacity_mib, record.pool_allocatable_mib(&pool));
         }
     }
@@ -329,7 +340,7 @@ mod tests {
         let cell =
             |id, cpus: std::ops::Range<u32>, memory_mib| NumaCell { id, cpus: cpus.collect(), memory_mib };
         record.status.inventory.numa_cells = vec![cell(0, 0..12, 49_152), cell(1, 12..16, 16_384)];
-        let shape = node(&record, &Assignment::empty(record.id()), std::iter::empty());
+        let shape = node(&record, &Assignment::empty(record.id()), std::iter::empty(), std::iter::empty());
         assert_eq!(shape.cells[0], Cell { vcpus: 48, memory_mib: (65_536 - 1_310) * 3 / 4 });
         assert_eq!(shape.cells[1], Cell { vcpus: 16, memory_mib: (65_536 - 1_310) / 4 });
     }

@@ -32,8 +32,8 @@ pub struct NodeShape {
     pub pools: BTreeMap<PoolId, NodePool>,
     /// NUMA cells: what VMs that ask for cells may take of each.
     pub cells: Vec<Cell>,
-    pub cpu_model: String,
-    pub cpu_features: BTreeSet<String>,
+    /// Of the platforms that the cluster's VMs have, those that it can be.
+    pub platforms: BTreeSet<Arc<str>>,
     /// It emulates the guests' processors, because hardware virtualisation does not work.
     pub emulation: bool,
     pub bridges: BTreeSet<String>,
@@ -86,7 +86,8 @@ pub struct VmShape {
     /// All of these, of bios, uefi, uefi-secure.
     pub firmware: BTreeSet<String>,
     pub tpm: bool,
-    pub cpu_features: BTreeSet<String>,
+    /// What its guest has seen since it first started; none if it never did.
+    pub platform: Option<Arc<str>>,
     pub agency: Option<AgencyId>,
     /// VMs of different isolation classes never share a node; none is a class of its own, for all others.
     pub isolation: Option<Arc<str>>,
@@ -192,8 +193,7 @@ impl NodeShape {
             memory_mib: 0,
             pools: BTreeMap::new(),
             cells: Vec::new(),
-            cpu_model: String::new(),
-            cpu_features: BTreeSet::new(),
+            platforms: BTreeSet::new(),
             emulation: false,
             bridges: BTreeSet::new(),
             firmware: BTreeSet::new(),
@@ -219,7 +219,7 @@ impl VmShape {
             bridges: BTreeSet::new(),
             firmware: BTreeSet::new(),
             tpm: false,
-            cpu_features: BTreeSet::new(),
+            platform: None,
             agency: None,
             isolation: None,
             priority: 0,

@@ -98,25 +98,7 @@ pub fn incompatible(platform: Option<&Platform>, source: &Node, target: &Node) -
             from.acceleration, target.meta.name, to.acceleration
         ));
     }
-    let platform = platform?;
-    let machine = &platform.machine_type;
-    if !to.machine_types.is_empty() && !to.machine_types.contains(machine) {
-        return Some(format!("{} has no machine type {machine}", target.meta.name));
-    }
-    let model = platform.cpu_model.split(',').next().unwrap_or_default();
-    let same = to.cpu_model == from.cpu_model || to.cpu_model == model;
-    if same || to.acceleration == "qemu" {
-        return None;
-    }
-    let lacks: Vec<&str> = from
-        .cpu_features
-        .iter()
-        .filter(|one| !to.cpu_features.contains(one))
-        .map(String::as_str)
-        .take(5)
-        .collect();
-    (!lacks.is_empty())
-        .then(|| format!("the CPU of {} ({}) lacks {}", target.meta.name, to.cpu_model, lacks.join(", ")))
+    target.cannot_be(platform?)
 }
 
 /// Begins a move.

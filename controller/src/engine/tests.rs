@@ -183,6 +183,41 @@ fn a_vm_with_a_local_disk_is_not_protected() {
     assert!(!protected(&followed, &other));
 }
 
+#[test]
+fn a_guest_goes_only_where_it_sees_the_same_machine() {
+    let mut followed = Followed::new();
+    let vm = followed.create(1);
+    let reservation = shape(&followed.view, &vm).unwrap().reservation_on(false);
+    followed.commit(|draft, moment| {
+        place::place(draft, moment, node_id(0), &[(vm.id(), reservation).into()])[0].clone().unwrap();
+        for row in draft.view().nodes.iter().map(|row| row.value.clone()).collect::<Vec<_>>() {
+            let mut node = (*row).clone();
+            node.status.inventory.cpu_models = vec!["IvyBridge".into()];
+            if node.id() == node_id(0) {
+                node.status.inventory.cpu_models.push("Genoa,-x".into());
+            }
+            draft.put(node);
+        }
+    });
+    let seen = |followed: &mut Followed, cpu_model: Option<&str>| {
+        let mut vm = followed.vm("vm-1");
+        vm.status.platform =
+            cpu_model.map(|model| Platform { machine_type: "q35".into(), cpu_model: model.into() });
+        followed.commit(|draft, _| draft.put(vm));
+        let picture = followed.engine.picture();
+        let asked = picture.vms_on(node_id(0))[0].platform.clone();
+        let nodes = picture.nodes().filter(|node| asked.iter().all(|one| node.platforms.contains(one)));
+        nodes.map(|node| node.id).collect::<Vec<_>>()
+    };
+    let all: Vec<NodeId> = followed.view.nodes.iter().map(|node| node.id()).collect();
+    assert!(all.len() > 1);
+    assert_eq!(seen(&mut followed, None), all);
+    assert_eq!(seen(&mut followed, Some("IvyBridge")), all);
+    assert_eq!(seen(&mut followed, Some("Genoa,-x,-y")), [node_id(0)]);
+    assert_eq!(seen(&mut followed, Some("Genoa")), []);
+    assert_eq!(seen(&mut followed, None), all);
+}
+
 /// Changes a node's record.
 fn node(followed: &mut Followed, change: impl FnOnce(&mut Node)) -> bool {
     followed.commit(|draft, _| {

@@ -276,6 +276,7 @@ pub fn read_inventory(inventory: &v1::Inventory) -> Inventory {
         machine_types: texts(&inventory.machine_types),
         firmware: texts(&inventory.firmware),
         tpm: inventory.tpm,
+        cpu_models: texts(&inventory.cpu_models),
     }
 }
 
@@ -300,6 +301,7 @@ pub fn show_inventory(inventory: &Inventory) -> v1::Inventory {
         machine_types: inventory.machine_types,
         firmware: inventory.firmware,
         tpm: inventory.tpm,
+        cpu_models: inventory.cpu_models,
     }
 }
 

@@ -293,6 +293,8 @@ fn platforms_are_resolved_once() {
     assert_eq!(inventory.machine_types.last().map(String::as_str), Some("pc-q35-7.2"));
     assert_eq!(inventory.numa_cells.len(), 1);
     assert!(!inventory.tpm);
+    assert!(inventory.cpu_models.contains(&"Westmere".to_owned()));
+    assert!(kvm.inventory().cpu_models.contains(&kvm.platform.cpu_model));
 }
 
 #[test]

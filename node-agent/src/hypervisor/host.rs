@@ -41,6 +41,8 @@ pub struct Host {
     /// QEMU's program.
     pub emulator: String,
     machine_types: Vec<String>,
+    /// What guests can be given here: named models, and the host's own.
+    cpu_models: Vec<String>,
     cpu_model: String,
     cpu_features: Vec<String>,
     numa_cells: Vec<NumaCell>,
@@ -98,9 +100,15 @@ impl Host {
                 firmware.push("uefi-secure".to_owned());
             }
         }
+        let own = cpu_model(&domain, acceleration)?;
+        let mut cpu_models: Vec<String> = usable_models(&domain).map(str::to_owned).collect();
+        cpu_models.push(own.clone());
+        cpu_models.sort();
+        cpu_models.dedup();
         Ok(Host {
             acceleration,
-            platform: Platform { machine_type, cpu_model: cpu_model(&domain, acceleration)? },
+            platform: Platform { machine_type, cpu_model: own },
+            cpu_models,
             emulator: arch.find("emulator").ok_or_else(|| missing("emulator"))?.text.clone(),
             machine_types,
             cpu_model: host.find("host/cpu/model").map(|e| e.text.clone()).unwrap_or_default(),
@@ -135,6 +143,7 @@ impl Host {
             cpu_features: self.cpu_features.clone(),
             numa_cells: self.numa_cells.clone(),
             machine_types: self.machine_types.clone(),
+            cpu_models: self.cpu_models.clone(),
             firmware: self.firmware.clone(),
             tpm: self.tpm,
             ..Inventory::default()
@@ -153,17 +162,9 @@ fn x86_64(capabilities: &Element) -> Result<&Element, XmlError> {
 /// Under KVM the host's model as libvirt computed it, with the features that this host lacks; the features that it
 /// has beyond the model are left out, so that the VM can move to a host that does not have them.
 fn cpu_model(domain: &Element, acceleration: Acceleration) -> Result<String, XmlError> {
-    let mode =
-        |name: &str| domain.all("cpu/mode").into_iter().find(|mode| mode.attribute("name") == Some(name));
     match acceleration {
         Acceleration::Emulation => {
-            let usable: Vec<&str> = mode("custom")
-                .map(|mode| mode.all("model"))
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|model| model.attribute("usable") == Some("yes"))
-                .map(|model| model.text.as_str())
-                .collect();
+            let usable: Vec<&str> = usable_models(domain).collect();
             EMULATED_MODELS
                 .into_iter()
                 .find(|model| usable.contains(model))
@@ -171,7 +172,7 @@ fn cpu_model(domain: &Element, acceleration: Acceleration) -> Result<String, Xml
                 .ok_or_else(|| missing("usable CPU model"))
         }
         Acceleration::Kvm => {
-            let host = mode("host-model").ok_or_else(|| missing("host-model"))?;
+            let host = cpu_mode(domain, "host-model").ok_or_else(|| missing("host-model"))?;
             let model = host.find("model").ok_or_else(|| missing("host-model"))?;
             let lacking = host
                 .all("feature")
@@ -181,6 +182,17 @@ fn cpu_model(domain: &Element, acceleration: Acceleration) -> Result<String, Xml
             Ok(lacking.fold(model.text.clone(), |words, name| format!("{words},-{name}")))
         }
     }
+}
+
+/// The named models that libvirt says a guest can be given.
+fn usable_models(domain: &Element) -> impl Iterator<Item = &str> {
+    let models = cpu_mode(domain, "custom").map(|mode| mode.all("model")).unwrap_or_default();
+    let usable = models.into_iter().filter(|model| model.attribute("usable") == Some("yes"));
+    usable.map(|model| model.text.as_str())
+}
+
+fn cpu_mode<'a>(domain: &'a Element, name: &str) -> Option<&'a Element> {
+    domain.all("cpu/mode").into_iter().find(|mode| mode.attribute("name") == Some(name))
 }
 
 fn numa_cells(host: &Element) -> Vec<NumaCell> {

@@ -103,8 +103,8 @@ pub enum Broken {
         firmware: String,
     },
     Tpm,
-    CpuFeature {
-        feature: String,
+    Platform {
+        platform: Arc<str>,
     },
     Isolation,
     /// By the position of the rule in its group.
@@ -149,7 +149,7 @@ impl fmt::Display for Broken {
             Self::Bridge { bridge } => write!(f, "bridge {bridge} is not there"),
             Self::Firmware { firmware } => write!(f, "firmware {firmware} is not there"),
             Self::Tpm => f.write_str("the node has no TPM"),
-            Self::CpuFeature { feature } => write!(f, "CPU feature {feature} is not there"),
+            Self::Platform { platform } => write!(f, "the node cannot be a {platform}"),
             Self::Isolation => f.write_str("another isolation class is there"),
             Self::Group { group, rule } => write!(f, "rule {rule} of group {group}"),
         }
@@ -412,8 +412,8 @@ fn state(node: &NodeShape, vm: &VmShape, broken: &mut Vec<Broken>) {
     for firmware in vm.firmware.iter().filter(|firmware| !node.firmware.contains(*firmware)) {
         broken.push(Broken::Firmware { firmware: firmware.clone() });
     }
-    for feature in vm.cpu_features.iter().filter(|feature| !node.cpu_features.contains(*feature)) {
-        broken.push(Broken::CpuFeature { feature: feature.clone() });
+    for platform in vm.platform.iter().filter(|platform| !node.platforms.contains(*platform)) {
+        broken.push(Broken::Platform { platform: platform.clone() });
     }
     if vm.tpm && !node.tpm {
         broken.push(Broken::Tpm);

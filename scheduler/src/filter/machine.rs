@@ -1,5 +1,5 @@
-//! The machine that the guest sees: firmware, TPM and CPU features must be there. The CPU model itself is chosen
-//! when the VM first starts, so it is not asked for here; what a fixed one needs comes as features.
+//! The machine that the guest sees: firmware, TPM and platform must be there. The platform is chosen when the VM first
+//! starts and asked for from then on, whether it moves, is restarted elsewhere or starts again.
 
 use super::Ask;
 use crate::reason::Reason;
@@ -14,7 +14,7 @@ pub(super) fn tpm(ask: &Ask, traits: &Traits) -> Option<Reason> {
     (ask.vm.tpm && !traits.tpm).then_some(Reason::TpmMissing)
 }
 
-pub(super) fn cpu(ask: &Ask, traits: &Traits) -> Option<Reason> {
-    let feature = ask.vm.cpu_features.difference(&traits.cpu_features).next()?.clone();
-    Some(Reason::CpuFeatureMissing { feature })
+pub(super) fn platform(ask: &Ask, traits: &Traits) -> Option<Reason> {
+    let platform = ask.vm.platform.as_ref().filter(|platform| !traits.platforms.contains(*platform))?.clone();
+    Some(Reason::PlatformMissing { platform })
 }

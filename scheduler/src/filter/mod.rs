@@ -34,7 +34,7 @@ type NodeRule = fn(&Ask, &Row) -> Option<Reason>;
 const TRAITS_RULES: [TraitsRule; 7] = [
     machine::firmware,
     machine::tpm,
-    machine::cpu,
+    machine::platform,
     bridges::bridges,
     pools::present,
     state::ready,

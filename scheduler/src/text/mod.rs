@@ -216,8 +216,7 @@ fn write_node(line: &mut Line, node: &NodeShape, names: &Names) {
         line.value(&format!("{key}.{}", names.pool(*id)), format!("{}{held}", pool.capacity_mib));
     }
     node.cells.iter().for_each(|cell| line.value("cell", format!("{}/{}", cell.vcpus, cell.memory_mib)));
-    line.text("cpu", &node.cpu_model);
-    node.cpu_features.iter().for_each(|feature| line.value("feature", feature));
+    node.platforms.iter().for_each(|platform| line.value("platform", platform));
     node.bridges.iter().for_each(|bridge| line.value("bridge", bridge));
     node.firmware.iter().for_each(|firmware| line.value("firmware", firmware));
     if let Some(day) = node.support_ends {
@@ -242,7 +241,9 @@ fn write_vm(line: &mut Line, vm: &VmShape, names: &Names) {
     vm.bridges.iter().for_each(|bridge| line.value("bridge", bridge));
     vm.firmware.iter().for_each(|firmware| line.value("firmware", firmware));
     line.flag("tpm", vm.tpm);
-    vm.cpu_features.iter().for_each(|feature| line.value("feature", feature));
+    if let Some(platform) = &vm.platform {
+        line.value("platform", platform);
+    }
     if let Some(agency) = vm.agency {
         line.value("agency", agency);
     }

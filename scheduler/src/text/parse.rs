@@ -182,8 +182,7 @@ impl Reader {
             match word.key.as_str() {
                 "vcpus" => node.vcpus = number(word)?,
                 "memory" => node.memory_mib = number(word)?,
-                "cpu" => node.cpu_model = owned(),
-                "feature" => drop(node.cpu_features.insert(owned())),
+                "platform" => drop(node.platforms.insert(value.as_str().into())),
                 "bridge" => drop(node.bridges.insert(owned())),
                 "firmware" => drop(node.firmware.insert(owned())),
                 "support-ends" => node.support_ends = Some(Day(number(word)?)),
@@ -266,7 +265,7 @@ impl Reader {
                 "pin" => vm.pin = Some(node(word, value)?),
                 "bridge" => drop(vm.bridges.insert(owned())),
                 "firmware" => drop(vm.firmware.insert(owned())),
-                "feature" => drop(vm.cpu_features.insert(owned())),
+                "platform" => vm.platform = Some(value.as_str().into()),
                 "agency" => {
                     let id = Uuid::parse_str(value).map_err(|_| wrong(word, "a UUID"))?;
                     vm.agency = Some(id.into());

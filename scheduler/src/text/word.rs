@@ -34,13 +34,6 @@ impl Line {
         self.push(&value.to_string());
     }
 
-    /// Writes a text unless it is empty.
-    pub(super) fn text(&mut self, key: &str, value: &str) {
-        if !value.is_empty() {
-            self.value(key, value);
-        }
-    }
-
     /// Writes an amount unless it is 0.
     pub(super) fn some(&mut self, key: &str, amount: u64) {
         if amount > 0 {

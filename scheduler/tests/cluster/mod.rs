@@ -54,7 +54,7 @@ prop_compose! {
         (ready, cordoned, emulation, tpm) in (mostly(false), mostly(true), mostly(true), any::<bool>()),
         racks in prop::sample::select(vec![1u8, 1, 2, 4, 3, 0]),
         feeds in prop::sample::select(vec![1u8, 2, 3]),
-        (bridges, firmware, labels) in (prop::sample::select(vec![3u8, 3, 1]), prop::sample::select(vec![7u8, 7, 1]), 0u8..4),
+        (bridges, firmware, labels, platforms) in (prop::sample::select(vec![3u8, 3, 1]), prop::sample::select(vec![7u8, 7, 1]), 0u8..4, prop::sample::select(vec![3u8, 3, 3, 1])),
         local in prop::option::weighted(0.8, (mostly(false), 0u64..60_000, 0u64..20_000)),
         shared in prop::option::weighted(0.8, mostly(false)),
         support in prop::option::of(prop::sample::select(vec![20_270_101u32, 20_300_630])),
@@ -67,6 +67,7 @@ prop_compose! {
         node.domains.retain(|_, values| !values.is_empty());
         node.bridges = set(&["br0", "br1"], bridges);
         node.firmware = set(&["bios", "uefi", "uefi-secure"], firmware);
+        node.platforms = set(&["old", "new"], platforms).into_iter().map(Into::into).collect();
         node.labels = set(&["gold", "old"], labels).into_iter().map(|key| (key, "yes".to_owned())).collect();
         if let Some((ready, capacity_mib, held_mib)) = local {
             node.pools.insert(pool_id(1), NodePool { ready, capacity_mib, held_mib });
@@ -89,7 +90,7 @@ prop_compose! {
         has_disks in any::<bool>(),
         (labels, forbidden) in (prop::sample::select(vec![0u8, 0, 0, 1]), prop::sample::select(vec![0u8, 0, 2])),
         pin in prop::option::weighted(0.1, 0..=nodes),
-        (bridges, firmware, tpm) in (prop::sample::select(vec![0u8, 1, 2]), prop::sample::select(vec![0u8, 1, 2]), mostly(true)),
+        (bridges, firmware, tpm, platform) in (prop::sample::select(vec![0u8, 1, 2]), prop::sample::select(vec![0u8, 1, 2]), mostly(true), prop::option::weighted(0.3, prop::sample::select(vec!["old", "old", "new", "none"]))),
         isolation in prop::option::weighted(0.1, prop::sample::select(vec!["health", "police"])),
         groups in prop::sample::select(vec![0u8, 0, 0, 1, 1, 2, 4, 3]),
         priority in 0u32..3,
@@ -108,6 +109,7 @@ prop_compose! {
         vm.bridges = set(&["br0", "br1"], bridges);
         vm.firmware = set(&["bios", "uefi"], firmware);
         vm.tpm = tpm;
+        vm.platform = platform.map(Into::into);
         vm.isolation = isolation.map(Into::into);
         vm.groups = (0..3).filter(|g| groups >> g & 1 == 1).map(|g| GroupId(Uuid::from_u128(g + 1))).collect();
         vm.priority = priority;

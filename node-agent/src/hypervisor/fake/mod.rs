@@ -70,6 +70,7 @@ impl FakeWorld {
             numa_cells: vec![NumaCell { id: 0, cpus: (0..64).collect(), memory_mib: 524_288 }],
             bridges: vec!["br-guests".to_owned()],
             machine_types: vec!["pc-q35-7.2".to_owned()],
+            cpu_models: vec!["Westmere".to_owned(), "qemu64".to_owned()],
             firmware: vec!["bios".to_owned(), "uefi".to_owned()],
             ..Inventory::default()
         };

@@ -146,7 +146,8 @@ impl Engine {
         for volume in view.volumes.iter() {
             *engine.shared.entry(volume.spec.pool).or_default() += u64::from(volume.spec.size_mib);
         }
-        for platform in view.vms.iter().filter_map(|vm| vm.status.platform.clone()) {
+        let first = view.scheduling_policy().and_then(|policy| policy.first_platform());
+        for platform in view.vms.iter().filter_map(|vm| vm.status.platform.clone()).chain(first) {
             *engine.platforms.entry(platform).or_default() += 1;
         }
         for pool in view.pools.iter() {
@@ -209,6 +210,10 @@ impl Engine {
         for delta in commits.iter().flat_map(|commit| commit.deltas.iter()) {
             self.take(delta, &mut stale);
         }
+        if stale.all {
+            *self = Self::drawn_anew(Some(self), view);
+            return;
+        }
         for id in std::mem::take(&mut stale.pools) {
             match view.pools.get(id) {
                 Some(pool) => self.set_pool(view, pool),
@@ -264,7 +269,7 @@ impl Engine {
                     waited.map(|waited| self.waiting.remove(&waited));
                     self.waiting.extend(waits);
                 }
-                let (had, has) = (platform(&delta.before), platform(&delta.after));
+                let (had, has) = (platform_of(&delta.before), platform_of(&delta.after));
                 let other = had != has;
                 if other && self.count_platforms(had, has) {
                     stale.nodes.extend(self.picture().nodes().map(|node| node.id));
@@ -291,6 +296,11 @@ impl Engine {
             }
             Some(Record::SchedulingPolicy(policy)) => {
                 stale.guard |= self.set_policy(policy) && self.plans;
+                let first = |record: &Option<Record>| match record {
+                    Some(Record::SchedulingPolicy(policy)) => policy.first_platform(),
+                    _ => None,
+                };
+                stale.all |= first(&delta.before) != first(&delta.after);
             }
             // A VM that waits may have an interface in it.
             Some(Record::Network(_)) => self.helped += 1,
@@ -401,6 +411,8 @@ struct Stale {
     pools: BTreeSet<PoolId>,
     /// Other losses are guarded.
     guard: bool,
+    /// VMs that have not started get another platform.
+    all: bool,
     /// Placed VMs of which more may have changed than what they hold.
     vms: BTreeSet<VmId>,
 }
@@ -412,7 +424,7 @@ fn of_vm(record: &Option<Record>) -> Option<&Vm> {
     }
 }
 
-fn platform(record: &Option<Record>) -> Option<&Platform> {
+fn platform_of(record: &Option<Record>) -> Option<&Platform> {
     of_vm(record)?.status.platform.as_ref()
 }
 
@@ -480,7 +492,15 @@ pub fn shape(view: &View, vm: &Vm) -> Result<VmShape, ShapeError> {
     let volume = |id| view.volumes.get(id).map(|row: &tamdao_store::view::Row<Volume>| &*row.value);
     let pool = |id| view.pools.get(id).map(|row| &*row.value);
     let network = |id| view.networks.get(id).map(|row| &*row.value);
-    from_model::vm(vm, volume, pool, network)
+    let mut shape = from_model::vm(vm, volume, pool, network)?;
+    shape.platform = platform(view, vm).as_ref().map(from_model::platform);
+    Ok(shape)
+}
+
+/// What the guest of a VM sees, or is to see as far as that is said before its first start.
+pub fn platform(view: &View, vm: &Vm) -> Option<Platform> {
+    let first = || view.scheduling_policy().and_then(|policy| policy.first_platform());
+    vm.status.platform.clone().or_else(first)
 }
 
 /// A VM as it stands on a node, if it does.

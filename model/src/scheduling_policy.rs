@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::record::resource;
+use crate::vm::Platform;
 use crate::{ClusterId, Meta, Name, SchedulingPolicyId, Scope, TimeMs};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct SchedulingPolicySpec {
     /// "node" or failure-domain keys of which any one value may fail.
     #[serde(default)]
     pub guarded_failure_domains: BTreeSet<String>,
+    /// The CPU model of VMs that start for the first time; empty leaves it to the node.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub cpu_model: String,
 }
 
 resource!(SchedulingPolicy, SchedulingPolicy, |_| Scope::Cluster);
@@ -34,6 +38,12 @@ impl SchedulingPolicy {
     pub fn of(cluster: ClusterId, now: TimeMs) -> Self {
         let name = Name::new(Self::NAME).expect("it is a name");
         Self { meta: Meta::new(cluster, name, now), spec: SchedulingPolicySpec::default() }
+    }
+
+    /// The platform of VMs that never started, as far as it is said; the node says the rest.
+    pub fn first_platform(&self) -> Option<Platform> {
+        let cpu_model = self.spec.cpu_model.clone();
+        (!cpu_model.is_empty()).then(|| Platform { machine_type: String::new(), cpu_model })
     }
 
     pub fn id(&self) -> SchedulingPolicyId {

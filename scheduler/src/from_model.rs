@@ -115,8 +115,12 @@ fn day(text: &str) -> Option<Day> {
 }
 
 /// The engine's word for a platform.
-fn platform(platform: &Platform) -> Arc<str> {
-    format!("{}/{}", platform.machine_type, platform.cpu_model).into()
+pub fn platform(platform: &Platform) -> Arc<str> {
+    match platform.machine_type.as_str() {
+        // The node says which.
+        "" => platform.cpu_model.as_str().into(),
+        machine_type => format!("{machine_type}/{}", platform.cpu_model).into(),
+    }
 }
 
 /// A VM that asks for a place.

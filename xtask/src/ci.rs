@@ -15,7 +15,7 @@ const DENY: &str = "cargo-deny@0.18.9";
 /// The feature with which binaries and tests are built: it lets a test kill an agent in the middle of a step.
 const HOOKS: &str = "tamdao-node-agent/test-hooks";
 /// Histories of the simulation.
-const SEEDS: &str = "10000";
+const SEEDS: &str = "2000";
 /// For properties, in place of 256.
 const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "2000")];
 

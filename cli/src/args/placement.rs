@@ -43,9 +43,9 @@ pub struct PlacementGroupUpdateArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum SchedulingPolicyVerb {
-    /// Show weights and guarded failure domains, with what each part of the score measures
+    /// Show weights, guarded failure domains and the CPU model, with what each part of the score measures
     Get,
-    /// Change weights or guarded failure domains; placed VMs stay where they are
+    /// Change weights, guarded failure domains or the CPU model; placed VMs stay where they are
     Update(SchedulingPolicyUpdateArgs),
 }
 
@@ -57,6 +57,9 @@ pub struct SchedulingPolicyUpdateArgs {
     /// Failure domain to guard, node or a key such as rack, or "KEY-" to guard it no longer; repeat for more
     #[arg(long = "guard", value_name = "KEY")]
     pub guards: Vec<String>,
+    /// CPU model that VMs get at their first start, such as IvyBridge; "" leaves it to the node
+    #[arg(long, value_name = "MODEL")]
+    pub cpu_model: Option<String>,
     /// Check everything, change nothing, and show the difference
     #[arg(long)]
     pub dry_run: bool,

@@ -33,7 +33,12 @@ async fn get(app: &App) -> Result<ExitStatus> {
     let guarded =
         policy.spec.as_ref().map(|spec| spec.guarded_failure_domains.join(", ")).unwrap_or_default();
     let guarded = if guarded.is_empty() { "none".to_owned() } else { guarded };
-    app.output.card(&[("Guarded failure domains", Cell::from(guarded))])?;
+    let cpu_model = policy.spec.as_ref().map(|spec| spec.cpu_model.clone()).unwrap_or_default();
+    let cpu_model = if cpu_model.is_empty() { "the node's own".to_owned() } else { cpu_model };
+    app.output.card(&[
+        ("Guarded failure domains", Cell::from(guarded)),
+        ("CPU model at a first start", Cell::from(cpu_model)),
+    ])?;
     let parts = policy.status.unwrap_or_default().score_parts;
     let rows = parts.iter().map(|part| {
         let default =
@@ -46,7 +51,7 @@ async fn get(app: &App) -> Result<ExitStatus> {
 }
 
 async fn update(app: &App, args: &SchedulingPolicyUpdateArgs) -> Result<ExitStatus> {
-    if args.weights.is_empty() && args.guards.is_empty() {
+    if args.weights.is_empty() && args.guards.is_empty() && args.cpu_model.is_none() {
         let problem = Problem::usage("nothing to change was given");
         return Err(problem.hint("see `tamdao scheduling-policy update --help`").into());
     }
@@ -93,6 +98,10 @@ fn change(spec: &mut SchedulingPolicySpec, args: &SchedulingPolicyUpdateArgs) ->
     }
     if !args.guards.is_empty() {
         mask.push("spec.guarded_failure_domains".to_owned());
+    }
+    if let Some(model) = &args.cpu_model {
+        model.clone_into(&mut spec.cpu_model);
+        mask.push("spec.cpu_model".to_owned());
     }
     Ok(mask)
 }

@@ -49,6 +49,7 @@ fn policy() -> SchedulingPolicy {
         spec: Some(SchedulingPolicySpec {
             weights: [("tight".to_owned(), 12)].into(),
             guarded_failure_domains: vec!["node".to_owned()],
+            cpu_model: String::new(),
         }),
         status: Some(SchedulingPolicyStatus {
             score_parts: vec![part("tight", 12, "how little stays free"), part("even", 10, "how alike")],
@@ -70,7 +71,8 @@ async fn the_policy_is_shown_with_what_each_part_measures() {
     assert_snapshot!(tamdao.story("scheduling-policy get").await, @r#"
     exit code: 0
     ----- stdout -----
-    Guarded failure domains: node
+    Guarded failure domains:    node
+    CPU model at a first start: the node's own
 
     A node's score
       PART   WEIGHT  DEFAULT  MEASURES
@@ -83,7 +85,7 @@ async fn the_policy_is_shown_with_what_each_part_measures() {
 #[tokio::test]
 async fn weights_and_guards_are_set_and_taken_back() {
     let (fake, tamdao) = cloud().await;
-    let line = "scheduling-policy update --weight even=3 --weight tight- --guard rack --guard node-";
+    let line = "scheduling-policy update --weight even=3 --weight tight- --guard rack --guard node- --cpu-model IvyBridge";
     assert_snapshot!(tamdao.story(line).await, @r#"
     exit code: 0
     ----- stderr -----
@@ -93,7 +95,8 @@ async fn weights_and_guards_are_set_and_taken_back() {
     for part in [
         "weights: {\"even\": 3}",
         "guarded_failure_domains: [\"rack\"]",
-        "paths: [\"spec.weights\", \"spec.guarded_failure_domains\"]",
+        "paths: [\"spec.weights\", \"spec.guarded_failure_domains\", \"spec.cpu_model\"]",
+        "cpu_model: \"IvyBridge\"",
         "revision: 7",
     ] {
         assert!(asked.contains(part), "{part} in {asked}");

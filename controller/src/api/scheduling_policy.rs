@@ -1,6 +1,8 @@
 //! SchedulingPolicyService: the one policy of the cluster. It is made with the cluster, so there is nothing to create,
 //! list or delete.
 
+use std::collections::BTreeSet;
+
 use tamdao_model::Scope;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_proto::v1;
@@ -41,6 +43,24 @@ fn check_weights(policy: &SchedulingPolicy) -> Result<(), Refusal> {
     ))
 }
 
+/// Refuses a CPU model that no node can give.
+fn check_cpu_model(view: &View, policy: &SchedulingPolicy) -> Result<(), Refusal> {
+    let Some(platform) = policy.first_platform() else { return Ok(()) };
+    if view.nodes.is_empty() || view.nodes.iter().any(|node| node.cannot_be(&platform).is_none()) {
+        return Ok(());
+    }
+    let mut models = view.nodes.iter().map(|node| node.status.inventory.cpu_models.iter().collect());
+    let first: BTreeSet<&String> = models.next().unwrap_or_default();
+    let common = models.fold(first, |all, here: BTreeSet<&String>| &all & &here);
+    let common: Vec<&str> = common.into_iter().map(String::as_str).collect();
+    let wrong = format!("no node can give a {}", platform.cpu_model);
+    let refusal = Refusal::field("scheduling_policy.spec.cpu_model", wrong);
+    Err(match common.is_empty() {
+        true => refusal,
+        false => refusal.hint(format!("every node can give {}", common.join(", "))),
+    })
+}
+
 impl Api {
     async fn update_policy(
         &self,
@@ -54,6 +74,7 @@ impl Api {
             check_revision(&row, revision)?;
             let policy = row.value.updated(proto.clone(), request.update_mask.as_ref(), draft.view())?;
             check_weights(&policy)?;
+            check_cpu_model(draft.view(), &policy)?;
             if policy != *row.value {
                 let severity = tamdao_model::event::Severity::Info;
                 decide::event(draft, moment, &policy, severity, "Updated", "updated", &asked.caller);

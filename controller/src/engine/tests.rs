@@ -218,6 +218,30 @@ fn a_guest_goes_only_where_it_sees_the_same_machine() {
     assert_eq!(seen(&mut followed, None), all);
 }
 
+#[test]
+fn a_vm_that_never_started_gets_the_clusters_cpu_model() {
+    let mut followed = Followed::new();
+    let vm = followed.create(1);
+    assert_eq!(platform(&followed.view, &vm), None);
+    followed.commit(|draft, _| {
+        let mut policy = SchedulingPolicy::of(ClusterId(Uuid::from_u128(9)), TimeMs(1));
+        policy.spec.cpu_model = "IvyBridge".into();
+        draft.create(policy);
+        let mut node = (*draft.view().nodes.get(node_id(0)).unwrap().value).clone();
+        node.status.inventory.cpu_models = vec!["Westmere".into()];
+        draft.put(node);
+    });
+    let asked = shape(&followed.view, &vm).unwrap();
+    assert_eq!(asked.platform.as_deref(), Some("IvyBridge"));
+    let placed = scheduler::place::place(followed.engine.picture(), &asked).unwrap();
+    assert_ne!(placed.node, node_id(0));
+    let mut vm = vm;
+    vm.status.platform = Some(Platform { machine_type: "q35".into(), cpu_model: "Westmere".into() });
+    followed.commit(|draft, _| draft.put(vm.clone()));
+    let asked = shape(&followed.view, &vm).unwrap();
+    assert_eq!(asked.platform.as_deref(), Some("q35/Westmere"));
+}
+
 /// Changes a node's record.
 fn node(followed: &mut Followed, change: impl FnOnce(&mut Node)) -> bool {
     followed.commit(|draft, _| {

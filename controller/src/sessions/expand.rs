@@ -16,6 +16,8 @@ use tamdao_model::{ImageId, NodeId, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::view::View;
 
+use crate::engine;
+
 /// Opens a sealed secret; none if it is not of this cluster's key.
 pub type Open<'a> = &'a dyn Fn(&Sealed) -> Option<String>;
 
@@ -202,7 +204,7 @@ fn machine(view: &View, vm: &Vm, open: Open<'_>) -> agent::Machine {
         secure_boot: spec.secure_boot,
         tpm: spec.tpm,
         direct_boot: boot,
-        platform: vm.status.platform.as_ref().map(show_platform),
+        platform: engine::platform(view, vm).as_ref().map(show_platform),
         cloud_init: Some(agent::CloudInit {
             instance_id: vm.id().to_string(),
             hostname: spec.hostname.to_string(),

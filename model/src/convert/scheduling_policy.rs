@@ -22,6 +22,7 @@ impl Shown for SchedulingPolicy {
             spec: Some(v1::SchedulingPolicySpec {
                 weights: self.spec.weights.clone(),
                 guarded_failure_domains: self.spec.guarded_failure_domains.iter().cloned().collect(),
+                cpu_model: self.spec.cpu_model.clone(),
             }),
             status: Some(v1::SchedulingPolicyStatus {
                 observed_generation: self.meta.generation,
@@ -67,5 +68,12 @@ fn read(checks: &mut Checks<'_>, spec: v1::SchedulingPolicySpec) -> SchedulingPo
             }
         }
     }
-    SchedulingPolicySpec { weights: spec.weights, guarded_failure_domains: guarded }
+    if !spec.cpu_model.is_empty() {
+        checks.ok("spec.cpu_model", syntax::cpu_model(&spec.cpu_model));
+    }
+    SchedulingPolicySpec {
+        weights: spec.weights,
+        guarded_failure_domains: guarded,
+        cpu_model: spec.cpu_model,
+    }
 }

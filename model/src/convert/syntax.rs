@@ -44,6 +44,22 @@ pub fn name_error(error: &NameError, text: &str) -> String {
     }
 }
 
+/// A CPU model as libvirt names it, and what is taken from it: "Skylake-Client,-hle".
+pub fn cpu_model(model: &str) -> Result<(), String> {
+    let word = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let mut words = model.split(',');
+    let named = words.next().is_some_and(|name| word(name) && !name.is_empty() && !name.starts_with('-'));
+    if named && words.all(|lacking| lacking.len() > 1 && lacking.starts_with('-') && word(lacking)) {
+        match model.len() <= limits::LABEL_BYTES {
+            true => Ok(()),
+            false => Err(format!("has {} bytes, {} are allowed", model.len(), limits::LABEL_BYTES)),
+        }
+    } else {
+        Err("is no CPU model; a name such as IvyBridge is, or one with features taken off, \"Skylake-Client,-hle\""
+            .to_owned())
+    }
+}
+
 pub fn label_key(key: &str) -> Result<(), String> {
     const ALLOWED: &str =
         "letters, digits, '-', '_', '.' and '/' are allowed, a letter or digit at both ends";

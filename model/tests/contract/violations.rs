@@ -244,6 +244,8 @@ fn scheduling_policies() {
         ("weight", json!({"spec": {"weights": {"tight": 1001}}})),
         ("many weights", json!({"spec": {"weights": many}})),
         ("guarded", json!({"spec": {"guarded_failure_domains": ["", "rack", "rack"]}})),
+        ("CPU model", json!({"spec": {"cpu_model": "Skylake-Client,-hle,-rtm"}})),
+        ("no CPU model", json!({"spec": {"cpu_model": "Skylake,hle"}})),
         ("another name", json!({"metadata": {"name": "other"}})),
     ];
     let read = |p: v1::SchedulingPolicy| policy.updated(p, None, &world());

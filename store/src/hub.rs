@@ -133,7 +133,8 @@ impl Hub {
             }
             let mut passed = cursor;
             for _ in 0..SCAN_COMMITS {
-                let Some(commit) = mvcc.commit_after(passed) else { return Scan::End(passed) };
+                // Not `passed`: the newest revision may have changed nothing.
+                let Some(commit) = mvcc.commit_after(passed) else { return Scan::End(mvcc.revision()) };
                 passed = commit.revision;
                 let changes: Vec<Change> =
                     commit.changes.iter().filter(|change| prefix.contains(change.key())).cloned().collect();

@@ -19,8 +19,9 @@ use futures::stream::BoxStream;
 pub use office::{Election, Leadership, Membership};
 pub use status::{Checkpoint, Member, Peer, Role, Status};
 
-/// Most operations, and separately most guards, in one transaction (etcd's `--max-txn-ops`).
-pub const MAX_TXN_OPS: usize = 128;
+/// Most operations, and separately most guards, in one transaction: one less than etcd's default for `--max-txn-ops`,
+/// since on etcd each commit has an operation of the backend's own (docs/decisions/0201).
+pub const MAX_TXN_OPS: usize = 127;
 /// Most bytes of keys and values in one transaction, below etcd's 1.5 MiB request limit.
 pub const MAX_TXN_BYTES: usize = 1 << 20;
 /// Longest key in bytes.

@@ -187,7 +187,7 @@ pub struct Commit {
 #[derive(Clone, Debug, Default)]
 pub struct Mvcc {
     view: View,
-    /// The commits in (`oldest`, `view.revision`], without a gap.
+    /// All commits in (`oldest`, `view.revision`]. Their revisions rise; on etcd, not always by one.
     history: VecDeque<Arc<Commit>>,
     history_bytes: usize,
     oldest: Revision,
@@ -254,8 +254,18 @@ impl Mvcc {
 
     /// The commit that follows `cursor`; `None` when there is none yet or it is forgotten.
     pub fn commit_after(&self, cursor: Revision) -> Option<&Arc<Commit>> {
-        let index = cursor.0.checked_sub(self.oldest.0)?;
-        self.history.get(usize::try_from(index).ok()?)
+        if cursor < self.oldest {
+            return None;
+        }
+        self.history.get(self.history.partition_point(|commit| commit.revision <= cursor))
+    }
+
+    /// Takes over a commit of a store that numbers its commits itself, such as etcd: its revision must be higher than
+    /// this one's, and may be all that it changes.
+    pub(crate) fn follow(&mut self, revision: Revision, ops: Vec<Op>) {
+        debug_assert!(revision > self.view.revision, "commits are followed in order");
+        self.write(ops, revision);
+        self.view.revision = revision;
     }
 
     /// Repeats a commit that another copy of this state has applied; it must be the next one.
@@ -274,9 +284,19 @@ impl Mvcc {
             return Applied::Conflict(guard.key().clone());
         }
         let revision = self.view.revision.next();
-        let mut changes = Vec::with_capacity(txn.ops.len());
+        // As on etcd: what changes nothing is no commit, so that history has no empty revisions
+        // and an empty batch can only be a bookmark.
+        if self.write(txn.ops, revision) {
+            self.view.revision = revision;
+        }
+        Applied::Committed(self.view.revision)
+    }
+
+    /// Carries out the writes of one commit and remembers it; false if they change nothing.
+    fn write(&mut self, ops: Vec<Op>, revision: Revision) -> bool {
+        let mut changes = Vec::with_capacity(ops.len());
         let mut bytes = 0;
-        for op in txn.ops {
+        for op in ops {
             match op {
                 Op::Put(key, value) => {
                     bytes += key.as_str().len() + value.len();
@@ -291,17 +311,14 @@ impl Mvcc {
                 }
             }
         }
-        // As on etcd: what changes nothing is no commit, so that history has no empty revisions
-        // and an empty batch can only be a bookmark.
-        if changes.is_empty() {
-            return Applied::Committed(self.view.revision);
+        let changed = !changes.is_empty();
+        if changed {
+            self.remember(Commit { revision, changes, bytes });
         }
-        self.view.revision = revision;
-        self.remember(Commit { revision, changes, bytes });
-        Applied::Committed(revision)
+        changed
     }
 
-    fn holds(&self, guard: &Guard) -> bool {
+    pub(crate) fn holds(&self, guard: &Guard) -> bool {
         match guard {
             Guard::Absent(key) => !self.view.records.contains_key(key),
             Guard::Unchanged(key, revision) => {
@@ -332,7 +349,7 @@ impl Mvcc {
     }
 
     fn forget_through(&mut self, through: Revision) {
-        while self.oldest < through && !self.history.is_empty() {
+        while self.history.front().is_some_and(|first| first.revision <= through) {
             self.forget_oldest();
         }
     }

@@ -165,12 +165,15 @@ impl Draft {
 /// As [`Kv::commit`]; `Unknown` only when another writer has come since, or the store cannot be reached.
 pub async fn commit(kv: &dyn Kv, id: Uuid, txn: Txn) -> Result<Revision, StoreError> {
     let mut outcome = kv.commit(txn.clone()).await;
+    let lost = outcome == Err(StoreError::Unknown);
     for _ in 0..SETTLE_ATTEMPTS {
         match outcome {
             Err(StoreError::Unknown) if has(Mutant::UnknownIsDone) => return kv.barrier().await,
             // The guards let the same transaction happen once, however often it is sent.
             Err(StoreError::Unknown) => outcome = kv.commit(txn.clone()).await,
             Err(StoreError::Conflict { .. }) => break,
+            // It says that this attempt did nothing, and not what became of the one whose reply was lost.
+            Err(StoreError::Unavailable { .. }) if lost => return Err(StoreError::Unknown),
             settled => return settled,
         }
     }
@@ -257,6 +260,30 @@ mod tests {
         next.delete::<Usage>(agency);
         assert_eq!(next.ahead().map(|(_, guard)| guard), Some(Guard::Absent(key.clone())));
         assert_eq!(next.into_txn([]).guards, [Guard::Unchanged(key, Revision(8))]);
+    }
+
+    /// Loses the first reply, and then answers nothing.
+    struct Dying(std::sync::atomic::AtomicBool);
+
+    impl crate::backend::memory::Faults for Dying {
+        fn commit(&self, _: &Txn) -> crate::backend::memory::Fate {
+            use crate::backend::memory::Fate;
+            match self.0.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                false => Fate::ReplyLost,
+                true => Fate::Refused,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_reply_is_not_called_undone_by_a_store_that_fails_after_it() {
+        let store = crate::backend::memory::MemoryStore::new("c1");
+        store.inject(Arc::new(Dying(false.into())));
+        let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
+        draft.put(Usage::none(AgencyId(Uuid::from_u128(3))));
+        let outcome = commit(&store, Uuid::from_u128(1), draft.into_txn([])).await;
+        assert_eq!(outcome, Err(StoreError::Unknown), "it was written");
+        assert_eq!(store.barrier().await, Ok(Revision(1)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows tests by #[test] and not their fixtures")]
 
 mod cluster;
+mod etcd;
 mod faults;
 mod members;
 mod memory;

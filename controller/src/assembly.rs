@@ -9,6 +9,7 @@ use tamdao_model::Meta;
 use tamdao_model::cluster::{Cluster, Controller as Record};
 use tamdao_model::event::Severity;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
+use tamdao_store::backend::etcd::{self, EtcdConfig, EtcdStore};
 use tamdao_store::backend::memory::MemoryStore;
 use tamdao_store::backend::raft::{OpenError, RaftConfig, RaftStore};
 use tamdao_store::cache::Cache;
@@ -63,6 +64,7 @@ pub struct Controller {
     /// The public port as bound.
     pub address: std::net::SocketAddr,
     raft: Option<RaftStore>,
+    etcd: Option<EtcdStore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -73,6 +75,7 @@ struct Store {
     election: Arc<dyn Election>,
     membership: Option<Arc<dyn Membership>>,
     raft: Option<RaftStore>,
+    etcd: Option<EtcdStore>,
     member: u64,
 }
 
@@ -185,7 +188,7 @@ impl Controller {
         let renewer = Renewer { identity, hosts, credentials, cache, clock };
         tasks.spawn(renewer.run(stop.clone()));
         tasks.close();
-        Ok(Self { shared, address, raft: store.raft, tasks, stop })
+        Ok(Self { shared, address, raft: store.raft, etcd: store.etcd, tasks, stop })
     }
 
     /// Stops: a leader hands over first, then running requests get a grace period, then the files are closed.
@@ -197,6 +200,9 @@ impl Controller {
         self.tasks.wait().await;
         if let Some(raft) = self.raft {
             raft.shutdown().await;
+        }
+        if let Some(etcd) = self.etcd {
+            etcd.shutdown().await;
         }
     }
 
@@ -214,11 +220,19 @@ impl Controller {
 }
 
 async fn open_store(config: &Config, identity: &Identity, peers: &Peers) -> Result<Store, StartError> {
-    match config.store.backend {
+    match &config.store.backend {
         Backend::Memory => {
             let store = Arc::new(MemoryStore::new(identity.name.as_str()));
-            Ok(Store { kv: store.clone(), election: store, membership: None, raft: None, member: 0 })
+            Ok(Store {
+                kv: store.clone(),
+                election: store,
+                membership: None,
+                raft: None,
+                etcd: None,
+                member: 0,
+            })
         }
+        Backend::Etcd(settings) => open_etcd(settings, config, identity),
         Backend::Raft => {
             let settings = RaftConfig {
                 heartbeat: config.store.heartbeat,
@@ -238,10 +252,32 @@ async fn open_store(config: &Config, identity: &Identity, peers: &Peers) -> Resu
                 election: handle.clone(),
                 membership: Some(handle),
                 raft: Some(raft),
+                etcd: None,
                 member,
             })
         }
     }
+}
+
+fn open_etcd(settings: &EtcdConfig, config: &Config, identity: &Identity) -> Result<Store, StartError> {
+    let member = identity::member(config)?;
+    let me = etcd::Me {
+        cloud: identity.cluster.0,
+        found: identity.seed.is_some(),
+        id: member,
+        name: identity.name.to_string(),
+        address: config.address.clone(),
+    };
+    let etcd = EtcdStore::open(settings.clone(), me)?;
+    let handle = Arc::new(etcd.clone());
+    Ok(Store {
+        kv: handle.clone(),
+        election: handle.clone(),
+        membership: Some(handle),
+        raft: None,
+        etcd: Some(etcd),
+        member,
+    })
 }
 
 /// Writes the cluster's first records, if this controller founded it, and keeps its own record true.

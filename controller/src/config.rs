@@ -4,6 +4,8 @@
 //! allowed, and all of them are found before any port is bound. Deliberately absent: secrets, which lie in the
 //! data directory, and what the whole cloud must agree on, which lies in the store.
 
+mod etcd;
+
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,7 +15,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use tamdao_model::{Name, limits};
+use tamdao_store::backend::etcd::EtcdConfig;
 use tamdao_store::journal::Keep;
+
+use etcd::EtcdFile;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -45,11 +50,12 @@ pub struct StoreConfig {
     pub election_max: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone)]
 pub enum Backend {
     /// Replicated between the controllers, on disk.
     Raft,
+    /// On an etcd that is the operator's own.
+    Etcd(EtcdConfig),
     /// In this process only: for trials; everything is gone when it ends.
     Memory,
 }
@@ -182,10 +188,19 @@ struct File {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct StoreFile {
-    backend: Backend,
+    backend: BackendFile,
     heartbeat_ms: u64,
     election_min_ms: u64,
     election_max_ms: u64,
+    etcd: EtcdFile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BackendFile {
+    Raft,
+    Etcd,
+    Memory,
 }
 
 #[derive(Debug, Deserialize)]
@@ -230,7 +245,13 @@ fn default_session_timeout_ms() -> u64 {
 
 impl Default for StoreFile {
     fn default() -> Self {
-        Self { backend: Backend::Raft, heartbeat_ms: 250, election_min_ms: 1_000, election_max_ms: 2_000 }
+        Self {
+            backend: BackendFile::Raft,
+            heartbeat_ms: 250,
+            election_min_ms: 1_000,
+            election_max_ms: 2_000,
+            etcd: EtcdFile::default(),
+        }
     }
 }
 
@@ -291,6 +312,11 @@ impl File {
         if !self.data_dir.is_absolute() {
             refuse("data_dir", &self.data_dir.display(), "an absolute path".into());
         }
+        let backend = match self.store.backend {
+            BackendFile::Raft => Backend::Raft,
+            BackendFile::Etcd => Backend::Etcd(self.store.etcd.check(&mut refuse)),
+            BackendFile::Memory => Backend::Memory,
+        };
         let mut within = |key, value: u64, from: u64, to: u64| {
             if !(from..=to).contains(&value) {
                 refuse(key, &value, format!("{from} to {to}"));
@@ -299,7 +325,7 @@ impl File {
         };
         let session_timeout = within("session_timeout_ms", self.session_timeout_ms, 1_000, 600_000);
         let store = StoreConfig {
-            backend: self.store.backend,
+            backend,
             heartbeat: within("store.heartbeat_ms", self.store.heartbeat_ms, 10, 10_000),
             election_min: within("store.election_min_ms", self.store.election_min_ms, 30, 60_000),
             election_max: within("store.election_max_ms", self.store.election_max_ms, 60, 120_000),
@@ -363,7 +389,7 @@ mod tests {
         assert_eq!(config.listen.port(), 7443);
         assert!(config.metrics.listen.ip().is_loopback());
         assert_eq!(config.session_timeout, Duration::from_secs(10));
-        assert_eq!(config.store.backend, Backend::Raft);
+        assert!(matches!(config.store.backend, Backend::Raft));
         assert_eq!(config.host(), "c1.example");
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Its invariant: a directory either holds a whole identity or none; every file is written aside, fsynced and
 //! renamed, and the identity's own file comes last. Secrets are readable by their owner only. Deliberately absent:
-//! the seat in the Raft group, which the store makes with its own part of the directory.
+//! the seat in the Raft group, which the store makes with its own part of the directory; on etcd, where there are no
+//! seats, a number of this directory's own stands for it.
 
 use std::fmt;
 use std::io::Write;
@@ -28,6 +29,8 @@ const CA: &str = "ca.pem";
 const CERTIFICATE: &str = "controller.pem";
 const SEED: &str = "bootstrap.json";
 const ADMIN_TOKEN: &str = "admin-token";
+/// Holds the number of [`member`].
+pub const MEMBER: &str = "member";
 /// The data format that a new cluster begins with.
 const LEVEL: u32 = 1;
 /// How often a certificate's age is looked at.
@@ -160,6 +163,26 @@ pub fn claim(directory: &Path, left: &[&str]) -> Result<(), IdentityError> {
         }
     }
     Ok(())
+}
+
+/// The number that stands for a controller where the store has no seats: made with the data directory, gone with it.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn member(config: &Config) -> Result<u64, IdentityError> {
+    let path = config.data_dir.join(MEMBER);
+    match read(&path) {
+        Ok(text) => {
+            let member = String::from_utf8_lossy(&text).trim().parse().ok().filter(|member| *member != 0);
+            member.ok_or_else(|| IdentityError::Damaged { path, reason: "it is no number above 0".into() })
+        }
+        Err(IdentityError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            let member = Uuid::new_v4().as_u64_pair().0.max(1);
+            write(&path, format!("{member}\n").as_bytes(), Secrecy::Public)?;
+            Ok(member)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes a new identity into the data directory.

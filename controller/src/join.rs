@@ -13,12 +13,12 @@ use tamdao_store::backend::raft::{OpenError, PlainDial, RaftConfig, RaftStore, t
 use tonic::transport::Endpoint;
 use tonic_types::StatusExt;
 
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::identity::{self, Given, Identity, IdentityError};
 use crate::peers::{Connector, chain};
 use crate::pki::{self, ClusterKey, JoinSecret, PkiError};
 
-/// Where the store lies in the data directory.
+/// Where the store on Raft lies in the data directory.
 const SEAT: &str = "raft";
 
 /// Why a controller did not join.
@@ -49,7 +49,7 @@ pub enum JoinError {
 pub async fn join(config: &Config, token: &str, address: &str) -> Result<Identity, JoinError> {
     let secret = JoinSecret::parse(token)?;
     // The seat of an attempt that was refused is used again: to the cluster this is the same controller.
-    identity::claim(&config.data_dir, &[SEAT])?;
+    identity::claim(&config.data_dir, &[SEAT, identity::MEMBER])?;
     // Dialled first, so that a wrong address leaves the directory as it was.
     let mut client = dial(&secret, address).await?;
     let made = pki::request()?;
@@ -105,6 +105,9 @@ async fn dial(
 
 /// The seat's id, which the store makes with its part of the data directory.
 async fn seat(config: &Config) -> Result<u64, JoinError> {
+    if let Backend::Etcd(_) = config.store.backend {
+        return Ok(identity::member(config)?);
+    }
     let settings = RaftConfig::new(config.data_dir.join(SEAT), config.name.as_str(), &config.address);
     // It belongs to no cluster yet, so it dials nobody.
     let store = RaftStore::open(settings, Arc::new(PlainDial)).await?;

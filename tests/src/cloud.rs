@@ -17,6 +17,7 @@ use crate::agent::Agent;
 use crate::api::{self, Api};
 use crate::cli::Cli;
 use crate::controller::Controller;
+use crate::etcd::Etcd;
 use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
 use crate::guest::Guest;
 use crate::process::tail;
@@ -37,6 +38,7 @@ pub struct Builder {
     nodes: u8,
     furnished: bool,
     shared: bool,
+    etcd: bool,
 }
 
 /// The cloud under test. Its fields go in this order: processes first, then what they lived in.
@@ -45,6 +47,8 @@ pub struct Cloud {
     pub agents: Vec<Agent>,
     /// Keepers, watchdogs and shared storage, where the cloud has them.
     pub guarded: Vec<Guarded>,
+    /// Where the records are, if not with the controllers.
+    pub etcd: Option<Etcd>,
     pub api: Api,
     pub cli: Cli,
     pub testbed: Testbed,
@@ -59,7 +63,7 @@ pub struct Cloud {
 impl Cloud {
     /// A cloud of one controller and no node.
     pub fn builder() -> Builder {
-        Builder { controllers: 1, nodes: 0, furnished: true, shared: false }
+        Builder { controllers: 1, nodes: 0, furnished: true, shared: false, etcd: false }
     }
 
     /// # Errors
@@ -271,6 +275,7 @@ impl Cloud {
         self.agents.clear();
         self.guarded.clear();
         self.controllers.clear();
+        self.etcd = None;
         self.slot.clear()
     }
 
@@ -281,6 +286,9 @@ impl Cloud {
         let keepers = self.guarded.iter().map(|guarded| (&guarded.node, &guarded.log));
         for (name, log) in controllers.chain(agents).chain(keepers) {
             eprintln!("--- the end of the log of {name} ---\n{}", tail(log, 40));
+        }
+        for (name, end) in self.etcd.iter().flat_map(Etcd::tails) {
+            eprintln!("--- the end of the log of {name} ---\n{end}");
         }
         for (node, data_dir) in self.agents.iter().map(|agent| (&agent.name, &agent.data_dir)) {
             if let Ok(seen) = self.testbed.autopsy(node, data_dir) {
@@ -301,11 +309,21 @@ impl Drop for Cloud {
             eprintln!("everything runs on, until the next test: {}", self.slot.directory.display());
             self.controllers.drain(..).for_each(std::mem::forget);
             self.agents.drain(..).for_each(std::mem::forget);
+            std::mem::forget(self.etcd.take());
             return;
         }
         if let Err(error) = self.clear() {
             eprintln!("what the test made could not be removed: {error:#}");
         }
+    }
+}
+
+/// Whether `TAMDAO_TEST_STORE` wants every cloud on etcd.
+fn all_on_etcd() -> Result<bool> {
+    match std::env::var("TAMDAO_TEST_STORE").as_deref() {
+        Ok("etcd") => Ok(true),
+        Ok("raft") | Err(_) => Ok(false),
+        Ok(other) => bail!("TAMDAO_TEST_STORE is {other:?}, and must be raft or etcd"),
     }
 }
 
@@ -327,6 +345,13 @@ impl Builder {
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;
+        self
+    }
+
+    /// With the records on an etcd of three members.
+    #[must_use]
+    pub fn etcd(mut self) -> Self {
+        self.etcd = true;
         self
     }
 
@@ -352,6 +377,10 @@ impl Builder {
         };
         let plan = |number| Controller::plan(&slot.directory, &format!("c{number}"), host);
         let mut controllers: Vec<Controller> = (1..=self.controllers).map(plan).collect::<Result<_>>()?;
+        let etcd = (self.etcd || all_on_etcd()?).then(|| Etcd::start(&slot)).transpose()?;
+        if let Some(etcd) = &etcd {
+            controllers.iter().try_for_each(|controller| controller.configure(&etcd.section()))?;
+        }
         let founder = &mut controllers[0];
         founder.init()?;
         let ca_file = founder.data_dir.join("ca.pem");
@@ -369,6 +398,7 @@ impl Builder {
             controllers,
             agents: Vec::new(),
             guarded: Vec::new(),
+            etcd,
             api,
             cli,
             testbed,

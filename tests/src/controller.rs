@@ -43,6 +43,15 @@ impl Controller {
         Ok(Self { name: name.to_owned(), address, metrics, data_dir, log, config, process: None })
     }
 
+    /// Adds sections to the configuration; they count from the next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, sections: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, format!("{text}{sections}\n"))?)
+    }
+
     /// Founds a cloud.
     ///
     /// # Errors

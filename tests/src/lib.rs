@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod cli;
 pub mod cloud;
 pub mod controller;
+pub mod etcd;
 pub mod figures;
 pub mod fleet;
 pub mod guarded;

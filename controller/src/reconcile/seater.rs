@@ -1,5 +1,5 @@
-//! The seater: gives every controller that has enrolled its seat in the Raft group, as soon as it can be reached.
-//! Seats are taken away by an admin only.
+//! The seater: gives every controller that has enrolled its seat in the Raft group, as soon as it can be reached; on
+//! etcd each takes its place itself. Seats are taken away by an admin only.
 
 use std::time::Duration;
 
@@ -28,11 +28,13 @@ impl Loop for Seater {
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let Some(membership) = &shared.membership else { return Ok(0) };
-        let seated = shared.kv.status().members;
+        let group = shared.kv.status();
+        let (seated, wait) = (group.members, group.backend == "etcd");
         let view = shared.cache.view();
         let without_seat = view
             .controllers
             .iter()
+            .filter(|_| !wait)
             .filter(|controller| !seated.iter().any(|seat| seat.id == controller.member && seat.voter));
         let without_seat: Vec<Member> = without_seat
             .map(|controller| Member {

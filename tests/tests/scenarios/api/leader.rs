@@ -21,7 +21,15 @@ const MORE: usize = 10;
 
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_with_the_leader() -> Result<()> {
-    let mut cloud = Cloud::builder().controllers(3).start().await?;
+    loses_nothing(Cloud::builder().controllers(3).start().await?).await
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_with_the_leader_on_etcd() -> Result<()> {
+    loses_nothing(Cloud::builder().controllers(3).etcd().start().await?).await
+}
+
+async fn loses_nothing(mut cloud: Cloud) -> Result<()> {
     let api = cloud.api.clone();
     let (killed, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
     let clients = (0..CLIENTS).map(|client| create_on_and_on(&api, client, &killed, &acknowledged));

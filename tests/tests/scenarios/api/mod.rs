@@ -1,6 +1,7 @@
 //! Scenarios of the control plane alone.
 
 mod cluster;
+mod etcd;
 mod fuzz;
 mod input;
 mod leader;

@@ -256,6 +256,8 @@ fn take_volume(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &Volu
             };
         }
         FileState::Missing => {
+            // Whoever says so knows that it was made, which may be the first that is heard of it.
+            status.made = true;
             status.phase = VolumePhase::Failed;
             let message = text("its file has vanished; it is not made again, because its data would be lost");
             status.conditions.set(kind, ConditionStatus::False, "Missing", &message, generation, moment.now);

@@ -32,7 +32,7 @@ use crate::engine;
 
 pub(crate) const AGENCY: AgencyId = AgencyId(Uuid::from_u128(0xA));
 const NETWORK: NetworkId = NetworkId(Uuid::from_u128(0xB));
-const POOL: PoolId = PoolId(Uuid::from_u128(0xC));
+pub(crate) const POOL: PoolId = PoolId(Uuid::from_u128(0xC));
 pub(crate) const SESSION: SessionId = SessionId(Uuid::from_u128(0xD));
 const NODES: u128 = 3;
 
@@ -334,6 +334,21 @@ fn a_deleted_vm_goes_only_after_its_node_has_confirmed() {
     assert_eq!(view.usage(AGENCY), Usage::none(AGENCY));
     let address = view.addresses.iter().next().unwrap();
     assert!(matches!(address.holder, Holder::Resting { .. }), "a freed address rests");
+}
+
+#[test]
+fn a_file_that_is_first_heard_of_as_missing_was_made() {
+    let mut moment = Moment { now: TimeMs(1_000) };
+    let mut view = world();
+    let steps = [
+        Step::Create { at: 0, vcpus: 1, memory_mib: 256, disk_mib: 100 },
+        Step::Place { at: 0, node: 0 },
+        Step::Files { at: 0, state: FileState::Missing },
+    ];
+    for step in &steps {
+        view = apply(view, &mut moment, step);
+    }
+    assert!(view.volumes.iter().all(|volume| volume.status.made), "no node may make it again");
 }
 
 #[test]

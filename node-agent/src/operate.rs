@@ -401,12 +401,7 @@ impl Operator {
 
     /// The last part of a start: paused → registered with the keeper → run.
     async fn run_first(&self, vm: Uuid, domain: &Domain, context: &Context) -> Result<()> {
-        let shared = shared(context)?;
-        let under = shared.iter().map(|pool| {
-            let lease = context.leases.get(pool).ok_or(KeeperError::NotHeld(*pool))?;
-            Ok((*pool, lease.held_since_ms))
-        });
-        let under: BTreeMap<_, _> = under.collect::<std::result::Result<_, KeeperError>>()?;
+        let (shared, under) = (shared(context)?, holdings(context)?);
         self.register(vm, domain, &shared, under.clone()).await?;
         checkpoint("registered").await;
         self.hypervisor.resume(vm, domain.incarnation).await?;
@@ -549,6 +544,15 @@ fn wanted(context: &Context) -> Result<&WantedVm> {
 /// The shared pools that the VM's disks lie on.
 fn shared(context: &Context) -> Result<BTreeSet<Uuid>> {
     Ok(wanted(context)?.shared_pools(&context.pools).collect())
+}
+
+/// The leases on them that the decision saw: since when each is held without a break.
+fn holdings(context: &Context) -> Result<BTreeMap<Uuid, u64>> {
+    let held = shared(context)?.into_iter().map(|pool| {
+        let lease = context.leases.get(&pool).ok_or(KeeperError::NotHeld(pool))?;
+        Ok((pool, lease.held_since_ms))
+    });
+    held.collect()
 }
 
 /// The texts of the seed, for a VM that has one.

@@ -10,12 +10,13 @@ use std::time::Duration;
 use tamdao_proto::agent::v1::MachinePaths;
 use uuid::Uuid;
 
-use super::{Context, OperateError, Operator, Result, rules, seed};
+use super::{Context, OperateError, Operator, Result, holdings, rules, seed};
 use crate::checkpoint::checkpoint;
 use crate::cloudinit;
 use crate::desired::{WantedMove, WantedVm};
 use crate::hypervisor::migration::Migration;
 use crate::hypervisor::{Domain, DomainSpec, DomainState, HypervisorError};
+use crate::keeper::Lease;
 use crate::ledger::{End, Incoming, Life, Outgoing, VmRecord, Word};
 use crate::moves::{Arrival, SOCKETS};
 use crate::reconcile::may_run_arrived;
@@ -179,6 +180,7 @@ impl Operator {
             rules: rules(vm, wanted)?,
             images: wanted.images.clone(),
             volumes: wanted.volumes.iter().map(|(id, _)| *id).collect(),
+            leases: holdings(context)?,
             untidy: true,
             ..VmRecord::default()
         };
@@ -237,15 +239,12 @@ impl Operator {
             let seen = self.hypervisor.observe().await?;
             let domain = seen.ours.into_iter().find(|domain| domain.vm == vm);
             let domain = domain.ok_or(HypervisorError::NotFound { vm })?;
-            let may = self
-                .ledger
-                .state()
-                .vms
-                .get(&vm)
-                .is_some_and(|record| may_run_arrived(record, domain.incarnation, arrival.moving.id));
-            if may {
-                // Whether it may run is the source's word; the leases are only to be held now.
-                let leases = self.keeper.look(BTreeMap::new(), None).await.leases;
+            let record = self.ledger.state().vms.get(&vm).cloned();
+            let may = |record: &VmRecord| may_run_arrived(record, domain.incarnation, arrival.moving.id);
+            if let Some(record) = record.filter(may) {
+                // Whether it is gone there is the source's word; that it runs nowhere else, those leases'.
+                let held = |(pool, since): (Uuid, u64)| (pool, Lease { lease_ms: 0, held_since_ms: since });
+                let leases = record.leases.into_iter().map(held).collect();
                 let (wanted, pools) = (Some(arrival.wanted.clone()), arrival.pools.clone());
                 let context = Context { vm: wanted, pools, leases, ..Context::default() };
                 self.run_first(vm, &domain, &context).await?;

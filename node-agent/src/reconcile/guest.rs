@@ -23,7 +23,7 @@ const ASK_AGAIN_MS: u64 = 10_000;
 /// Why a guest on a shared pool waits.
 const NO_LEASE: &str = "NoStorageLease";
 /// How often the leader is heard, ms.
-const HEARTBEAT_MS: u64 = 1_000;
+pub(super) const HEARTBEAT_MS: u64 = 1_000;
 /// Room in every pool of a guest that was paused for want of it before it goes on, MiB.
 const ROOM_MIB: u64 = 32;
 /// How long a guest must do well before its earlier failures no longer count, ms.
@@ -391,12 +391,21 @@ impl Guest<'_> {
     /// Whether what the entry of this session asks for may begin under the storage leases as they are: each must have
     /// been held since before a heartbeat that the leader has answered. Whoever concluded from a lease's silence that
     /// this node is lost did so after the session's end, and the lease would have been broken since.
-    fn may_begin(&self, wanted: &WantedVm) -> bool {
+    pub(super) fn may_begin(&self, wanted: &WantedVm) -> bool {
         let stood = |pool| {
             let lease = self.view.keeper.leases.get(&pool);
             lease.is_some_and(|lease| self.view.answered_ms.is_some_and(|sent| lease.held_since_ms < sent))
         };
         wanted.shared_pools(&self.view.desired.pools).all(stood)
+    }
+
+    /// Whether no storage lease that the ledger names for the guest has lapsed since, in this boot.
+    pub(super) fn is_unbroken(&self, wanted: &WantedVm) -> bool {
+        wanted.shared_pools(&self.view.desired.pools).all(|pool| {
+            let held = self.view.keeper.leases.get(&pool).map(|lease| lease.held_since_ms);
+            let same_boot = self.record.boot_id == self.view.boot_id;
+            same_boot && held.is_some() && held == self.record.leases.get(&pool).copied()
+        })
     }
 
     /// Does the entry's action unless it has been done; says whether it was taken up.
@@ -456,15 +465,11 @@ impl Guest<'_> {
         let Some((due_ms, again)) = self.due(wanted, life, report) else { return };
         // The start rule: by an entry of this session, or again on the same boot under the same incarnation, with no
         // storage lease lapsed since it began.
-        let unbroken = |pool: Uuid| {
-            let held = self.view.keeper.leases.get(&pool).map(|lease| lease.held_since_ms);
-            held.is_some() && held == record.leases.get(&pool).copied()
-        };
         let may_again = same
             && life == Life::Ended
             && (record.boot_id == self.view.boot_id || has(Mutant::StartFromLedger))
             && record.end != Some(End::Migrated)
-            && wanted.shared_pools(&self.view.desired.pools).all(unbroken);
+            && self.is_unbroken(wanted);
         if !may_again && !wanted.fresh {
             return;
         }

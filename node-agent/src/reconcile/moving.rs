@@ -1,9 +1,10 @@
 //! The decision for a guest that moves, on either end.
 //!
 //! Invariants: the source's word (*kept* or *gone*) is written down before it is said, and never changes; a guest that
-//! arrives runs only after the source's agent has said that it is gone, or after the leader has given the VM to this
-//! node; a source whose guest stands still after a broken move lets it go on only when the move is over, which is when
-//! the target has cleared. Deliberately absent: the sending (`moves`).
+//! arrives runs only after the source's agent has said that it is gone, under storage leases that have not lapsed since
+//! this node made ready for it, or after the leader has given the VM to this node; a source whose guest stands still
+//! after a broken move lets it go on only when the move is over, which is when the target has cleared. Deliberately
+//! absent: the sending (`moves`).
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use super::disk::Obstacle;
-use super::guest::{Guest, stamp};
+use super::guest::{Guest, HEARTBEAT_MS, stamp};
 use super::{Decision, Go, Step, Subject, View, attempt, problem};
 use crate::desired::{Digest, WantedMove, WantedVm};
 use crate::hypervisor::{Domain, DomainState, PauseReason};
@@ -128,7 +129,10 @@ impl Guest<'_> {
                 say(report, moving.id, MoveState::Ready, failed);
             }
             (false, _) => say(report, moving.id, MoveState::Ready, None),
-            (true, Some(DomainState::Paused(PauseReason::NotYetRun))) => {
+            // After a lapse this node may have been fenced, and the VM runs elsewhere: then the leader has to say so.
+            (true, Some(DomainState::Paused(PauseReason::NotYetRun)))
+                if self.is_unbroken(wanted) || has(Mutant::BrokenHoldingTaken) =>
+            {
                 let step = Step::Resume { vm: self.id, why: Go::FirstTime };
                 let failed = attempt(self.view, stamp(wanted), step, decision);
                 say(report, moving.id, MoveState::Runs, failed);
@@ -158,6 +162,10 @@ impl Guest<'_> {
             None if domain.is_some() => {
                 let message = "a domain of this incarnation is here that was never let in";
                 Some(problem("DomainExists", message, true))
+            }
+            None if wanted.fresh && !self.may_begin(wanted) => {
+                decision.wake(self.view.now_ms + HEARTBEAT_MS);
+                None
             }
             None if wanted.fresh => {
                 attempt(self.view, stamp(wanted), Step::Receive { vm: self.id }, decision)

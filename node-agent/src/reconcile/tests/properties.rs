@@ -209,11 +209,10 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
                     let may = if wanted.intent == Intent::Incoming { arrived } else { wanted.fresh };
                     prop_assert!(may);
                     let held = node.keeper.leases.get(&id(1)).map(|lease| lease.held_since_ms);
-                    prop_assert!(
-                        !shared(node, vm)
-                            || wanted.intent == Intent::Incoming
-                            || (held.is_some() && held < node.answered_ms)
-                    );
+                    let stood = held.is_some() && held < node.answered_ms;
+                    let unbroken = held.is_some() && held == record.leases.get(&id(1)).copied();
+                    let under = if wanted.intent == Intent::Incoming { unbroken } else { stood };
+                    prop_assert!(!shared(node, vm) || under);
                 }
                 Go::Kept => {
                     prop_assert!(record.outgoing.is_some() && !record.paused);

@@ -136,6 +136,7 @@ impl World {
                     life: Life::Starting,
                     boot_id: boot_id.clone(),
                     untidy: true,
+                    leases: keeper.leases.iter().map(|(pool, lease)| (*pool, lease.held_since_ms)).collect(),
                     incoming: wanted.moving.as_ref().map(|moving| Incoming { id: moving.id, go: false }),
                     ..VmRecord::default()
                 };

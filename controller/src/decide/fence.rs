@@ -26,7 +26,7 @@ pub const CONDITION: &str = "Fenced";
 /// What is not proven yet of a lost node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Question {
-    /// VMs that would be restarted elsewhere.
+    /// VMs that would be restarted elsewhere, or that wait for this node's word on their move.
     pub vms: Vec<VmId>,
     /// Shared pools on which the node's silence would speak of some of them.
     pub pools: BTreeSet<PoolId>,
@@ -37,6 +37,13 @@ pub fn restarted_elsewhere(view: &View, node: NodeId) -> impl Iterator<Item = &V
     let entries = view.assignments.get(node).into_iter().flat_map(|row| row.vms.keys());
     let vms = entries.filter_map(|vm| view.vms.get(*vm)).map(|row| &*row.value);
     vms.filter(move |vm| vm.status.node == Some(node) && !vm.spec.deleting && stays(view, vm).is_none())
+}
+
+/// VMs of other nodes that wait for this one's word: they have an open move to it, and may be on either.
+fn arriving(view: &View, node: NodeId) -> impl Iterator<Item = &Vm> {
+    let open = view.moves.iter().filter(move |row| row.status.phase.is_open() && row.spec.target == node);
+    let vms = open.filter_map(|row| view.vms.get(row.spec.vm)).map(|row| &*row.value);
+    vms.filter(move |vm| stays(view, vm).is_none())
 }
 
 /// Why a VM stays down when its node is lost; none if it is restarted elsewhere.
@@ -55,7 +62,7 @@ pub fn shared_pools(view: &View, vm: &Vm) -> BTreeSet<PoolId> {
 /// What has to be found out about a lost node.
 pub fn question(view: &View, node: &Node) -> Question {
     let mut question = Question::default();
-    for vm in restarted_elsewhere(view, node.id()) {
+    for vm in restarted_elsewhere(view, node.id()).chain(arriving(view, node.id())) {
         let pools = shared_pools(view, vm);
         if node.status.fence.as_ref().is_some_and(|fence| fence.covers(vm, &pools).is_some()) {
             continue;

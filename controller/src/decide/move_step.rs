@@ -5,6 +5,7 @@ use tamdao_model::assignment::{Hold, Intent, VolumeEntry};
 use tamdao_model::convert::agent::{MoveSeen, MoveState, VmSeen};
 use tamdao_model::event::Severity;
 use tamdao_model::moves::{Cause, Move, MoveEvent, MovePhase};
+use tamdao_model::node::NodePhase;
 use tamdao_model::{MoveId, NodeId, TimeMs, VolumeId};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
@@ -104,7 +105,21 @@ pub fn happens(draft: &mut Draft, moment: &mut Moment, id: MoveId, event: MoveEv
             MovePhase::Failed | MovePhase::Cancelled => end(draft, moment, &mut one),
         }
     }
+    let (id, target) = (one.id(), one.spec.target);
+    let lost = after == MovePhase::Clearing && is_proven(draft.view(), &one, target);
     draft.put(one);
+    if lost {
+        // Nobody is there to clear it, and the proof says that nothing is left to be cleared.
+        happens(draft, moment, id, MoveEvent::TargetFenced, None);
+    }
+}
+
+/// Whether a node is fenced, and what is proven of it speaks of the VM of this move.
+fn is_proven(view: &View, one: &Move, node: NodeId) -> bool {
+    let node = view.nodes.get(node).filter(|node| node.status.phase == NodePhase::Fenced);
+    let fence = node.and_then(|node| node.status.fence.as_ref());
+    let vm = view.vms.get(one.spec.vm);
+    fence.zip(vm).is_some_and(|(fence, vm)| fence.covers(vm, &shared_pools(view, vm)).is_some())
 }
 
 fn send(draft: &mut Draft, moment: &mut Moment, one: &mut Move) {
@@ -226,15 +241,11 @@ pub fn cleared(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSe
 /// of a VM, as a silent storage lease does not of one with other disks, ends no move of it.
 pub fn fenced(draft: &mut Draft, moment: &mut Moment, node: NodeId) {
     let view = draft.view();
-    let Some(fence) = view.nodes.get(node).and_then(|row| row.status.fence.as_ref()) else { return };
     let ends = |one: &Move| one.status.phase.is_open() && [one.spec.source, one.spec.target].contains(&node);
-    let covered = |one: &Move| {
-        view.vms.get(one.spec.vm).is_some_and(|vm| fence.covers(vm, &shared_pools(view, vm)).is_some())
-    };
     let moves: Vec<(MoveId, bool)> = view
         .moves
         .iter()
-        .filter(|row| ends(row) && covered(row))
+        .filter(|row| ends(row) && is_proven(view, row, node))
         .map(|row| (row.id(), row.spec.source == node))
         .collect();
     let message = format!("{} was fenced", name(draft, node));

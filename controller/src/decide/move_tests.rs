@@ -17,8 +17,8 @@ use super::fence;
 use super::move_start::{self, Wish};
 use super::move_step::{self, Due, Turns};
 use super::report::{self, Part};
-use super::tests::{AGENCY, SESSION, node_id, request, seen, world};
-use super::{place, vm_create};
+use super::tests::{AGENCY, POOL, SESSION, node_id, request, seen, world};
+use super::{node, place, vm_create};
 use crate::admission::Moment;
 use crate::engine;
 
@@ -100,15 +100,23 @@ impl Scene {
         self.report(node, &Part { vms: vec![word], ..Part::default() });
     }
 
-    /// A node is lost and something is proven of it; what it said before may come later.
-    fn prove(&mut self, node: u128, evidence: Evidence) {
-        let mut record = (*self.draft.view().nodes.get(node_id(node)).unwrap().value).clone();
-        let before = record.status.phase;
-        record.status.phase = NodePhase::Fencing;
+    /// A node is lost and something is proven of it.
+    fn fence(&mut self, node: u128, evidence: Evidence) {
+        self.set_phase(node, NodePhase::Fencing);
+        let record = (*self.draft.view().nodes.get(node_id(node)).unwrap().value).clone();
         let proof = fence::proof_of(&record, evidence, "test".into(), self.moment.now);
-        self.draft.put(record);
-        let mut record = fence::prove(&mut self.draft, &mut self.moment, proof).unwrap();
-        record.status.phase = before;
+        fence::prove(&mut self.draft, &mut self.moment, proof).unwrap();
+    }
+
+    /// The same, and what it said before comes later.
+    fn prove(&mut self, node: u128, evidence: Evidence) {
+        self.fence(node, evidence);
+        self.set_phase(node, NodePhase::Ready);
+    }
+
+    fn set_phase(&mut self, node: u128, phase: NodePhase) {
+        let mut record = (*self.draft.view().nodes.get(node_id(node)).unwrap().value).clone();
+        record.status.phase = phase;
         self.draft.put(record);
     }
 
@@ -244,6 +252,58 @@ fn a_fenced_source_leaves_the_vm_its_own_once_the_target_has_cleared() {
     scene.gone(&one, 1);
     assert_eq!(scene.now(&one).status.phase, MovePhase::Failed);
     assert_eq!(scene.vm().status.node, Some(node_id(0)));
+}
+
+#[test]
+fn a_target_that_is_fenced_already_has_nothing_to_clear() {
+    let river = || Evidence::Attestation { reason: "it is in the river".into() };
+    for returns in [false, true] {
+        let mut scene = Scene::new();
+        let one = scene.begin();
+        scene.say(&one, 1, MoveState::Ready);
+        scene.turn();
+        scene.fence(1, river());
+        assert_eq!(scene.now(&one).status.phase, MovePhase::Recalling);
+        if returns {
+            scene.set_phase(1, NodePhase::Returning);
+        }
+        scene.say(&one, 0, MoveState::Kept);
+        if returns {
+            assert_eq!(scene.now(&one).status.phase, MovePhase::Clearing, "it is there to say so itself");
+            node::lose(&mut scene.draft, &mut scene.moment, node_id(1), "silent again");
+        }
+        assert_eq!(scene.now(&one).status.phase, MovePhase::Failed);
+        assert_eq!((scene.vm().status.moving, scene.intent(0)), (None, Some(Intent::Wanted)));
+        assert_eq!(scene.intent(1), Some(Intent::Stale), "it is told when it comes back");
+    }
+}
+
+#[test]
+fn a_lost_target_is_asked_about_though_no_vm_is_its_own() {
+    let mut scene = Scene::new();
+    let mut pool = (*scene.draft.view().pools.get(POOL).unwrap().value).clone();
+    pool.spec.shared = true;
+    scene.draft.put(pool);
+    let asked = |scene: &Scene| {
+        let view = scene.draft.view();
+        fence::question(view, view.nodes.get(node_id(1)).unwrap()).vms
+    };
+    assert_eq!(asked(&scene), []);
+    let one = scene.begin();
+    assert_eq!(asked(&scene), [one.spec.vm]);
+}
+
+#[test]
+fn a_move_between_two_fenced_nodes_does_not_hold_the_vm_up() {
+    let river = || Evidence::Attestation { reason: "it is in the river".into() };
+    let mut scene = Scene::new();
+    let one = scene.begin();
+    scene.say(&one, 1, MoveState::Ready);
+    scene.turn();
+    scene.fence(1, river());
+    scene.fence(0, river());
+    assert_eq!(scene.now(&one).status.phase, MovePhase::Failed);
+    assert_eq!((scene.vm().status.moving, scene.vm().status.node), (None, Some(node_id(0))));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
-use super::{event, is_reachable, put_vm};
+use super::{event, is_reachable, move_step, put_vm};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -110,6 +110,8 @@ pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, health: &s
 /// The node's agent has been silent for too long. Its VMs are left alone until something is proven.
 pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
     advance(draft, moment, id, NodeEvent::Lost, ConditionStatus::Unknown, "AgentSilent", message);
+    // One that was on its way back is Fenced again, by the proofs that it had.
+    move_step::fenced(draft, moment, id);
 }
 
 /// The agent has said that it ends, that nothing runs and that no storage lease is held: the node is as good as off, and

@@ -13,7 +13,7 @@ use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use crate::hands::Doing;
-use crate::host::{Access, Host};
+use crate::host::Host;
 use crate::world::{Event, World};
 use crate::{LOCAL, SHARED};
 
@@ -120,7 +120,7 @@ impl World {
         let host = &mut self.nodes[at];
         let wants_lease =
             host.agent.as_ref().is_some_and(|agent| agent.desired.pools.contains_key(&SHARED.0));
-        if wants_lease && reaches(host) {
+        if wants_lease && host.access.works() {
             self.hold_lease(at);
         }
         let host = &mut self.nodes[at];
@@ -207,15 +207,11 @@ impl World {
 
 fn pools(host: &Host, agent: &Agent) -> BTreeMap<Uuid, PoolFact> {
     let fact = |id: &Uuid| {
-        let ready = *id == LOCAL.0 || reaches(host);
+        let ready = *id == LOCAL.0 || host.access.works();
         let message = if ready { String::new() } else { "its file system does not answer".to_owned() };
         (*id, PoolFact { ready, capacity_mib: 100_000, used_mib: 0, message })
     };
     agent.desired.pools.keys().map(fact).collect()
-}
-
-fn reaches(host: &Host) -> bool {
-    matches!(host.access, Access::Fine | Access::Slow)
 }
 
 fn is_note(step: &Step) -> bool {

@@ -36,6 +36,16 @@ impl Chance {
         usize::try_from(self.below(length as u64)).unwrap_or(0)
     }
 
+    /// One of these, each as often as its weight says; none if no weight is more than 0.
+    pub fn weigh<T: Copy>(&mut self, from: &[(T, u64)]) -> Option<T> {
+        let mut left = self.below(from.iter().map(|(_, weight)| weight).sum());
+        from.iter().find_map(|(one, weight)| {
+            let hit = left < *weight;
+            left = left.saturating_sub(*weight);
+            hit.then_some(*one)
+        })
+    }
+
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.index(from.len())])
     }

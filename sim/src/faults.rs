@@ -31,6 +31,59 @@ pub enum Fault {
     },
 }
 
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    Links,
+    Island,
+    Decay,
+    Storage,
+    Power,
+    Dies,
+    AgentCrashes,
+    AgentStops,
+    KeeperStops,
+    KeeperCrashes,
+    Frozen,
+    ControllerCrashes,
+    ControllerStops,
+    ControllerAlone,
+    LeaderChanges,
+    RackPower,
+    RackSwitch,
+    Backbone,
+    FileLost,
+    Neighbours,
+    GuestDies,
+    Libvirt,
+}
+
+/// How often each happens where a seed draws nothing else.
+pub const STRIKES: [(Strike, u64); 22] = [
+    (Strike::Links, 4),
+    (Strike::Island, 5),
+    (Strike::Decay, 4),
+    (Strike::Storage, 3),
+    (Strike::Power, 2),
+    (Strike::Dies, 1),
+    (Strike::AgentCrashes, 2),
+    (Strike::AgentStops, 2),
+    (Strike::KeeperStops, 1),
+    (Strike::KeeperCrashes, 1),
+    (Strike::Frozen, 1),
+    (Strike::ControllerCrashes, 2),
+    (Strike::ControllerStops, 2),
+    (Strike::ControllerAlone, 1),
+    (Strike::LeaderChanges, 1),
+    (Strike::RackPower, 1),
+    (Strike::RackSwitch, 1),
+    (Strike::Backbone, 1),
+    (Strike::FileLost, 1),
+    (Strike::Neighbours, 1),
+    (Strike::GuestDies, 1),
+    (Strike::Libvirt, 1),
+];
+
 impl World {
     /// One more fault, and the next one planned.
     pub fn strike(&mut self) {
@@ -39,36 +92,46 @@ impl World {
         }
         let delay = self.chance.between(800, 7_000);
         self.plan(delay, Event::Fault);
-        let node = self.chance.index(self.nodes.len());
+        let node = match self.swarm.weak.filter(|_| self.chance.one_in(2)) {
+            Some(weak) => weak % self.nodes.len(),
+            None => self.chance.index(self.nodes.len()),
+        };
         let controller = self.chance.index(3);
-        match self.chance.below(30) {
-            0..4 => {
+        let Some(strike) = self.chance.weigh(&self.swarm.strikes) else { return };
+        match strike {
+            Strike::Links => {
                 let (up, down) = [(true, true), (true, false), (false, true)][self.chance.index(3)];
                 self.cut_links(node, up, down);
             }
-            4..9 => self.island(node),
-            9..12 => self.storage_fails(node),
-            12..14 => self.lose_power(node),
-            14..16 => self.crash_agent(node),
-            16..18 => self.stop_agent(node),
-            18 => self.stop_keeper(node),
-            19..21 => self.fail_controller(controller),
-            21..23 => self.stop_controller(controller),
-            23 => self.isolate(controller),
-            24 => self.change_leader(controller),
-            25 => self.lose_rack(node),
-            26 => self.lose_file(),
-            27 => {
-                self.cut_nodes.insert(node);
-                self.tell(|| format!("n{node} does not reach other nodes"));
-                self.heal_in(2_000, 20_000, Fault::Neighbours { node });
-            }
-            28 => self.guest_dies(node),
-            _ => {
+            Strike::Island => self.island(node),
+            Strike::Decay => self.decay(node),
+            Strike::Storage => self.storage_fails(node),
+            Strike::Power => self.lose_power(node),
+            Strike::Dies => self.die(node),
+            Strike::AgentCrashes => self.crash_agent(node),
+            Strike::AgentStops => self.stop_agent(node),
+            Strike::KeeperStops => self.stop_keeper(node),
+            Strike::KeeperCrashes => self.crash_keeper(node),
+            Strike::Frozen => {
                 // Silent and frozen at once: what a watchdog is for.
                 self.cut_links(node, true, true);
                 self.stop_keeper_for(node, 40_000);
             }
+            Strike::ControllerCrashes => self.fail_controller(controller),
+            Strike::ControllerStops => self.stop_controller(controller),
+            Strike::ControllerAlone => self.isolate(controller),
+            Strike::LeaderChanges => self.change_leader(controller),
+            Strike::RackPower => self.lose_rack(node),
+            Strike::RackSwitch => self.cut_rack(node),
+            Strike::Backbone => (0..self.nodes.len()).for_each(|at| self.cut_links(at, true, true)),
+            Strike::FileLost => self.lose_file(),
+            Strike::Neighbours => {
+                self.cut_nodes.insert(node);
+                self.tell(|| format!("n{node} does not reach other nodes"));
+                self.heal_in(2_000, 20_000, Fault::Neighbours { node });
+            }
+            Strike::GuestDies => self.guest_dies(node),
+            Strike::Libvirt => self.libvirt_dies(node),
         }
     }
 
@@ -101,8 +164,32 @@ impl World {
         self.heal_in(4_000, 45_000, Fault::Island { node });
     }
 
+    /// A host whose paths go one after the other, as those of a switch or an adapter that is dying: nobody is heard, then
+    /// the storage's answers come late, then they do not come at all.
+    fn decay(&mut self, node: usize) {
+        for controller in 0..3 {
+            self.cut_up.insert((node, controller));
+            self.cut_down.insert((node, controller));
+        }
+        self.tell(|| format!("n{node} is cut from the controllers, and its storage is about to go"));
+        let (deaf, hangs) = (self.chance.between(2_000, 7_000), self.chance.between(2_000, 7_000));
+        self.plan(deaf, Event::Decays { node, access: Access::Deaf });
+        self.plan(deaf + hangs, Event::Decays { node, access: Access::Hangs });
+        let (storage, links) = (self.chance.between(15_000, 35_000), self.chance.between(0, 10_000));
+        self.plan(storage, Event::Heals(Fault::Storage { node }));
+        self.plan(storage + links, Event::Heals(Fault::Links { node, up: true, down: true }));
+    }
+
+    /// The next stage of a decay that has not healed meanwhile.
+    pub fn decays(&mut self, node: usize, access: Access) {
+        if self.troubled && self.cut_up.contains(&(node, 0)) {
+            self.nodes[node].access = access;
+            self.tell(|| format!("n{node}: its storage: {access:?}"));
+        }
+    }
+
     fn storage_fails(&mut self, node: usize) {
-        let access = [Access::Slow, Access::Hangs, Access::Fails][self.chance.index(3)];
+        let access = [Access::Slow, Access::Deaf, Access::Hangs, Access::Fails][self.chance.index(4)];
         self.nodes[node].access = access;
         self.tell(|| format!("n{node}: its storage: {access:?}"));
         self.heal_in(1_000, 20_000, Fault::Storage { node });
@@ -114,6 +201,14 @@ impl World {
         self.reboot_in(node, back);
     }
 
+    /// Hardware of 2013 does that: one node of a history at most is never seen again.
+    fn die(&mut self, node: usize) {
+        if self.nodes.iter().all(|host| !host.dead) && self.chance.one_in(3) {
+            self.nodes[node].dead = true;
+            self.power_cut(node, "for ever");
+        }
+    }
+
     fn lose_rack(&mut self, node: usize) {
         let rack = self.nodes[node].rack;
         self.tell(|| format!("rack {rack} loses its power"));
@@ -123,6 +218,14 @@ impl World {
                 let back = self.chance.between(20_000, 40_000);
                 self.reboot_in(at, back);
             }
+        }
+    }
+
+    fn cut_rack(&mut self, node: usize) {
+        let rack = self.nodes[node].rack;
+        self.tell(|| format!("the switch of rack {rack} fails"));
+        for at in (0..self.nodes.len()).filter(|at| self.nodes[*at].rack == rack).collect::<Vec<_>>() {
+            self.island(at);
         }
     }
 

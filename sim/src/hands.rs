@@ -18,7 +18,6 @@ use tamdao_proto::agent::v1::Problem;
 use tamdao_proto::v1::Platform;
 use uuid::Uuid;
 
-use crate::host::Access;
 use crate::world::{Event, World};
 use crate::{SHARED, short};
 
@@ -262,6 +261,11 @@ impl World {
                 if host.domains.contains_key(&vm) {
                     return Part::Failed("DomainExists");
                 }
+                if !shared_pools(wanted).is_empty() && !host.access.works() {
+                    // QEMU opens its disks first.
+                    let waits = host.access.holds_up();
+                    return if waits { Part::Wait(250) } else { Part::Failed("DiskNotOpened") };
+                }
                 let breach = self.checks.starts.begins(at, vm, wanted.incarnation, &host.ordered);
                 let domain = domain(vm, wanted, wanted.incarnation);
                 host.domains.insert(vm, domain);
@@ -278,9 +282,7 @@ impl World {
     fn run_first(&mut self, at: usize, vm: Uuid, doing: &Doing, part: u32) -> Part {
         let delay = self.short_delay();
         let Some(wanted) = &doing.wanted else { return Part::Failed("Overtaken") };
-        let pools = shared_pools(wanted);
-        let under: Option<BTreeMap<Uuid, u64>> =
-            pools.iter().map(|pool| Some((*pool, doing.leases.get(pool)?.held_since_ms))).collect();
+        let (pools, under) = (shared_pools(wanted), held(wanted, doing));
         let begun = matches!(doing.step, Step::Start { .. });
         match part {
             0 => {
@@ -319,7 +321,7 @@ impl World {
     fn guard(&mut self, at: usize, vm: Uuid, under: &BTreeMap<Uuid, u64>) -> Result<(), &'static str> {
         let now_ms = self.now_ms;
         let host = &mut self.nodes[at];
-        if host.keeper_paused_until > now_ms {
+        if !host.keeper_answers(now_ms) {
             return Err("KeeperAway");
         }
         let Some(domain) = host.domains.get(&vm) else { return Err("DomainNotFound") };
@@ -450,7 +452,7 @@ impl World {
 
     fn make_volume(&mut self, at: usize, id: Uuid, doing: &Doing) -> Part {
         let Some(wanted) = &doing.volume else { return Part::Failed("Overtaken") };
-        if wanted.pool == SHARED.0 && !matches!(self.nodes[at].access, Access::Fine | Access::Slow) {
+        if wanted.pool == SHARED.0 && !self.nodes[at].access.works() {
             return Part::Failed("PoolAbsent");
         }
         if doing.part == 0 {
@@ -473,7 +475,7 @@ impl World {
     fn delete_volume(&mut self, at: usize, id: Uuid, doing: &Doing) -> Part {
         let Some(wanted) = &doing.volume else { return Part::Failed("Overtaken") };
         let shared = wanted.pool == SHARED.0;
-        if shared && !matches!(self.nodes[at].access, Access::Fine | Access::Slow) {
+        if shared && !self.nodes[at].access.works() {
             return Part::Failed("PoolAbsent");
         }
         if doing.part == 0 {
@@ -495,6 +497,12 @@ impl World {
 
 fn shared_pools(wanted: &WantedVm) -> BTreeSet<Uuid> {
     wanted.volumes.iter().map(|(_, pool)| *pool).filter(|pool| *pool == SHARED.0).collect()
+}
+
+/// The leases that the decision saw: since when each is held without a break.
+fn held(wanted: &WantedVm, doing: &Doing) -> Option<BTreeMap<Uuid, u64>> {
+    let pools = shared_pools(wanted).into_iter();
+    pools.map(|pool| Some((pool, doing.leases.get(&pool)?.held_since_ms))).collect()
 }
 
 fn let_go(record: &mut VmRecord, now_ms: u64) {

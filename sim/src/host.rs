@@ -27,10 +27,24 @@ pub enum Access {
     #[default]
     Fine,
     Slow,
+    /// What is sent arrives, and its answer comes very late.
+    Deaf,
     /// Nothing comes back; what was sent may land when it is over.
     Hangs,
     /// Errors; what is said to have failed may have landed.
     Fails,
+}
+
+impl Access {
+    /// Whether files can be worked with.
+    pub fn works(self) -> bool {
+        matches!(self, Self::Fine | Self::Slow)
+    }
+
+    /// Whether whoever calls it waits, for all that one can see.
+    pub fn holds_up(self) -> bool {
+        matches!(self, Self::Deaf | Self::Hangs)
+    }
 }
 
 /// What a node has written of itself on the shared pool.
@@ -56,13 +70,20 @@ pub struct Storage {
 pub struct Renewed {
     pub renewal: Renewal,
     pub succeeded: bool,
+    /// The keeper's that sent it; a later one does not hear of it.
+    pub life: u64,
 }
+
+/// What a keeper that is started again finds of a lease: how long it is, when it was last renewed, since when it is held.
+type Kept = (u64, Option<BootMs>, Option<BootMs>);
 
 /// See the module.
 pub struct Host {
     pub name: String,
     pub rack: &'static str,
     pub up: bool,
+    /// Never boots again.
+    pub dead: bool,
     /// Counts boots; an event of an earlier one does nothing.
     pub boot: u64,
     pub boot_id: String,
@@ -76,11 +97,18 @@ pub struct Host {
     pub keeper: Keeper,
     /// Guests that the keeper has, by incarnation.
     pub guarded: BTreeMap<Uuid, u64>,
+    /// Guests that have been killed and are not reaped yet: who waits for a disk dies when it wakes.
+    doomed: BTreeSet<Uuid>,
     pub keeper_paused_until: u64,
+    /// Its process has died, and the next one is not there yet.
+    keeper_dead: bool,
+    keeper_life: u64,
+    /// The keeper's state file.
+    kept: BTreeMap<PoolId, Kept>,
     counter: u64,
     pub access: Access,
     /// Writes that hang.
-    held: Vec<(LeaseRecord, Renewal)>,
+    held: Vec<(LeaseRecord, Renewed)>,
     pub agent: Option<Agent>,
     pub lives: u64,
     /// On its own disk.
@@ -100,6 +128,7 @@ impl Host {
             name: format!("n{at}"),
             rack,
             up: false,
+            dead: false,
             boot: 0,
             boot_id: String::new(),
             booted_at: 0,
@@ -111,7 +140,11 @@ impl Host {
             migrations: BTreeMap::new(),
             keeper: Keeper::new(None),
             guarded: BTreeMap::new(),
+            doomed: BTreeSet::new(),
             keeper_paused_until: 0,
+            keeper_dead: false,
+            keeper_life: 0,
+            kept: BTreeMap::new(),
             counter: 0,
             access: Access::Fine,
             held: Vec::new(),
@@ -147,9 +180,13 @@ impl Host {
         self.up && self.domains.get(&vm).is_some_and(|domain| domain.state == DomainState::Running)
     }
 
-    /// What the keeper would answer; none while it is stopped.
+    pub fn keeper_answers(&self, now_ms: u64) -> bool {
+        !self.keeper_dead && self.keeper_paused_until <= now_ms
+    }
+
+    /// What the keeper would answer; none while it is stopped or dead.
     pub fn keeper_status(&self, now_ms: u64) -> Option<Status> {
-        if self.keeper_paused_until > now_ms {
+        if !self.keeper_answers(now_ms) {
             return None;
         }
         let guests = self.guarded.iter().map(|(vm, incarnation)| GuestStatus {
@@ -168,11 +205,36 @@ impl Host {
         })
     }
 
+    /// As the keeper's daemon does: arms the watchdog, takes up its leases, then the guests that are still there.
+    fn start_keeper_again(&mut self, now_ms: u64) {
+        let now = BootMs(self.clock_ms(now_ms));
+        self.keeper_dead = false;
+        self.keeper_life += 1;
+        self.keeper = Keeper::new(self.watchdog.then_some(WATCHDOG_MS));
+        self.fed_at = now_ms;
+        for (pool, (lease_ms, renewed_at, held_since)) in &self.kept {
+            // What an earlier keeper could hold this one can.
+            let _ = self.keeper.resume(*pool, *lease_ms, *renewed_at, *held_since, now);
+        }
+        for vm in self.guarded.keys() {
+            self.keeper.readopt(VmId(*vm), [PoolId(crate::SHARED.0)].into());
+        }
+    }
+
+    /// Notes a good renewal for the next keeper.
+    fn note_renewal(&mut self, renewal: &Renewal, now: BootMs) {
+        let held = self.keeper.pools(now);
+        let Some(status) = held.iter().find(|held| held.pool == renewal.pool) else { return };
+        let renewed_at = (!renewal.released).then_some(renewal.sent_at);
+        self.kept.insert(renewal.pool, (renewal.lease_ms, renewed_at, status.held_since));
+    }
+
     /// A domain is gone from this host.
     pub fn end(&mut self, vm: Uuid, exit: Exit) {
         if self.domains.remove(&vm).is_some() {
             self.last_exits.insert(vm, exit);
             self.guarded.remove(&vm);
+            self.doomed.remove(&vm);
             self.keeper.reaped(VmId(vm));
         }
     }
@@ -183,7 +245,7 @@ impl World {
         let now_ms = self.now_ms;
         let starts_in = self.chance.between(200, 3_000);
         let host = &mut self.nodes[at];
-        if host.up {
+        if host.up || host.dead {
             return;
         }
         host.up = true;
@@ -192,7 +254,9 @@ impl World {
         host.booted_at = now_ms;
         host.keeper = Keeper::new(host.watchdog.then_some(WATCHDOG_MS));
         host.fed_at = now_ms;
-        host.keeper_paused_until = 0;
+        (host.keeper_paused_until, host.keeper_dead) = (0, false);
+        host.keeper_life += 1;
+        host.kept.clear();
         // Counters of two boots are not compared; a record goes on from what it finds.
         host.counter = self.storage.leases.get(&at).map_or(0, |record| record.counter);
         let boot = host.boot;
@@ -215,6 +279,7 @@ impl World {
         host.last_exits.clear();
         host.migrations.clear();
         host.guarded.clear();
+        host.doomed.clear();
         host.ordered.clear();
         self.tell(|| format!("n{at} loses its power: {why}"));
         self.land_held(at);
@@ -229,6 +294,19 @@ impl World {
         self.plan(in_ms, Event::Boot { node: at });
     }
 
+    /// The keeper's process dies. The service manager starts another, which goes on from what is written.
+    pub fn crash_keeper(&mut self, at: usize) {
+        let soon = !self.chance.one_in(3);
+        let away = if soon { self.chance.between(20, 700) } else { self.chance.between(700, 8_000) };
+        let until = self.now_ms + away;
+        let host = &mut self.nodes[at];
+        if host.up && !host.keeper_dead {
+            host.keeper_dead = true;
+            host.keeper_paused_until = until.max(host.keeper_paused_until);
+            self.tell(|| format!("n{at}: the keeper dies, for {away} ms"));
+        }
+    }
+
     pub fn keeper_ticks(&mut self, at: usize, boot: u64) {
         let now_ms = self.now_ms;
         let Some(host) = self.nodes.get_mut(at).filter(|host| host.up && host.boot == boot) else { return };
@@ -236,18 +314,20 @@ impl World {
         if pause > 0 {
             return self.plan(pause, Event::Keeper { node: at, boot });
         }
+        if host.keeper_dead {
+            host.start_keeper_again(now_ms);
+        }
         let step = host.keeper.tick(BootMs(host.clock_ms(now_ms)));
         if step.feed {
             host.fed_at = now_ms;
         }
+        let waits = host.access.holds_up();
+        let kill: Vec<_> = step.kill.into_iter().filter(|VmId(vm)| host.doomed.insert(*vm)).collect();
         self.plan(TICK_MS, Event::Keeper { node: at, boot });
-        for VmId(vm) in step.kill {
+        for VmId(vm) in kill {
             // A process that waits for its disk dies when it wakes.
-            let delay = if self.chance.one_in(4) {
-                self.chance.between(500, 8_000)
-            } else {
-                self.chance.between(1, 50)
-            };
+            let late = self.chance.one_in(4) != waits;
+            let delay = if late { self.chance.between(500, 8_000) } else { self.chance.between(1, 50) };
             self.tell(|| format!("n{at}: the keeper kills vm {}", crate::short(vm)));
             self.plan(delay, Event::Killed { node: at, boot, vm });
         }
@@ -258,7 +338,7 @@ impl World {
 
     pub fn killed(&mut self, at: usize, boot: u64, vm: Uuid) {
         let host = &mut self.nodes[at];
-        if host.up && host.boot == boot && host.keeper.is_dying(VmId(vm)) {
+        if host.up && host.boot == boot && host.doomed.contains(&vm) {
             host.end(vm, Exit::Crashed);
             self.pass_soon(at);
         }
@@ -280,6 +360,7 @@ impl World {
 
     fn write_lease(&mut self, at: usize, boot: u64, renewal: Renewal) {
         let host = &mut self.nodes[at];
+        let life = host.keeper_life;
         host.counter += 1;
         let record = LeaseRecord {
             boot_id: host.boot_id.clone(),
@@ -289,20 +370,24 @@ impl World {
             released: renewal.released,
         };
         let (lands, back) = match host.access {
-            Access::Hangs => return host.held.push((record, renewal)),
+            Access::Hangs => {
+                let renewed = Renewed { renewal, succeeded: true, life };
+                return host.held.push((record, renewed));
+            }
             Access::Fails => {
                 if self.chance.one_in(4) {
                     let delay = self.chance.between(1, 3_000);
                     self.plan(delay, Event::LeaseLands { node: at, record });
                 }
-                let renewed = Renewed { renewal, succeeded: false };
+                let renewed = Renewed { renewal, succeeded: false, life };
                 return self.plan(20, Event::LeaseWritten { node: at, boot, renewed });
             }
             Access::Slow => (self.chance.between(50, 3_000), self.chance.between(50, 3_500)),
+            Access::Deaf => (self.chance.between(1, 20), self.chance.between(500, 4_500)),
             Access::Fine => (self.chance.between(1, 20), self.chance.between(1, 20)),
         };
         self.plan(lands, Event::LeaseLands { node: at, record });
-        let renewed = Renewed { renewal, succeeded: true };
+        let renewed = Renewed { renewal, succeeded: true, life };
         self.plan(lands + back, Event::LeaseWritten { node: at, boot, renewed });
     }
 
@@ -313,28 +398,30 @@ impl World {
     pub fn lease_written(&mut self, at: usize, boot: u64, renewed: &Renewed) {
         let now_ms = self.now_ms;
         let host = &mut self.nodes[at];
-        if !host.up || host.boot != boot {
+        if !host.up || host.boot != boot || host.keeper_dead || host.keeper_life != renewed.life {
             return;
         }
         let wait = host.keeper_paused_until.saturating_sub(now_ms);
         if wait > 0 {
-            let renewed = Renewed { renewal: renewed.renewal, succeeded: renewed.succeeded };
+            let renewed = Renewed { ..*renewed };
             return self.plan(wait, Event::LeaseWritten { node: at, boot, renewed });
         }
-        host.keeper.written(&renewed.renewal, renewed.succeeded, BootMs(host.clock_ms(now_ms)));
+        let now = BootMs(host.clock_ms(now_ms));
+        host.keeper.written(&renewed.renewal, renewed.succeeded, now);
+        if renewed.succeeded {
+            host.note_renewal(&renewed.renewal, now);
+        }
     }
 
     /// The storage answers again: what hung lands, late, and its writer hears of it if it is still there.
     pub fn land_held(&mut self, at: usize) {
-        let boot = self.nodes[at].boot;
-        let up = self.nodes[at].up;
-        for (record, renewal) in std::mem::take(&mut self.nodes[at].held) {
+        let (boot, up) = (self.nodes[at].boot, self.nodes[at].up);
+        for (record, renewed) in std::mem::take(&mut self.nodes[at].held) {
             let lands = self.chance.between(1, 400);
             if up || self.chance.one_in(2) {
                 self.plan(lands, Event::LeaseLands { node: at, record });
             }
             if up {
-                let renewed = Renewed { renewal, succeeded: true };
                 self.plan(lands + 10, Event::LeaseWritten { node: at, boot, renewed });
             }
         }
@@ -353,6 +440,7 @@ impl World {
             // It never comes back; the leader asks another one.
             Access::Hangs => return,
             Access::Slow => self.chance.between(100, 3_000),
+            Access::Deaf => self.chance.between(500, 6_000),
             Access::Fine | Access::Fails => self.chance.between(1, 20),
         };
         let of = (0..self.nodes.len()).find(|other| node_id(*other).to_string() == asked.node_id);
@@ -390,13 +478,13 @@ impl World {
         let now_ms = self.now_ms;
         let host = &mut self.nodes[at];
         let pool = PoolId(crate::SHARED.0);
-        if host.keeper_paused_until > now_ms
-            || host.keeper.pools(BootMs(0)).iter().any(|held| held.pool == pool)
-        {
+        if !host.keeper_answers(now_ms) || host.keeper.pools(BootMs(0)).iter().any(|held| held.pool == pool) {
             return;
         }
         let now = BootMs(host.clock_ms(now_ms));
         // It is refused only for a length that no setting here has.
-        let _ = host.keeper.hold(pool, LEASE_MS, now);
+        if host.keeper.hold(pool, LEASE_MS, now).is_ok() {
+            host.kept.insert(pool, (LEASE_MS, None, None));
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod host;
 pub mod line;
 pub mod quorum;
 pub mod store;
+pub mod swarm;
 pub mod tasks;
 pub mod work;
 pub mod world;
@@ -96,8 +97,9 @@ impl World {
         let mut world = Self::new(seed, keep_story);
         let nodes = 4 + world.chance.index(5);
         let guarded = world.chance.one_in(2);
+        let skewed = world.chance.one_in(2);
         for at in 0..nodes {
-            let rack = if at % 2 == 0 { "r1" } else { "r2" };
+            let rack = if skewed { ["r1", "r1", "r2"][world.chance.index(3)] } else { ["r1", "r2"][at % 2] };
             let watchdog = !world.chance.one_in(4);
             let ppm = world.chance.between(992_000, 1_008_000);
             world.nodes.push(Host::new(at, rack, ppm, watchdog));

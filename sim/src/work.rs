@@ -1,5 +1,5 @@
-//! What users ask for, at random: VMs made, moved, resized, stopped, started and deleted, each by the product's own
-//! decision through the leader's own queue.
+//! What users ask for, at random: VMs made, moved, resized, stopped, started and deleted, and nodes drained, each by the
+//! product's own decision through the leader's own queue.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,18 +7,33 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt;
 use tamdao_controller::decide::move_start::{self, Wish};
 use tamdao_controller::decide::vm_power::{self, Size, Verb};
-use tamdao_controller::decide::{vm_create, vm_delete};
+use tamdao_controller::decide::{drain, vm_create, vm_delete};
 use tamdao_controller::engine;
 use tamdao_controller::refusal::Refusal;
 use tamdao_model::convert::vm::{DiskRequest, InterfaceRequest, VmRequest, WantedDisk};
 use tamdao_model::vm::{
     DiskKind, Firmware, Graphics, MaintenancePolicy, OnNodeLoss, OsType, RunPolicy, StopMode, Vm,
 };
-use tamdao_model::{Name, VmId};
+use tamdao_model::{Name, NodeId, VmId};
 use tamdao_store::typed::Draft;
 
 use crate::world::{Event, World, node_id};
 use crate::{AGENCY, LOCAL, NETWORK, SHARED, short};
+
+/// What a user can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    Create,
+    Move,
+    Delete,
+    Resize,
+    Switch,
+    Drain,
+}
+
+/// How often each is asked for where a seed draws nothing else.
+pub const ASKS: [(Ask, u64); 6] =
+    [(Ask::Create, 5), (Ask::Move, 4), (Ask::Delete, 1), (Ask::Resize, 1), (Ask::Switch, 1), (Ask::Drain, 1)];
 
 /// VMs at a time, at most.
 const VMS: usize = 10;
@@ -35,7 +50,7 @@ pub struct Work {
     asked: u64,
 }
 
-fn request(at: u64, shared: bool, memory_mib: u32, vcpus: u32) -> VmRequest {
+fn request(at: u64, shared: bool, memory_mib: u32, vcpus: u32, maintenance: MaintenancePolicy) -> VmRequest {
     let name = Name::new(&format!("vm-{at}")).expect("letters and a number are a name");
     let pool = Some(if shared { SHARED } else { LOCAL });
     let source = DiskRequest::Create { size_mib: 64, image: None, pool, keep_on_delete: false };
@@ -67,7 +82,7 @@ fn request(at: u64, shared: bool, memory_mib: u32, vcpus: u32) -> VmRequest {
         placement_groups: Vec::new(),
         on_node_loss: OnNodeLoss::Evacuate,
         numa_cells: 0,
-        maintenance: MaintenancePolicy::Migrate,
+        maintenance,
     }
 }
 
@@ -87,24 +102,27 @@ impl World {
         }
         let delay = self.chance.between(200, 2_500);
         self.plan(delay, Event::Work);
-        if !self.troubled {
-            return;
-        }
         let leaders: Vec<usize> = (0..3)
             .filter(|at| self.controllers[*at].runs(self.now_ms) && self.controllers[*at].leads())
             .collect();
         let Some(leader) = self.chance.pick(&leaders) else { return };
-        self.work.asked += 1;
         let view = self.truth.view();
+        if !self.troubled {
+            // Whoever has drained nodes brings them back.
+            let drained = view.nodes.iter().find(|node| node.spec.cordoned).map(|node| node.id());
+            return drained.into_iter().for_each(|node| self.bring_back(leader, node));
+        }
+        self.work.asked += 1;
         let vms: Vec<VmId> = view.vms.iter().filter(|vm| !vm.spec.deleting).map(|vm| vm.id()).collect();
         let some = self.chance.pick(&vms);
-        match (self.chance.below(12), some) {
-            (0..5, _) | (_, None) if vms.len() < VMS => self.create(leader),
-            (5..9, Some(vm)) => self.ask_move(leader, vm),
-            (9, Some(vm)) => self.delete(leader, vm),
-            (10, Some(vm)) => self.resize(leader, vm),
-            (11, Some(vm)) => self.switch(leader, vm),
-            _ => {}
+        match (self.chance.weigh(&self.swarm.asks), some) {
+            (Some(Ask::Create), _) | (_, None) if vms.len() < VMS => self.create(leader),
+            (Some(Ask::Move), Some(vm)) => self.ask_move(leader, vm),
+            (Some(Ask::Delete), Some(vm)) => self.delete(leader, vm),
+            (Some(Ask::Resize), Some(vm)) => self.resize(leader, vm),
+            (Some(Ask::Switch), Some(vm)) => self.switch(leader, vm),
+            (Some(Ask::Drain), Some(_)) => self.drain(leader),
+            (Some(Ask::Create) | None, _) | (_, None) => {}
         }
     }
 
@@ -130,11 +148,52 @@ impl World {
         let memory_mib = 256 * u32::try_from(self.chance.between(1, 6)).unwrap_or(1);
         let vcpus = u32::try_from(self.chance.between(1, 2)).unwrap_or(1);
         self.tell(|| format!("a user asks for vm-{at}, {}", if shared { "shared" } else { "local" }));
-        let request = request(at, shared, memory_mib, vcpus);
+        let maintenance = match self.chance.below(8) {
+            0 => MaintenancePolicy::ShutDown,
+            1 => MaintenancePolicy::Block,
+            _ => MaintenancePolicy::Migrate,
+        };
+        let request = request(at, shared, memory_mib, vcpus, maintenance);
         self.submit(
             leader,
             move |draft, moment| vm_create::create(draft, moment, request.clone(), AGENCY, None, "user"),
             |outcome| Answer::Created(outcome.map(|vm| vm.id())),
+        );
+    }
+
+    /// A node is emptied, or gets back what left it, or its drain is given up.
+    fn drain(&mut self, leader: usize) {
+        let at = self.chance.index(self.nodes.len());
+        let node = node_id(at);
+        let cordoned = self.truth.view().nodes.get(node).is_some_and(|row| row.spec.cordoned);
+        if cordoned && self.chance.one_in(2) {
+            return self.bring_back(leader, node);
+        }
+        if cordoned {
+            self.tell(|| format!("a user gives up the drain of n{at}"));
+            return self.submit(
+                leader,
+                move |draft, moment| drain::cancel(draft, moment, node, "user"),
+                |_| Answer::Other,
+            );
+        }
+        let ask = drain::Ask {
+            by: "user".into(),
+            reason: String::new(),
+            allow_cold: self.chance.one_in(2),
+            unguarded: self.chance.one_in(2),
+            time_ms: self.chance.between(5_000, 120_000),
+        };
+        self.tell(|| format!("a user drains n{at}"));
+        self.submit(leader, move |draft, moment| drain::begin(draft, moment, node, &ask), |_| Answer::Other);
+    }
+
+    fn bring_back(&mut self, leader: usize, node: NodeId) {
+        self.tell(|| "a user brings a drained node back".to_owned());
+        self.submit(
+            leader,
+            move |draft, moment| drain::begin_return(draft, moment, node, "user", true),
+            |_| Answer::Other,
         );
     }
 

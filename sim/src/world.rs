@@ -20,8 +20,9 @@ use crate::chance::Chance;
 use crate::check::{Breach, Checks};
 use crate::controller::Controller;
 use crate::faults::Fault;
-use crate::host::{Host, Renewed, Storage};
+use crate::host::{Access, Host, Renewed, Storage};
 use crate::line::Connection;
+use crate::swarm::Swarm;
 use crate::tasks::Tasks;
 use crate::work::Work;
 
@@ -132,6 +133,11 @@ pub enum Event {
     },
     Fault,
     Heals(Fault),
+    /// The next stage of a path to the storage that is dying.
+    Decays {
+        node: usize,
+        access: Access,
+    },
     Work,
 }
 
@@ -172,6 +178,7 @@ pub struct Truth {
 pub struct World {
     pub now_ms: u64,
     pub chance: Chance,
+    pub swarm: Swarm,
     queue: BinaryHeap<Reverse<Planned>>,
     planned: u64,
     pub events: u64,
@@ -229,9 +236,11 @@ impl World {
         let mut chance = Chance::new(seed);
         let controllers =
             (0..3).map(|_| Controller::new(chance.between(995_000, 1_005_000), chance.below(400))).collect();
+        let swarm = Swarm::draw(&mut chance);
         Self {
             now_ms: 0,
             chance,
+            swarm,
             queue: BinaryHeap::new(),
             planned: 0,
             events: 0,
@@ -321,6 +330,7 @@ impl World {
             Event::LeaseRead { node, life, reading } => self.lease_was_read(node, life, *reading),
             Event::Fault => self.strike(),
             Event::Heals(fault) => self.heal(fault),
+            Event::Decays { node, access } => self.decays(node, access),
             Event::Work => self.ask(),
         }
     }

@@ -86,3 +86,28 @@ fn usage_forgotten() {
 fn no_room_taken() {
     found(Mutant::NoRoomTaken, 5, &["capacity"]);
 }
+
+#[test]
+fn lease_counted_from_receipt() {
+    found(Mutant::LeaseCountedFromReceipt, 100, &["proofs", "one-place"]);
+}
+
+#[test]
+fn resume_on_lost_reply() {
+    found(Mutant::ResumeOnLostReply, 100, &["resumed"]);
+}
+
+#[test]
+fn proof_used_twice() {
+    found(Mutant::ProofUsedTwice, 100, &["proofs", "one-place"]);
+}
+
+#[test]
+fn brake_stops_rack() {
+    found(Mutant::BrakeStopsRack, 100, &["brake"]);
+}
+
+#[test]
+fn broken_holding_taken() {
+    found(Mutant::BrokenHoldingTaken, 100, &["one-place"]);
+}

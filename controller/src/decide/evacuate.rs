@@ -28,8 +28,8 @@ pub const BATCH: usize = 30;
 /// While a move of it is open a VM may be on either node, so it waits until the move is over. (The target's report, or
 /// proofs of both nodes, would do too; this is the place to ask for them.)
 pub fn proof<'a>(view: &View, lost: &'a Node, vm: &Vm) -> Option<&'a FenceProof> {
-    let lost_again = has(Mutant::ProofUsedTwice) && lost.status.phase == NodePhase::Fencing;
-    let fenced = lost.status.phase == NodePhase::Fenced || lost_again;
+    let lost_again = matches!(lost.status.phase, NodePhase::Unreachable | NodePhase::Fencing);
+    let fenced = lost.status.phase == NodePhase::Fenced || (lost_again && has(Mutant::ProofUsedTwice));
     let lets_go = fenced && vm.status.moving.is_none();
     let fence = lost.status.fence.as_ref().filter(|_| lets_go)?;
     fence.covers(vm, &fence::shared_pools(view, vm))

@@ -1,14 +1,17 @@
 //! After the faults all comes to what is wanted: nodes are ready, moves and deletions are over, each VM runs once, where
-//! its record says, and nothing else runs; what has no node has no place.
+//! its record says, and nothing else runs; what has no node has no place. A node that is dead for ever holds up only what
+//! nothing can be proven of.
 
 use std::sync::Arc;
 
+use tamdao_controller::decide::fence as decided;
 use tamdao_controller::engine::{self, Engine};
 use tamdao_model::assignment::Intent;
+use tamdao_model::fence;
 use tamdao_model::moves::Move;
 use tamdao_model::node::NodePhase;
 use tamdao_model::vm::Vm;
-use tamdao_model::{VmId, VolumeId};
+use tamdao_model::{NodeId, VmId, VolumeId};
 use tamdao_store::view::View;
 
 use super::Breach;
@@ -23,11 +26,25 @@ pub fn check(world: &World) -> Option<Breach> {
 fn open(world: &World) -> Option<String> {
     let view = world.truth.view();
     // A disk that storage has lost is not made again, so its VM stays off.
-    let crippled = |vm: VmId| {
+    let broken = |vm: VmId| {
         let lost = |id: VolumeId| world.storage.lost.contains(&id.0);
         view.vms.get(vm).is_some_and(|vm| vm.volumes().any(lost))
     };
-    if view.moves.iter().any(|one| one.status.phase.is_open() && !crippled(one.spec.vm)) {
+    let dead = world.nodes.iter().position(|host| host.dead);
+    let is_dead = |node: NodeId| dead.is_some_and(|at| node_id(at) == node);
+    // Silence of a host without a watchdog proves nothing, nor does it of guests that have nothing on the shared pool.
+    let provable = |vm: VmId| {
+        let watched = dead.is_some_and(|at| world.nodes[at].watchdog);
+        let vm = view.vms.get(vm).filter(|_| watched);
+        vm.is_some_and(|vm| fence::is_guarded(vm) && restarted_elsewhere(&view, vm))
+    };
+    let stuck = |vm: VmId| {
+        let mut open = view.moves.iter().filter(|one| one.status.phase.is_open() && one.spec.vm == vm);
+        open.any(|one| is_dead(one.spec.source) || is_dead(one.spec.target)) && !provable(vm)
+    };
+    let crippled = |vm: VmId| broken(vm) || stuck(vm);
+    let waits = |one: &Move| one.status.phase.is_open() && !crippled(one.spec.vm);
+    if view.moves.iter().any(|one| waits(one)) {
         let told = |one: &Move| {
             let status = &one.status;
             let ready = if status.ready { ", ready" } else { "" };
@@ -37,7 +54,7 @@ fn open(world: &World) -> Option<String> {
             view.moves.iter().filter(|one| one.status.phase.is_open()).map(|one| told(one)).collect();
         return Some(format!("open moves: {}", all.join("; ")));
     }
-    for node in view.nodes.iter() {
+    for node in view.nodes.iter().filter(|node| !is_dead(node.id())) {
         if node.status.phase != NodePhase::Ready {
             return Some(format!("{} is {:?}", node.meta.name, node.status.phase));
         }
@@ -50,10 +67,18 @@ fn open(world: &World) -> Option<String> {
     }
     for vm in view.vms.iter() {
         let name = short(vm.id().0);
+        let lost = vm.status.node.filter(|node| is_dead(*node));
+        // A deletion waits for its node, which a person has to remove.
+        if lost.is_some() && (vm.spec.deleting || crippled(vm.id()) || !provable(vm.id())) {
+            continue;
+        }
+        if lost.is_some() && vm.status.conditions.get("Evacuated").is_none() {
+            return Some(format!("vm {name} is left on a dead node, and nobody is told why"));
+        }
         if vm.spec.deleting && !crippled(vm.id()) {
             return Some(format!("vm {name} is still there"));
         }
-        if !vm.wants_on() || crippled(vm.id()) {
+        if !vm.wants_on() || crippled(vm.id()) || lost.is_some() {
             continue;
         }
         let Some(node) = vm.status.node else {
@@ -79,6 +104,11 @@ fn open(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether it is not bound to its node.
+fn restarted_elsewhere(view: &View, vm: &Vm) -> bool {
+    decided::stays(view, vm).is_none() && !decided::shared_pools(view, vm).is_empty()
 }
 
 /// Whether an engine that is drawn anew has no place for it either, by the rules and with room kept for failures.

@@ -44,6 +44,7 @@ pub struct Checks {
     pub deposed: deposed::Deposed,
     pub epochs: epochs::Epochs,
     pub orders: orders::Orders,
+    pub proofs: proofs::Proofs,
     pub resumed: resumed::Resumed,
     pub starts: starts::Starts,
     pub volumes: volumes::Volumes,
@@ -69,11 +70,14 @@ impl World {
                 }
                 (Some(Record::Node(before)), Some(Record::Node(after))) => {
                     let breach = judgement::check(before, after, self.now_ms, self.office)
-                        .or_else(|| proofs::fenced(before, after, &self.nodes));
+                        .or_else(|| self.checks.proofs.noted(before, after, &self.nodes));
                     self.blame(breach);
                 }
                 (Some(Record::Vm(before)), Some(Record::Vm(after))) => {
-                    let breach = proofs::evacuated(before, after, &view)
+                    let breach = self
+                        .checks
+                        .proofs
+                        .evacuated(before, after, &self.nodes)
                         .or_else(|| brake::check(before, after, &view));
                     self.blame(breach);
                 }

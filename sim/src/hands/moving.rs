@@ -4,7 +4,7 @@ use tamdao_node_agent::hypervisor::{DomainState, Exit, PauseReason};
 use tamdao_node_agent::ledger::{Incoming, Life, Outgoing, VmRecord, Word};
 use uuid::Uuid;
 
-use super::{Doing, Migration, Part, let_go};
+use super::{Doing, Migration, Part, held, let_go};
 use crate::short;
 use crate::world::{Event, World};
 
@@ -50,7 +50,9 @@ impl World {
                 let host = &mut self.nodes[at];
                 host.migrations.insert(vm, migration);
                 let boot = host.boot;
-                let delay = self.chance.between(50, 3_000);
+                // Copying may well take longer than a storage lease lasts.
+                let most_ms = if self.chance.one_in(3) { 12_000 } else { 3_000 };
+                let delay = self.chance.between(50, most_ms);
                 self.plan(delay, Event::Migrates { node: at, boot, vm });
                 Part::Next(100)
             }
@@ -125,7 +127,8 @@ impl World {
         let Some(mut guest) = self.nodes[at].domains.get(&vm).cloned() else {
             return self.break_migration(at, target, vm, false);
         };
-        if aborted || (cut && part < 3) || (part > 0 && !has) {
+        // In its last part a cut takes the answer that the target has it.
+        if aborted || cut || (part > 0 && !has) {
             return self.break_migration(at, target, vm, part >= 2);
         }
         match part {
@@ -152,6 +155,18 @@ impl World {
         }
         let delay = self.chance.between(5, 1_500);
         self.plan(delay, Event::Migrates { node: at, boot, vm });
+    }
+
+    /// libvirt dies on a node and is back at once; what it was sending or receiving breaks.
+    pub fn libvirt_dies(&mut self, node: usize) {
+        self.tell(|| format!("n{node}: libvirt dies and is started again"));
+        for at in 0..self.nodes.len() {
+            let breaks = self.nodes[at].migrations.iter().filter(|(_, one)| at == node || one.target == node);
+            let breaks: Vec<_> = breaks.map(|(vm, one)| (*vm, one.target, one.part)).collect();
+            for (vm, target, part) in breaks {
+                self.break_migration(at, target, vm, part >= 2);
+            }
+        }
     }
 
     /// A migration ends half-way: the source goes on, or stands still when libvirt could not tell.
@@ -191,6 +206,7 @@ impl World {
                 boot_id: host.boot_id.clone(),
                 started_ms: doing.began_ms,
                 volumes: wanted.volumes.iter().map(|(id, _)| *id).collect(),
+                leases: held(wanted, doing).unwrap_or_default(),
                 untidy: true,
                 ..VmRecord::default()
             };
@@ -200,6 +216,4 @@ impl World {
         host.ledger.vms.entry(vm).or_default().incoming = Some(Incoming { id, go: false });
         Part::Done
     }
-
-    // Volumes.
 }

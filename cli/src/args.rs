@@ -3,6 +3,7 @@
 
 mod cloud;
 mod image;
+mod manifest;
 mod moves;
 mod node;
 mod placement;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cloud::*;
 pub use image::*;
+pub use manifest::*;
 pub use moves::*;
 pub use node::*;
 pub use placement::*;
@@ -135,6 +137,19 @@ pub enum Noun {
     /// Processes of the control plane
     #[command(subcommand)]
     Controller(ControllerVerb),
+    /// Show what it takes that the cloud is as a manifest says
+    Plan(PlanArgs),
+    /// Make the cloud so as a manifest says
+    Apply(ApplyArgs),
+    /// Remove all that a manifest's stack has
+    Destroy(DestroyArgs),
+    /// Check a manifest without a cloud
+    Validate(ManifestArgs),
+    /// Write manifests in their normal form
+    Fmt(FmtArgs),
+    /// What belongs to stacks of manifests
+    #[command(subcommand)]
+    Stack(StackVerb),
     /// What happened, the newest last
     Events(EventsArgs),
     /// Ask the placement engine: what would you do

@@ -12,6 +12,7 @@ mod events;
 mod flavor;
 mod ha;
 mod image;
+mod manifest;
 mod moves;
 mod network;
 mod node;
@@ -19,6 +20,7 @@ mod placement_group;
 mod pool;
 mod scheduling_policy;
 mod simulate;
+mod stack;
 mod standard;
 mod token;
 mod vm;
@@ -52,6 +54,12 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
         Noun::Ha(verb) => ha::run(app, verb).await,
         Noun::Controller(verb) => controller::run(app, verb).await,
+        Noun::Plan(args) => manifest::plan(app, &args).await,
+        Noun::Apply(args) => manifest::apply(app, &args).await,
+        Noun::Destroy(args) => manifest::destroy(app, &args).await,
+        Noun::Validate(args) => manifest::validate(app, &args),
+        Noun::Fmt(args) => manifest::fmt(app, &args),
+        Noun::Stack(verb) => stack::run(app, verb).await,
         Noun::Events(args) => events::run(app, args).await,
         Noun::Simulate(verb) => simulate::run(app, verb).await,
         Noun::Context(verb) => context::run(app, verb),

@@ -100,6 +100,22 @@ impl Output {
         Ok(out.flush()?)
     }
 
+    /// Writes a plan; the first sign of a line is its colour.
+    pub fn plan(&self, text: &str) -> Result<()> {
+        let mut out = io::stdout().lock();
+        for line in text.lines() {
+            let tone = match line.trim_start().as_bytes().first() {
+                Some(b'+') => Tone::Good,
+                Some(b'~') => Tone::Busy,
+                Some(b'-') => Tone::Bad,
+                Some(b'#') => Tone::Faint,
+                _ => Tone::Plain,
+            };
+            writeln!(out, "{}", paint(line, tone, self.colour_out))?;
+        }
+        Ok(out.flush()?)
+    }
+
     /// Writes a message of the API as JSON or YAML, its keys sorted so that equal messages look equal.
     pub fn value(&self, message: &impl Serialize) -> Result<()> {
         let value = serde_json::to_value(message).context("the answer cannot be written as JSON")?;

@@ -18,6 +18,8 @@ pub enum ExitStatus {
     Failed,
     /// 2: wrong usage, or something unexpected.
     Usage,
+    /// 2 too: a plan has changes, where that was asked for (`--detailed-exitcode`).
+    Changes,
     /// 3: still in progress when the time was over.
     InProgress,
 }
@@ -27,7 +29,7 @@ impl From<ExitStatus> for std::process::ExitCode {
         Self::from(match status {
             ExitStatus::Done => 0,
             ExitStatus::Failed => 1,
-            ExitStatus::Usage => 2,
+            ExitStatus::Usage | ExitStatus::Changes => 2,
             ExitStatus::InProgress => 3,
         })
     }

@@ -125,7 +125,7 @@ pub trait Resource: Clone + Default + Serialize + DeserializeOwned + Send + Sync
     }
 }
 
-/// What users can change.
+/// What users can change. A revision of 0 is not compared with the resource's.
 pub trait Editable: Resource {
     fn update(
         client: &Client,
@@ -138,6 +138,7 @@ pub trait Editable: Resource {
         client: &Client,
         place: &Place,
         force: bool,
+        revision: u64,
         validate_only: bool,
     ) -> impl Future<Output = Result<Self, Problem>>;
 }
@@ -274,9 +275,12 @@ macro_rules! editable {
             }
 
             #[allow(unused_variables, clippy::needless_update)]
-            async fn delete(client: &Client, place: &Place, force: bool, validate_only: bool) -> Result<Self, Problem> {
+            async fn delete(
+                client: &Client, place: &Place, force: bool, revision: u64, validate_only: bool,
+            ) -> Result<Self, Problem> {
                 let request = $delete_request {
                     name: place.name.clone(),
+                    revision,
                     request_id: request_id(),
                     validate_only,
                     $( $agency: place.agency.clone(), )?

@@ -20,6 +20,8 @@ mod failover;
 mod help;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/manifests.rs"]
+mod manifests;
 #[path = "cli/nodes.rs"]
 mod nodes;
 #[path = "cli/placement.rs"]

@@ -24,12 +24,13 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("tamdao-keeper", &["tamdao-seams"]),
     ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto", "tamdao-seams"]),
-    ("tamdao-cli", &["tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
+    ("tamdao-manifests", &["tamdao-model", "tamdao-proto"]),
+    ("tamdao-cli", &["tamdao-manifests", "tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
     ("tamdao-bench", &["tamdao-model", "tamdao-scheduler"]),
 ];
 
 /// Crates that are pure: they compile without any of these, however far away the import.
-const PURE: &[&str] = &["tamdao-model", "tamdao-scheduler"];
+const PURE: &[&str] = &["tamdao-manifests", "tamdao-model", "tamdao-scheduler"];
 const IMPURE: &[&str] = &["tokio", "tonic", "hyper", "reqwest", "rand"];
 
 /// Lines of one file; beyond this a file is two.

@@ -95,7 +95,7 @@ async fn remove_by_force(app: &App, args: &NodeRemoveArgs) -> Result<ExitStatus>
         let wait = &args.delete.wait;
         let until = tokio::time::Instant::now() + if wait.no_wait { Duration::ZERO } else { wait.timeout };
         let removed = loop {
-            let removed = Node::delete(app.client()?, &place, false, false).await;
+            let removed = Node::delete(app.client()?, &place, false, 0, false).await;
             let left =
                 matches!(&removed, Err(problem) if problem.code == Some(tonic::Code::FailedPrecondition));
             if !left || tokio::time::Instant::now() >= until {

@@ -284,7 +284,7 @@ async fn delete_one<R: Editable + View>(
     place: &Place,
     force: bool,
 ) -> Result<()> {
-    let last = R::delete(app.client()?, place, force, args.dry_run).await;
+    let last = R::delete(app.client()?, place, force, 0, args.dry_run).await;
     let last = last.map_err(|problem| problem.about(&place.name))?;
     if args.dry_run {
         app.output.note(&format!("dry run: {} {place} would be deleted; nothing was changed", R::noun()));

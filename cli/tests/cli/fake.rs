@@ -302,7 +302,15 @@ impl image_service_server::ImageService for Fake {
         Ok(Response::new(image))
     }
 
-    missing!(list_images ListImagesRequest ListImagesResponse, update_image UpdateImageRequest Image,
+    async fn list_images(
+        &self,
+        request: Request<ListImagesRequest>,
+    ) -> Result<Response<ListImagesResponse>, Status> {
+        self.asked("list_images", &request)?;
+        Ok(Response::new(ListImagesResponse { images: self.world().images.clone(), ..Default::default() }))
+    }
+
+    missing!(update_image UpdateImageRequest Image,
         delete_image DeleteImageRequest Image);
     silent!(WatchImagesStream watch_images WatchImagesRequest WatchImagesResponse);
 }

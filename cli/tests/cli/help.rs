@@ -8,6 +8,7 @@ async fn help_pages_are_golden() {
     for page in [
         "",
         "agency",
+        "apply",
         "completion",
         "context",
         "context set",
@@ -31,6 +32,7 @@ async fn help_pages_are_golden() {
         "node update",
         "placement-group",
         "placement-group create",
+        "plan",
         "pool",
         "pool create",
         "scheduling-policy",

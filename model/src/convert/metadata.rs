@@ -1,6 +1,8 @@
 //! What every resource shows: metadata, conditions, times. Of the metadata, users write the name (once), the
 //! display name and the labels; all else in a request is the controller's own and is not read.
 
+use std::collections::BTreeMap;
+
 use pbjson_types::Timestamp;
 use tamdao_proto::v1;
 use unicode_normalization::UnicodeNormalization;
@@ -24,7 +26,35 @@ pub(super) fn read(checks: &mut Checks<'_>, metadata: Option<v1::Metadata>, new:
 pub(super) fn write(checks: &mut Checks<'_>, meta: &mut Meta, metadata: v1::Metadata) {
     meta.display_name =
         checks.text("metadata.display_name", composed(&metadata.display_name), limits::DISPLAY_NAME_CHARS);
-    meta.labels = checks.labels("metadata.labels", metadata.labels);
+    let labels = checks.labels("metadata.labels", metadata.labels);
+    meta.labels = keep_stack(checks, &meta.labels, labels);
+}
+
+/// The label that names the stack of manifests which owns a resource (decision 0190).
+pub const STACK: &str = "tamdao.vn/stack";
+
+/// A stack's resource stays its own: labels that do not speak of it leave it, an empty value releases it, and another
+/// stack can have it only after that.
+fn keep_stack(
+    checks: &mut Checks<'_>,
+    before: &BTreeMap<String, String>,
+    mut labels: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    match (before.get(STACK), labels.get(STACK).map(String::as_str)) {
+        (_, Some("")) => {
+            labels.remove(STACK);
+        }
+        (Some(owner), None) => {
+            labels.insert(STACK.to_owned(), owner.clone());
+        }
+        (Some(owner), Some(other)) if owner != other => {
+            let message =
+                format!("the resource belongs to stack {owner:?}; release it first with the label {STACK}=");
+            checks.wrong("metadata.labels", message);
+        }
+        _ => {}
+    }
+    labels
 }
 
 /// The same text with its letters composed (Unicode NFC), so that what looks equal is equal: keyboards and files write

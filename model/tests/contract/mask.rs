@@ -81,3 +81,24 @@ fn without_a_mask_what_is_left_out_altogether_stays() {
     assert_eq!(after.meta.labels, before.meta.labels);
     assert!(after.spec.cordoned && after.spec.failure_domains.is_empty());
 }
+
+#[test]
+fn a_resource_of_a_stack_stays_its_own() {
+    use tamdao_model::convert::metadata::STACK;
+    let mut node = node();
+    let with = |node: &tamdao_model::node::Node, labels: serde_json::Value, paths: &[&str]| {
+        node.update(parse(json!({"metadata": {"labels": labels}})), mask(paths).as_ref(), &world())
+    };
+    let labels: &[&str] = &["metadata.labels"];
+    node = with(&node, json!({STACK: "site"}), labels).unwrap();
+    assert_eq!(node.meta.labels[STACK], "site");
+    // Labels that do not speak of it leave it, whoever writes them.
+    for paths in [labels, &[]] {
+        assert_eq!(with(&node, json!({"a": "b"}), paths).unwrap().meta.labels[STACK], "site");
+    }
+    let refused = with(&node, json!({STACK: "other"}), labels).unwrap_err().to_string();
+    assert!(refused.contains("belongs to stack \"site\""), "{refused}");
+    let free = with(&node, json!({STACK: ""}), labels).unwrap();
+    assert!(!free.meta.labels.contains_key(STACK));
+    assert_eq!(with(&free, json!({STACK: "other"}), labels).unwrap().meta.labels[STACK], "other");
+}

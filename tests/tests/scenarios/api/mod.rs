@@ -5,5 +5,6 @@ mod etcd;
 mod fuzz;
 mod input;
 mod leader;
+mod manifests;
 mod placement;
 mod simulate;

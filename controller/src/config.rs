@@ -55,7 +55,7 @@ pub enum Backend {
     /// Replicated between the controllers, on disk.
     Raft,
     /// On an etcd that is the operator's own.
-    Etcd(EtcdConfig),
+    Etcd(Box<EtcdConfig>),
     /// In this process only: for trials; everything is gone when it ends.
     Memory,
 }
@@ -314,7 +314,7 @@ impl File {
         }
         let backend = match self.store.backend {
             BackendFile::Raft => Backend::Raft,
-            BackendFile::Etcd => Backend::Etcd(self.store.etcd.check(&mut refuse)),
+            BackendFile::Etcd => Backend::Etcd(Box::new(self.store.etcd.check(&mut refuse))),
             BackendFile::Memory => Backend::Memory,
         };
         let mut within = |key, value: u64, from: u64, to: u64| {

@@ -11,7 +11,7 @@ use tamdao_model::event::Severity;
 use tamdao_model::fence::{self, Evidence, FenceProof, NodeEvent};
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::vm::Vm;
-use tamdao_model::{Kind, NodeId, PoolId, TimeMs, VmId};
+use tamdao_model::{Kind, NodeId, PoolId, SessionId, TimeMs, VmId};
 use tamdao_scheduler::from_model::{self, Stays};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
@@ -75,10 +75,11 @@ pub fn question(view: &View, node: &Node) -> Question {
     question
 }
 
-/// Begins the search for evidence that a lost node runs nothing.
-pub fn seek(draft: &mut Draft, moment: &mut Moment, id: NodeId) {
-    let Some(row) = draft.view().nodes.get(id) else { return };
-    let mut node = (*row.value).clone();
+/// Begins the search for evidence that a lost node runs nothing; `session` is the one that has ended. If its agent has
+/// opened another since, nothing is sought: who is heard would stay Fencing for as long as it is.
+pub fn seek(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: Option<SessionId>) {
+    let row = draft.view().nodes.get(id).filter(|row| row.status.session == session);
+    let Some(mut node) = row.map(|row| (*row.value).clone()) else { return };
     match fence::next(node.status.phase, NodeEvent::Sought) {
         Ok(phase) if phase != node.status.phase => {
             node.status.phase = phase;

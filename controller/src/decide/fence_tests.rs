@@ -60,6 +60,10 @@ impl Lost {
         (*self.draft.view().nodes.get(node_id(LOST)).unwrap().value).clone()
     }
 
+    fn seek(&mut self, session: Option<SessionId>) {
+        fence::seek(&mut self.draft, &mut self.moment, node_id(LOST), session);
+    }
+
     fn prove(&mut self, evidence: Evidence) -> bool {
         let proof = fence::proof_of(&self.node(), evidence, "n1".into(), self.moment.now);
         fence::prove(&mut self.draft, &mut self.moment, proof).is_ok()
@@ -97,10 +101,18 @@ fn without_a_proof_nothing_is_restarted_elsewhere() {
     let mut lost = Lost::new();
     assert_eq!(lost.due(), BTreeSet::new());
     assert_eq!(lost.evacuate(0, 1), 0);
-    fence::seek(&mut lost.draft, &mut lost.moment, node_id(LOST));
+    lost.seek(Some(SESSION));
     assert_eq!(lost.node().status.phase, NodePhase::Fencing);
     assert_eq!(lost.evacuate(0, 1), 0);
     assert_eq!(find(lost.draft.view(), 0).unwrap().status.node, Some(node_id(LOST)));
+}
+
+#[test]
+fn nothing_is_sought_of_a_node_that_is_heard_again() {
+    let mut lost = Lost::new();
+    lost.hello();
+    lost.seek(Some(SESSION));
+    assert_eq!(lost.node().status.phase, NodePhase::Unreachable);
 }
 
 #[test]
@@ -153,7 +165,7 @@ fn a_proof_of_an_earlier_session_or_boot_is_none() {
 #[test]
 fn a_hello_comes_before_a_proof_or_after_it_and_never_in_between() {
     let mut lost = Lost::new();
-    fence::seek(&mut lost.draft, &mut lost.moment, node_id(LOST));
+    lost.seek(Some(SESSION));
     lost.hello();
     assert_eq!(lost.node().status.phase, NodePhase::Unreachable, "the search is called off");
     node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");

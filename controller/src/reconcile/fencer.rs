@@ -103,9 +103,9 @@ impl Loop for Fencer {
                 continue;
             }
             if node.status.phase == NodePhase::Unreachable {
-                let id = node.id();
+                let (id, session) = (node.id(), node.status.session);
                 let sought = shared.writer.submit(move |draft, moment| {
-                    fence::seek(draft, moment, id);
+                    fence::seek(draft, moment, id, session);
                     Ok(())
                 });
                 sought.await?;

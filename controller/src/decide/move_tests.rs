@@ -21,6 +21,7 @@ use super::tests::{AGENCY, POOL, SESSION, node_id, request, seen, world};
 use super::{node, place, vm_create};
 use crate::admission::Moment;
 use crate::engine;
+use crate::sessions::expand::told_of;
 
 struct Scene {
     draft: Draft,
@@ -304,6 +305,15 @@ fn a_move_between_two_fenced_nodes_does_not_hold_the_vm_up() {
     scene.fence(0, river());
     assert_eq!(scene.now(&one).status.phase, MovePhase::Failed);
     assert_eq!((scene.vm().status.moving, scene.vm().status.node), (None, Some(node_id(0))));
+}
+
+#[test]
+fn both_ends_are_told_of_what_changes_of_the_vm() {
+    let mut scene = Scene::new();
+    let told = |scene: &Scene| told_of(scene.draft.view(), &scene.vm()).collect::<Vec<_>>();
+    assert_eq!(told(&scene), [node_id(0)]);
+    scene.begin();
+    assert_eq!(told(&scene), [node_id(0), node_id(1)]);
 }
 
 #[test]

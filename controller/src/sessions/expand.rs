@@ -78,6 +78,13 @@ pub fn assignment(
     }
 }
 
+/// The nodes that are told of a VM: its own, and both ends of its move.
+pub fn told_of(view: &View, vm: &Vm) -> impl Iterator<Item = NodeId> + use<> {
+    let open = vm.status.moving.and_then(|id| view.moves.get(id));
+    let ends = open.into_iter().flat_map(|one| [one.spec.source, one.spec.target]);
+    ends.chain(vm.status.node).collect::<BTreeSet<NodeId>>().into_iter()
+}
+
 /// Whether a node is told only what it must not run: it was fenced, and has not confirmed yet that nothing is left on it
 /// which runs elsewhere by now.
 pub fn is_held_back(phase: NodePhase) -> bool {

@@ -243,18 +243,21 @@ fn note(delta: &Delta, open: &BTreeMap<NodeId, Arc<Session>>, view: &View) {
     match delta.after.as_ref().or(delta.before.as_ref()) {
         Some(Record::Vm(vm)) => {
             let id = vm.id();
-            mark(vm.status.node, &|dirty| dirty.vms.extend([id]));
+            for node in expand::told_of(view, vm) {
+                mark(Some(node), &|dirty| dirty.vms.extend([id]));
+            }
         }
         Some(Record::Volume(volume)) => {
             let id = volume.id();
             mark(volume.status.node, &|dirty| dirty.volumes.extend([id]));
             // A shared volume names no node, but its VM does.
-            let holder = volume.status.vm.and_then(|vm| view.vms.get(vm));
-            if let Some(vm) = holder {
-                mark(vm.status.node, &|dirty| {
-                    dirty.volumes.insert(id);
-                    dirty.vms.insert(vm.id());
-                });
+            if let Some(vm) = volume.status.vm.and_then(|vm| view.vms.get(vm)) {
+                for node in expand::told_of(view, vm) {
+                    mark(Some(node), &|dirty| {
+                        dirty.volumes.insert(id);
+                        dirty.vms.insert(vm.id());
+                    });
+                }
             }
         }
         Some(Record::Assignment(assignment)) => {

@@ -1,6 +1,7 @@
 //! Carrying a plan out: each step as soon as those before it are done, so many at once. The first error or Ctrl-C begins
 //! nothing more, lets what has begun come to its end, and says what was done; the same command goes on from there. Every
-//! request carries the revision that the plan saw.
+//! change is made of what the plan saw: it carries a revision, and where only what the cloud itself writes has moved on
+//! since (a status, often by an earlier step of the same plan), the newer one.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -25,6 +26,9 @@ use crate::progress::Spinner;
 use crate::quantity::duration;
 use crate::resource::{Editable, Makeable, Place as At, Resource};
 use crate::watch::Watch;
+
+/// How often a change is tried while the cloud writes of the same resource.
+const TRIES: usize = 8;
 
 /// Carries a plan out; the cloud as it is then.
 pub async fn out(
@@ -179,27 +183,75 @@ impl Carrier<'_> {
     }
 
     async fn update<R: Editable>(&self, change: &Change) -> Result<()> {
-        let mut wanted = self.wanted(change).await?;
+        let wanted = self.wanted(change).await?;
         for volume in &change.volumes {
             let place = At { agency: volume.agency.clone(), name: volume.name.clone() };
             let paths = volume.spec.keys().map(|key| format!("spec.{key}")).collect();
-            let value = json!({"metadata": {"revision": volume.revision}, "spec": volume.spec});
-            Volume::update(self.app.client()?, &place, message(value)?, paths, false).await?;
+            let (client, paths): (_, Vec<String>) = (self.app.client()?, paths);
+            let seen = self
+                .seen(&Place {
+                    kind: "volume".into(),
+                    agency: place.agency.clone(),
+                    name: place.name.clone(),
+                })
+                .await;
+            self.bound::<Volume, _>(&place, seen, volume.revision, async |revision| {
+                let value = message(json!({"metadata": {"revision": revision}, "spec": volume.spec}))?;
+                Ok(Volume::update(client, &place, value, paths.clone(), false).await?)
+            })
+            .await?;
         }
         let mut revision = change.revision;
         if change.resize {
-            revision = self.resize(change, &wanted).await?;
+            let resized = self.resize(change, &wanted).await?;
+            revision = resized.metadata.as_ref().map_or(0, |metadata| metadata.revision);
+            self.note(change.place(), &resized).await?;
         }
-        wanted["metadata"]["revision"] = Json::from(revision);
-        let place = at(&change.place());
-        let changed = R::update(self.app.client()?, &place, message::<R>(wanted)?, Vec::new(), false).await?;
+        let (client, place) = (self.app.client()?, at(&change.place()));
+        let seen = self.seen(&change.place()).await;
+        let changed = self.bound::<R, _>(&place, seen, revision, async |revision| {
+            let mut wanted = wanted.clone();
+            wanted["metadata"]["revision"] = Json::from(revision);
+            Ok(R::update(client, &place, message::<R>(wanted)?, Vec::new(), false).await?)
+        });
+        let changed = changed.await?;
         self.note(change.place(), &changed).await
     }
 
-    async fn resize(&self, change: &Change, wanted: &Json) -> Result<u64> {
+    /// What people have written of a resource, as the plan or an earlier step saw it.
+    async fn seen(&self, place: &Place) -> Option<Written> {
+        self.live.lock().await.get(place).map(written)
+    }
+
+    /// Does something of a resource at a revision, and again at a newer one while nobody has written anything else.
+    async fn bound<R: Resource, T>(
+        &self,
+        place: &At,
+        seen: Option<Written>,
+        mut revision: u64,
+        act: impl AsyncFn(u64) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 0..TRIES {
+            let problem = match act(revision).await {
+                Err(error) => problem_of(error),
+                done => return done,
+            };
+            if problem.code != Some(Code::Aborted) || seen.is_none() {
+                return Err(problem.into());
+            }
+            let now = R::fetch(self.app.client()?, place).await?;
+            if Some(written(&serde_json::to_value(&now)?)) != seen {
+                return Err(problem.into());
+            }
+            revision = now.metadata().as_ref().map_or(0, |metadata| metadata.revision);
+        }
+        act(revision).await
+    }
+
+    async fn resize(&self, change: &Change, wanted: &Json) -> Result<Vm> {
         let spec = &wanted["spec"];
         let number = |field: &str| u32::try_from(spec[field].as_u64().unwrap_or(0)).unwrap_or(u32::MAX);
-        let request = ResizeVmRequest {
+        let request = |revision| ResizeVmRequest {
             agency: change.place.agency.clone(),
             name: change.place.name.clone(),
             request_id: request_id(),
@@ -207,15 +259,19 @@ impl Carrier<'_> {
             flavor: spec["flavor"].as_str().unwrap_or_default().to_owned(),
             vcpus: number("vcpus"),
             memory_mib: number("memory_mib"),
-            revision: change.revision,
+            revision,
         };
-        let resized: Vm = self.app.client()?.ask(request).await?;
-        Ok(resized.metadata.map_or(0, |metadata| metadata.revision))
+        let (client, place) = (self.app.client()?, at(&change.place()));
+        let seen = self.seen(&change.place()).await;
+        let ask = async |revision| Ok(client.ask(request(revision)).await?);
+        self.bound::<Vm, _>(&place, seen, change.revision, ask).await
     }
 
     async fn delete<R: Editable>(&self, change: &Change) -> Result<()> {
-        let place = at(&change.place());
-        let last = match R::delete(self.app.client()?, &place, false, change.revision, false).await {
+        let (client, place) = (self.app.client()?, at(&change.place()));
+        let seen = self.seen(&change.place()).await;
+        let delete = async |revision| Ok(R::delete(client, &place, false, revision, false).await?);
+        let last = match self.bound::<R, _>(&place, seen, change.revision, delete).await.map_err(problem_of) {
             // Somebody else was faster, or an earlier run has done it.
             Err(problem) if problem.code == Some(Code::NotFound) => return self.forget(change).await,
             last => last?,
@@ -283,6 +339,14 @@ impl Carrier<'_> {
             }
         }
     }
+}
+
+/// Who a resource is, and what people have written of it: its generation stands for the spec.
+#[derive(PartialEq)]
+struct Written([Json; 4]);
+
+fn written(resource: &Json) -> Written {
+    Written(["id", "generation", "display_name", "labels"].map(|key| resource["metadata"][key].clone()))
 }
 
 /// By id: a new resource may take the name of one that goes away.

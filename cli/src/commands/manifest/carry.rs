@@ -365,3 +365,27 @@ fn message<R: DeserializeOwned>(json: Json) -> Result<R> {
     serde_json::from_value(json)
         .map_err(|error| Problem::usage(format!("the contract does not take this: {error}")).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cloud_writes_is_no_change_and_what_people_write_is() {
+        let seen = json!({"metadata": {"id": "1", "revision": "7", "generation": "2", "labels": {"a": "b"}}});
+        let mut now = seen.clone();
+        now["metadata"]["revision"] = json!("9");
+        now["status"] = json!({"phase": "VM_PHASE_RUNNING"});
+        assert!(written(&seen) == written(&now));
+        for (key, value) in [
+            ("id", json!("2")),
+            ("generation", json!("3")),
+            ("labels", json!({})),
+            ("display_name", json!("x")),
+        ] {
+            let mut other = now.clone();
+            other["metadata"][key] = value;
+            assert!(written(&seen) != written(&other), "{key}");
+        }
+    }
+}

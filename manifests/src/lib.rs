@@ -30,7 +30,7 @@ pub use manifest::{Faulty, Given, Inputs, Live, Manifest, values};
 pub use plan::{Action, Change, Plan, Summary, Where, Wish, plan, validate};
 pub use schema::{Owner, kinds};
 pub use show::{outputs, show};
-pub use source::{At, Fault, File, place, tell};
+pub use source::{At, Fault, File, in_order, place, tell};
 pub use steps::{Step, What, steps};
 pub use tamdao_model::convert::metadata::STACK;
 pub use value::Value;

@@ -19,7 +19,7 @@ pub struct File {
 }
 
 /// A piece of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct At {
     /// The place of the file in the manifest's list.
     pub file: usize,
@@ -81,6 +81,14 @@ pub fn place(files: &[File], at: At) -> String {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     format!("{}:{line}:{column}", file.name)
+}
+
+/// The faults as they stand in the files, each once: a block that is counted is read for each of its instances.
+pub fn in_order(faults: &[Fault]) -> Vec<Fault> {
+    let mut faults = faults.to_vec();
+    faults.sort_by(|a, b| (a.at, &a.message).cmp(&(b.at, &b.message)));
+    faults.dedup();
+    faults
 }
 
 /// The faults as text for people, each with its excerpt.

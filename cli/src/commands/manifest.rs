@@ -58,8 +58,9 @@ fn told(faulty: Faulty) -> anyhow::Error {
 }
 
 fn faults_told(files: &[File], faults: &[tamdao_manifests::Fault]) -> anyhow::Error {
+    let faults = tamdao_manifests::in_order(faults);
     let problem = Problem::failed(format!("the manifest has {}", count(faults.len(), "fault")));
-    let text = tamdao_manifests::tell(files, faults);
+    let text = tamdao_manifests::tell(files, &faults);
     text.lines().fold(problem, |problem, line| problem.detail(line)).into()
 }
 

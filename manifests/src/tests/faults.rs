@@ -79,3 +79,11 @@ fn too_much_is_a_fault_and_ends_soon() {
 fn a_manifest_without_a_stack_is_not_planned() {
     assert!(faults("locals {\n  a = 1\n}\n").contains("does not say which stack"));
 }
+
+#[test]
+fn what_is_wrong_of_a_counted_block_is_told_once_and_in_the_order_of_the_file() {
+    let at = |start| crate::At { file: 0, start, end: start + 1 };
+    let (later, earlier) = (crate::Fault::new(at(5), "later"), crate::Fault::new(at(1), "earlier"));
+    let told = crate::in_order(&[later.clone(), earlier.clone(), later.clone()]);
+    assert_eq!(told, [earlier, later]);
+}

@@ -52,6 +52,9 @@ impl Fault {
     }
 }
 
+/// Libvirt still clears up after an earlier life of the domain, which it lists no more.
+pub const BEING_REMOVED: &str = "BeingRemoved";
+
 /// One line of the table: words that libvirt's or QEMU's message contains, all in lower case.
 struct Words {
     all: &'static [&'static str],
@@ -75,6 +78,7 @@ const TABLE: &[Words] = &[
     words(&["failed to terminate process"], "ProcessStuck", false),
     words(&["already exists with uuid"], "NameTaken", false),
     words(&["domain is already active"], "NameTaken", false),
+    words(&["is already being removed"], BEING_REMOVED, false),
     words(&["cannot acquire state change lock"], "DomainBusy", false),
     words(&["kvm kernel module"], "NoKvm", false),
     words(&["failed to initialize kvm"], "NoKvm", false),
@@ -182,6 +186,7 @@ mod tests {
                 "FirmwareMissing",
                 false,
             ),
+            ("operation failed: domain 'tamdao-x' is already being removed", BEING_REMOVED, false),
             ("operation failed: Active console session exists for this domain", "ConsoleBusy", false),
             (
                 "internal error: qemu unexpectedly closed the monitor: Could not open '/a': Image is not in qcow2 format",

@@ -17,7 +17,7 @@ mod stats;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tamdao_keeper::protocol::ProcessId;
@@ -42,6 +42,9 @@ use super::{
 
 /// How long the guest agent may take for one answer, seconds.
 const GUEST_AGENT_TIMEOUT_S: i32 = 2;
+/// How long a start waits for libvirt to clear up after an earlier life of the domain: 5 s.
+const REMOVAL_TRIES: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
@@ -119,6 +122,23 @@ impl Libvirt {
         Ok(host)
     }
 
+    /// Creates a domain, paused.
+    async fn create(&self, vm: Uuid, document: Arc<str>) -> Result<Domain> {
+        self.link
+            .call(Some(vm), move |connect| {
+                match connect.create_domain_xml(&document, virt_sys::VIR_DOMAIN_START_PAUSED) {
+                    Ok(handle) => look(&handle)?.ok_or_else(|| HypervisorError::NotFound { vm }.into()),
+                    Err(error) => match find(connect, vm) {
+                        Ok((_, domain)) => {
+                            Err(HypervisorError::Exists { vm, incarnation: domain.incarnation }.into())
+                        }
+                        Err(_) => Err(error.into()),
+                    },
+                }
+            })
+            .await
+    }
+
     /// Does something to a domain of ours after having checked whose it is.
     async fn act<T, F>(&self, vm: Uuid, incarnation: u64, action: F) -> Result<T>
     where
@@ -166,21 +186,21 @@ impl Hypervisor for Libvirt {
     async fn start(&self, spec: &DomainSpec) -> Result<Domain> {
         let host = self.host().await?;
         let platform = host.resolve(spec.machine.platform.as_ref());
-        let document = domain_xml::write(spec, &platform, host.acceleration, SystemTime::now());
-        let vm = spec.vm;
-        self.link
-            .call(Some(vm), move |connect| {
-                match connect.create_domain_xml(&document, virt_sys::VIR_DOMAIN_START_PAUSED) {
-                    Ok(handle) => look(&handle)?.ok_or_else(|| HypervisorError::NotFound { vm }.into()),
-                    Err(error) => match find(connect, vm) {
-                        Ok((_, domain)) => {
-                            Err(HypervisorError::Exists { vm, incarnation: domain.incarnation }.into())
-                        }
-                        Err(_) => Err(error.into()),
-                    },
+        let document: Arc<str> =
+            domain_xml::write(spec, &platform, host.acceleration, SystemTime::now()).into();
+        let mut tries = 0;
+        loop {
+            match self.create(spec.vm, document.clone()).await {
+                // A guest that has just ended is listed no more a moment before its name is free.
+                Err(HypervisorError::Refused { reason: errors::BEING_REMOVED, .. })
+                    if tries < REMOVAL_TRIES =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(REMOVAL_PAUSE).await;
                 }
-            })
-            .await
+                done => return done,
+            }
+        }
     }
 
     async fn resume(&self, vm: Uuid, incarnation: u64) -> Result<()> {

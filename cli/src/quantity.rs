@@ -85,7 +85,12 @@ pub fn clock(time_s: i64) -> String {
 
 /// Shows a duration as it may be typed, such as 5m.
 pub fn duration(time: Duration) -> String {
-    humantime::format_duration(time).to_string()
+    // As exact as people read it.
+    let whole = match time.as_secs() {
+        0 => Duration::from_millis(time.subsec_millis().into()),
+        seconds => Duration::from_secs(seconds),
+    };
+    humantime::format_duration(whole).to_string()
 }
 
 /// Counts in words: "1 disk", "3 disks".

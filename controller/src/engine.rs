@@ -492,9 +492,7 @@ pub fn shape(view: &View, vm: &Vm) -> Result<VmShape, ShapeError> {
     let volume = |id| view.volumes.get(id).map(|row: &tamdao_store::view::Row<Volume>| &*row.value);
     let pool = |id| view.pools.get(id).map(|row| &*row.value);
     let network = |id| view.networks.get(id).map(|row| &*row.value);
-    let mut shape = from_model::vm(vm, volume, pool, network)?;
-    shape.platform = platform(view, vm).as_ref().map(from_model::platform);
-    Ok(shape)
+    from_model::vm(vm, platform(view, vm).as_ref(), volume, pool, network)
 }
 
 /// What the guest of a VM sees, or is to see as far as that is said before its first start.

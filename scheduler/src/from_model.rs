@@ -94,7 +94,7 @@ pub fn node<'a>(
         memory_mib: memory_allocatable_mib(node),
         pools: pools.filter(|pool| pool.is_on(id)).map(|pool| (pool.id(), here(pool))).collect(),
         cells: node.cells_allocatable().into_iter().map(cell).collect(),
-        platforms: platforms.filter(|one| node.cannot_be(one).is_none()).map(platform).collect(),
+        platforms: platforms.filter(|one| node.cannot_be(one).is_none()).map(word).collect(),
         emulation: inventory.acceleration == "qemu",
         bridges: inventory.bridges.iter().cloned().collect(),
         firmware: inventory.firmware.iter().cloned().collect(),
@@ -115,7 +115,7 @@ fn day(text: &str) -> Option<Day> {
 }
 
 /// The engine's word for a platform.
-pub fn platform(platform: &Platform) -> Arc<str> {
+fn word(platform: &Platform) -> Arc<str> {
     match platform.machine_type.as_str() {
         // The node says which.
         "" => platform.cpu_model.as_str().into(),
@@ -123,12 +123,13 @@ pub fn platform(platform: &Platform) -> Arc<str> {
     }
 }
 
-/// A VM that asks for a place.
+/// A VM that asks for a place, with the platform that its guest sees or is to see.
 ///
 /// A volume of a local pool that already lies on a node pins the VM to that node. Shared volumes count as held by
 /// the pool since they were made as records, so they ask for the pool and for no further room.
 pub fn vm<'a>(
     vm: &Vm,
+    platform: Option<&Platform>,
     volume: impl Fn(VolumeId) -> Option<&'a Volume>,
     pool: impl Fn(PoolId) -> Option<&'a Pool>,
     network: impl Fn(NetworkId) -> Option<&'a Network>,
@@ -163,7 +164,7 @@ pub fn vm<'a>(
     shape.protected = stays(vm, &volume, &pool).is_none();
     shape.firmware = firmware(vm);
     shape.tpm = vm.spec.tpm;
-    shape.platform = vm.status.platform.as_ref().map(platform);
+    shape.platform = platform.map(word);
     shape.agency = Some(vm.agency);
     shape.cells = vm.spec.numa_cells;
     Ok(shape)

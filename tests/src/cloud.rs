@@ -18,6 +18,7 @@ use crate::api::{self, Api};
 use crate::cli::Cli;
 use crate::controller::Controller;
 use crate::etcd::Etcd;
+use crate::fleet::{Fleet, Size};
 use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
 use crate::guest::Guest;
 use crate::process::tail;
@@ -250,6 +251,20 @@ impl Cloud {
         let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
         let answer = eventually("a join token", SOON, async || Ok(self.api.call(send).await?)).await;
         Ok(answer?.secret)
+    }
+
+    /// So many nodes that are sessions without hypervisors, for who looks at records only.
+    ///
+    /// # Errors
+    /// When one cannot enrol.
+    pub async fn fleet(&self, count: usize) -> Result<Fleet> {
+        let uses = u32::try_from(count)?;
+        let request = CreateJoinTokenRequest { kind: JoinTokenKind::Node.into(), uses, ..Default::default() };
+        let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
+        let token = self.api.call(send).await?.secret;
+        let addresses: Vec<String> = self.controllers.iter().map(|one| one.address.clone()).collect();
+        let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20 };
+        Fleet::join(&addresses, &self.ca, &token, count, size).await
     }
 
     /// Creates a VM with the tiny guest and waits until QEMU runs it. Further arguments are of `tamdao vm create`.

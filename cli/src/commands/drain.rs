@@ -98,14 +98,10 @@ pub async fn drain(app: &App, nodes: Nodes, terms: &DrainTermsArgs) -> Result<Ex
         validate_only: true,
     };
     let seen = app.client()?.ask(request.clone()).await?;
-    let plan = seen.plan.unwrap_or_default();
-    if common.dry_run {
-        return dry_run(app, &plan);
+    let question = format!("drain {}", nodes.told(&seen.nodes));
+    if let Some(ended) = agree(app, &seen.plan.unwrap_or_default(), common, &question)? {
+        return Ok(ended);
     }
-    if !app.output.is_machine() {
-        show(app, &plan)?;
-    }
-    app.confirm(common.yes, &format!("drain {}", nodes.told(&seen.nodes)))?;
     request.validate_only = false;
     let begun = app.client()?.ask(request).await?.nodes;
     let judge = |node: &Node| match phase(node) {
@@ -124,14 +120,10 @@ pub async fn bring_back(app: &App, nodes: Nodes, common: &DrainCommonArgs) -> Re
         validate_only: true,
     };
     let seen = app.client()?.ask(request.clone()).await?;
-    let plan = seen.plan.unwrap_or_default();
-    if common.dry_run {
-        return dry_run(app, &plan);
+    let question = format!("take {} into use again", nodes.told(&seen.nodes));
+    if let Some(ended) = agree(app, &seen.plan.unwrap_or_default(), common, &question)? {
+        return Ok(ended);
     }
-    if !app.output.is_machine() {
-        show(app, &plan)?;
-    }
-    app.confirm(common.yes, &format!("take {} into use again", nodes.told(&seen.nodes)))?;
     request.validate_only = false;
     let begun = app.client()?.ask(request).await?.nodes;
     let judge = |node: &Node| match phase(node) {
@@ -186,6 +178,23 @@ async fn follow(
 }
 
 /// The plan alone; a plan with blockers is a "no".
+/// Shows the plan and asks; says how the command ends where nothing is to be done.
+fn agree(
+    app: &App,
+    plan: &DrainPlan,
+    common: &DrainCommonArgs,
+    question: &str,
+) -> Result<Option<ExitStatus>> {
+    if common.dry_run {
+        return dry_run(app, plan).map(Some);
+    }
+    if !app.output.is_machine() {
+        show(app, plan)?;
+    }
+    app.confirm(common.yes, question)?;
+    Ok(None)
+}
+
 fn dry_run(app: &App, plan: &DrainPlan) -> Result<ExitStatus> {
     if app.output.is_machine() {
         app.output.value(plan)?;

@@ -126,11 +126,12 @@ impl Api {
     }
 
     /// Judges anew, whenever something has changed, whether the reader may still ask: a token may be revoked, and an
-    /// agency stand elsewhere. Tells him what `changes_of` makes of each commit after `at`, with bookmarks between, until he goes away.
+    /// agency stand elsewhere. Tells him what `changes_of` makes of each commit after `at`, with bookmarks between,
+    /// until he goes away.
     ///
     /// # Errors
-    /// When he may ask no longer, when the history no longer reaches back to where the reader is, or this controller no longer hears what is
-    /// committed.
+    /// When he may ask no longer, when the history no longer reaches back to where the reader is, or this controller no
+    /// longer hears what is committed.
     pub(super) async fn tell<P, M>(
         &self,
         sender: &mpsc::Sender<Result<M, Status>>,

@@ -105,7 +105,7 @@ async fn empty(shared: &Shared, view: &View, engine: &Engine) -> Result<u64, Ref
         });
         decided.await?;
     }
-    open(shared, view, &plan, "drained").await?;
+    open(shared, view, &plan, DrainPhase::Draining).await?;
     let mut left = 0;
     for id in nodes.keys() {
         left += tell(shared, view, &plan, *id).await?;
@@ -121,7 +121,7 @@ async fn bring_back(shared: &Shared) -> Result<u64, Refusal> {
         return Ok(0);
     }
     let plan = plan::returning(&view, &engine, &nodes, shared.clock.now());
-    open(shared, &view, &plan, "returns").await?;
+    open(shared, &view, &plan, DrainPhase::Returning).await?;
     let mut left = 0;
     for id in nodes.keys() {
         left += tell_return(shared, &view, &plan, *id).await?;
@@ -130,9 +130,9 @@ async fn bring_back(shared: &Shared) -> Result<u64, Refusal> {
 }
 
 /// Opens the moves whose turn it is.
-async fn open(shared: &Shared, view: &View, plan: &Plan, what: &str) -> Result<(), Refusal> {
+async fn open(shared: &Shared, view: &View, plan: &Plan, phase: DrainPhase) -> Result<(), Refusal> {
     for go in next(view, plan) {
-        begin(shared, view, go, what).await?;
+        begin(shared, view, go, phase).await?;
     }
     Ok(())
 }
@@ -154,8 +154,8 @@ fn next<'a>(view: &View, plan: &'a Plan) -> Vec<&'a Go> {
 }
 
 /// Opens one move, unless it is overtaken by now.
-async fn begin(shared: &Shared, view: &View, go: &Go, what: &str) -> Result<(), Refusal> {
-    let wish = wish(view, go, what);
+async fn begin(shared: &Shared, view: &View, go: &Go, phase: DrainPhase) -> Result<(), Refusal> {
+    let wish = wish(view, go, phase);
     let from = go.from;
     let opened = shared.writer.submit(move |draft, moment| drain::open(draft, moment, &wish, from));
     match opened.await {
@@ -175,9 +175,12 @@ fn is_overtaken(refusal: &Refusal) -> bool {
     matches!(refusal.code, Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound)
 }
 
-fn wish(view: &View, go: &Go, what: &str) -> Wish {
+fn wish(view: &View, go: &Go, phase: DrainPhase) -> Wish {
     let name = |id: NodeId| view.nodes.get(id).map_or("", |node| node.meta.name.as_str());
-    let node = if what == "drained" { name(go.from) } else { name(go.to) };
+    let reason = match phase {
+        DrainPhase::Returning => format!("node {} returns", name(go.to)),
+        DrainPhase::Draining | DrainPhase::Drained => format!("node {} is drained", name(go.from)),
+    };
     Wish {
         vm: go.vm,
         target: go.to,
@@ -185,7 +188,7 @@ fn wish(view: &View, go: &Go, what: &str) -> Wish {
         cells: go.cells.clone(),
         allow_cold: go.way == Way::Cold,
         auto_converge: true,
-        reason: format!("node {node} {}", if what == "drained" { "is drained" } else { "returns" }),
+        reason,
     }
 }
 

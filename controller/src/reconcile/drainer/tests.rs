@@ -126,13 +126,13 @@ impl Scene {
                 drain::shut_down(&mut self.draft, &mut self.moment, rest.vm);
                 did = true;
             }
-            did |= self.open(&plan, "drained");
+            did |= self.open(&plan, DrainPhase::Draining);
         }
         let back = draining(&view, DrainPhase::Returning);
         if !back.is_empty() {
             let view = self.draft.view().clone();
             let plan = plan::returning(&view, &self.engine(), &back, now);
-            did |= self.open(&plan, "returns");
+            did |= self.open(&plan, DrainPhase::Returning);
             if plan.rounds.is_empty() && plan.rest.iter().all(|rest| rest.what != What::Waits) {
                 for id in back.keys() {
                     drain::finish_return(&mut self.draft, &mut self.moment, *id, "");
@@ -143,11 +143,11 @@ impl Scene {
         did
     }
 
-    fn open(&mut self, plan: &Plan, what: &str) -> bool {
+    fn open(&mut self, plan: &Plan, phase: DrainPhase) -> bool {
         let view = self.draft.view().clone();
         let next = next(&view, plan);
         for go in &next {
-            let wish = wish(&view, go, what);
+            let wish = wish(&view, go, phase);
             drain::open(&mut self.draft, &mut self.moment, &wish, go.from).unwrap();
         }
         !next.is_empty()

@@ -2,9 +2,7 @@
 //! sessions without hypervisors, because only the records are looked at.
 
 use anyhow::{Context, ensure};
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
-use tamdao_proto::v1::{CreateJoinTokenRequest, JoinTokenKind, VmPhase};
-use tamdao_tests::fleet::{Fleet, Size};
+use tamdao_proto::v1::VmPhase;
 use tamdao_tests::process::said;
 use tamdao_tests::wait::SOON;
 use tamdao_tests::{Cloud, Result, eventually, not_yet};
@@ -14,7 +12,7 @@ const NODES: usize = 2;
 #[tokio::test]
 async fn on_etcd_vms_run_whoever_dies() -> Result<()> {
     let mut cloud = Cloud::builder().controllers(3).etcd().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     let first = runs(&cloud, "first").await?;
 
     let led = cloud.leader().await?;
@@ -49,18 +47,4 @@ async fn runs(cloud: &Cloud, name: &str) -> Result<String> {
     })
     .await?;
     Ok(cloud.reaches(name, VmPhase::Running).await?.metadata.unwrap_or_default().id)
-}
-
-async fn fleet(cloud: &Cloud) -> Result<Fleet> {
-    let request = CreateJoinTokenRequest {
-        kind: JoinTokenKind::Node.into(),
-        ttl_s: 3_600,
-        uses: NODES as u32,
-        ..Default::default()
-    };
-    let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
-    let token = cloud.api.call(send).await?.secret;
-    let addresses: Vec<String> = cloud.controllers.iter().map(|one| one.address.clone()).collect();
-    let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20 };
-    Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await
 }

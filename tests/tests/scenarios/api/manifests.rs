@@ -4,9 +4,6 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
-use tamdao_proto::v1::{CreateJoinTokenRequest, JoinTokenKind};
-use tamdao_tests::fleet::{Fleet, Size};
 use tamdao_tests::process::said;
 use tamdao_tests::{Cloud, Result};
 
@@ -61,7 +58,7 @@ output "nodes" {
 #[tokio::test]
 async fn a_stack_lives_and_goes() -> Result<()> {
     let cloud = Cloud::builder().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     let folder = tempfile::tempdir()?;
     let write = |text: &str| std::fs::write(folder.path().join("main.tf"), text);
     write(SITE)?;
@@ -134,18 +131,4 @@ impl Stack<'_> {
         );
         Ok(told)
     }
-}
-
-async fn fleet(cloud: &Cloud) -> Result<Fleet> {
-    let request = CreateJoinTokenRequest {
-        kind: JoinTokenKind::Node.into(),
-        ttl_s: 3_600,
-        uses: NODES as u32,
-        ..Default::default()
-    };
-    let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
-    let token = cloud.api.call(send).await?.secret;
-    let addresses: Vec<String> = cloud.controllers.iter().map(|one| one.address.clone()).collect();
-    let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 18 };
-    Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await
 }

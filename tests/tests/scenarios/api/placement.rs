@@ -3,10 +3,7 @@
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
-use tamdao_proto::v1::{CreateJoinTokenRequest, JoinTokenKind};
 use tamdao_tests::cloud::AGENCY;
-use tamdao_tests::fleet::{Fleet, Size};
 use tamdao_tests::process::said;
 use tamdao_tests::wait::SOON;
 use tamdao_tests::{Cloud, Result, eventually, not_yet};
@@ -16,7 +13,7 @@ const NODES: usize = 2;
 #[tokio::test]
 async fn a_group_is_kept_apart_and_says_why_one_waits() -> Result<()> {
     let cloud = Cloud::builder().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     cloud.cli.run(&["placement-group", "create", "pair", "--rule", "apart"]).await?;
     for name in ["a", "b", "c"] {
         create(&cloud, name).await?;
@@ -68,7 +65,7 @@ async fn a_group_is_kept_apart_and_says_why_one_waits() -> Result<()> {
 #[tokio::test]
 async fn isolation_classes_never_share_a_node() -> Result<()> {
     let cloud = Cloud::builder().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     for (name, class) in [("h1", "health"), ("t1", "tax"), ("h2", "health")] {
         create_with(&cloud, name, &["--isolation", class]).await?;
         placed(&cloud, name).await?;
@@ -116,7 +113,7 @@ async fn the_scheduling_policy_knows_its_parts() -> Result<()> {
 #[tokio::test]
 async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
     let cloud = Cloud::builder().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     cloud.cli.run(&["pool", "create", "san", "--path", "/san", "--shared", "--timeout", "60s"]).await?;
     cloud.cli.run(&["scheduling-policy", "update", "--guard", "node"]).await?;
     // Two nodes of nearly 16 GiB hold four of these, and two of them when either may fail.
@@ -178,7 +175,7 @@ async fn room_is_kept_for_the_loss_of_a_node() -> Result<()> {
 #[tokio::test]
 async fn every_decision_under_load_is_the_same_when_computed_again() -> Result<()> {
     let cloud = Cloud::builder().start().await?;
-    let _fleet = fleet(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     cloud.cli.run(&["pool", "create", "san", "--path", "/san", "--shared", "--timeout", "60s"]).await?;
     cloud.cli.run(&["scheduling-policy", "update", "--guard", "node"]).await?;
     let names: Vec<String> = (0..24).map(|at| format!("v{at}")).collect();
@@ -205,20 +202,6 @@ async fn every_decision_under_load_is_the_same_when_computed_again() -> Result<(
         one["decisions"][0]["vm"] == "v3" && one["decisions"].as_array().is_some_and(|all| all.len() < 9)
     );
     cloud.done()
-}
-
-async fn fleet(cloud: &Cloud) -> Result<Fleet> {
-    let request = CreateJoinTokenRequest {
-        kind: JoinTokenKind::Node.into(),
-        ttl_s: 3_600,
-        uses: NODES as u32,
-        ..Default::default()
-    };
-    let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
-    let token = cloud.api.call(send).await?.secret;
-    let addresses: Vec<String> = cloud.controllers.iter().map(|one| one.address.clone()).collect();
-    let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20 };
-    Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await
 }
 
 async fn create(cloud: &Cloud, name: &str) -> Result<()> {

@@ -1,10 +1,7 @@
 //! The dump of a living cloud is a file that the engine reads back equal, and what it says of that file is what the
 //! cloud then does.
 
-use tamdao_proto::v1;
-use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
 use tamdao_scheduler::text::Cluster;
-use tamdao_tests::fleet::{Fleet, Size};
 use tamdao_tests::wait::SOON;
 use tamdao_tests::{Cloud, Result, eventually, not_yet};
 
@@ -25,7 +22,7 @@ async fn a_dump_is_simulated() -> Result<()> {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(said.contains("the cluster has no node"), "{said}");
 
-    let _fleet = join(&cloud).await?;
+    let _fleet = cloud.fleet(NODES).await?;
     let placed = eventually("web has a place in the dump", SOON, async || {
         let text = cloud.cli.run(&["debug", "dump"]).await?;
         let dumped = read(&text)?;
@@ -74,17 +71,4 @@ fn read(text: &str) -> Result<Cluster> {
     assert!(comment.starts_with("# cluster ") && comment.contains(" at revision "), "{text}");
     assert_eq!(cluster.write(comment.trim_start_matches("# ")), text);
     Ok(cluster)
-}
-
-async fn join(cloud: &Cloud) -> Result<Fleet> {
-    let request = v1::CreateJoinTokenRequest {
-        kind: v1::JoinTokenKind::Node.into(),
-        uses: NODES as u32,
-        ..v1::CreateJoinTokenRequest::default()
-    };
-    let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
-    let token = cloud.api.call(send).await?.secret;
-    let addresses: Vec<String> = cloud.controllers.iter().map(|one| one.address.clone()).collect();
-    let size = Size { cpus: 8, memory_mib: 16 << 10, pool_mib: 1 << 20 };
-    Fleet::join(&addresses, &cloud.ca, &token, NODES, size).await
 }

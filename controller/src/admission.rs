@@ -3,8 +3,8 @@
 //! Its invariant: while this controller leads, every change of records goes through this queue, in order, and each
 //! decision sees all earlier ones. So hot records (an agency's usage, a node's assignment) do not thrash, and no
 //! two requests can take the same name, address or capacity. The guards stay as the barrier against a leader that
-//! does not know yet that it was deposed. A decision is a pure function of the draft: it may run again after a
-//! conflict. While a transaction is on its way to the disks the next ones are decided on what it will have made, and
+//! does not know yet that it was deposed. What was handed in under one office is refused under the next: it rests on
+//! what was seen under the first. A decision is a pure function of the draft: it may run again after a conflict. While a transaction is on its way to the disks the next ones are decided on what it will have made, and
 //! sent after it; each carries a guard that holds only if the one before it was committed (decision 0061).
 //! Deliberately absent: I/O inside decisions, and priorities.
 
@@ -53,6 +53,12 @@ trait Job: Send {
     fn answer(self: Box<Self>, outcome: Result<Revision, Refusal>);
 }
 
+/// A job and the office under which it was handed in, by its epoch.
+struct Handed {
+    job: Box<dyn Job>,
+    under: Revision,
+}
+
 struct Decision<T, F> {
     decide: F,
     decided: Option<T>,
@@ -80,20 +86,21 @@ where
 /// The handle by which decisions are handed in; a clone is another handle.
 #[derive(Clone)]
 pub struct Writer {
-    queue: mpsc::Sender<Box<dyn Job>>,
+    queue: mpsc::Sender<Handed>,
     cache: Cache,
     clock: Arc<dyn Clock>,
+    office: watch::Receiver<Option<Leadership>>,
 }
 
 /// The queue's other end; [`Desk::run`] it as a task for the life of the controller.
 pub struct Desk {
-    queue: mpsc::Receiver<Box<dyn Job>>,
+    queue: mpsc::Receiver<Handed>,
     kv: Arc<dyn Kv>,
     cache: Cache,
     clock: Arc<dyn Clock>,
     office: watch::Receiver<Option<Leadership>>,
     /// Taken from the queue, not yet decided.
-    waiting: VecDeque<Box<dyn Job>>,
+    waiting: VecDeque<Handed>,
     /// Since the last commit.
     conflicts: usize,
 }
@@ -107,7 +114,7 @@ impl Writer {
         office: watch::Receiver<Option<Leadership>>,
     ) -> (Self, Desk) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        let writer = Self { queue, cache: cache.clone(), clock: clock.clone() };
+        let writer = Self { queue, cache: cache.clone(), clock: clock.clone(), office: office.clone() };
         let (waiting, conflicts) = (VecDeque::new(), 0);
         (writer, Desk { queue: receiver, kv, cache, clock, office, waiting, conflicts })
     }
@@ -125,12 +132,16 @@ impl Writer {
         F: FnMut(&mut Draft, &mut Moment) -> Result<T, Refusal> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let queued = self.queue.try_send(Box::new(Decision { decide, decided: None, reply }));
-        async move {
-            queued.map_err(|error| match error {
+        let job = Box::new(Decision { decide, decided: None, reply });
+        let queued = held(&self.office).ok_or_else(not_leading).and_then(|office| {
+            let handed = Handed { job, under: office.epoch };
+            self.queue.try_send(handed).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => Refusal::unavailable("too many changes wait already"),
                 mpsc::error::TrySendError::Closed(_) => Refusal::unavailable("the controller is stopping"),
-            })?;
+            })
+        });
+        async move {
+            queued?;
             answer.await.map_err(|_| Refusal::unavailable("the controller is stopping"))?
         }
     }
@@ -161,13 +172,13 @@ impl Desk {
         let mut open = None;
         loop {
             self.take_in();
-            while let Some(mut batch) = self.fold(open.take(), &air) {
+            while let Some(batch) = self.fold(open.take(), &air) {
                 // A batch that is not full waits for others while one is in the air: one fsync then serves more.
                 if !(air.is_empty() || batch.full && air.len() < IN_THE_AIR) {
                     open = Some(batch);
                     break;
                 }
-                self.launch(&mut batch, &mut air).unwrap_or_else(|refusal| batch.answer(&Err(refusal)));
+                self.launch(batch, &mut air);
             }
             let room = open.as_ref().is_none_or(|batch: &Batch| !batch.full);
             // In this order, so that equal histories give equal batches.
@@ -199,40 +210,49 @@ impl Desk {
     }
 
     /// Decides what waits, one job after the other, on one draft until that is full. None if nothing is to be done.
-    fn fold(&mut self, batch: Option<Batch>, air: &Air) -> Option<Batch> {
-        if batch.is_none() && self.waiting.is_empty() {
+    fn fold(&mut self, mut open: Option<Batch>, air: &Air) -> Option<Batch> {
+        let office = held(&self.office);
+        let epoch = office.as_ref().map(|office| office.epoch);
+        if let Some(ended) = open.take_if(|batch| Some(batch.office.epoch) != epoch) {
+            answer_all(ended.jobs, &Err(not_leading()));
+        }
+        let (standing, ended) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|handed| Some(handed.under) == epoch);
+        self.waiting = standing;
+        ended.into_iter().for_each(|handed| handed.job.answer(Err(not_leading())));
+        if open.is_none() && self.waiting.is_empty() {
             return None;
         }
-        let mut batch = batch.unwrap_or_else(|| {
+        let mut batch = open.or_else(|| {
             let (view, chain) = air.ahead.clone().unzip();
             let view = view.unwrap_or_else(|| (*self.cache.view()).clone());
-            Batch { draft: Draft::new(view, tamdao_seams::fresh_id()), chain, jobs: Vec::new(), full: false }
-        });
+            let draft = Draft::new(view, tamdao_seams::fresh_id());
+            Some(Batch { office: office?, draft, chain, jobs: Vec::new(), full: false })
+        })?;
         let mut moment = Moment { now: self.clock.now() };
         while !batch.full
-            && let Some(job) = self.waiting.pop_front()
+            && let Some(handed) = self.waiting.pop_front()
         {
-            if let Err(job) = batch.decide(job, &mut moment) {
-                self.waiting.push_front(job);
+            if let Err(handed) = batch.decide(handed, &mut moment) {
+                self.waiting.push_front(handed);
             }
         }
         Some(batch)
     }
 
     /// Sends a batch to the store, without waiting for its commit.
-    fn launch(&self, batch: &mut Batch, air: &mut Air) -> Result<(), Refusal> {
-        let office =
-            self.office.borrow().clone().filter(|office| !office.is_lost()).ok_or_else(not_leading)?;
-        let (kv, cache, id) = (self.kv.clone(), self.cache.clone(), batch.draft.id());
-        let stands_on = batch.draft.view().revision;
-        let ahead = batch.draft.ahead();
-        let draft = std::mem::replace(&mut batch.draft, Draft::new(View::default(), Uuid::nil()));
+    fn launch(&self, batch: Batch, air: &mut Air) {
+        let Batch { office, draft, chain, jobs, full: _ } = batch;
+        let (kv, cache, id) = (self.kv.clone(), self.cache.clone(), draft.id());
+        let stands_on = draft.view().revision;
+        let ahead = draft.ahead();
         let flight = match &ahead {
             // Nothing to write, but what was refused may rest on those before.
             None => futures::future::ready(Ok(stands_on)).boxed(),
             Some(_) => {
                 let leads = (!has(Mutant::DeposedLeader)).then(|| office.guard());
-                let txn = draft.into_txn(leads.into_iter().chain(batch.chain.take()));
+                let txn = draft.into_txn(leads.into_iter().chain(chain));
                 async move {
                     let revision = typed::commit(&*kv, id, txn).await?;
                     // Who is answered, and the batch after the last one, stand on this one.
@@ -242,9 +262,8 @@ impl Desk {
             }
         };
         air.outcomes.push_back(flight);
-        air.jobs.push_back(std::mem::take(&mut batch.jobs));
+        air.jobs.push_back(jobs);
         air.ahead = ahead.or_else(|| air.ahead.take());
-        Ok(())
     }
 
     /// Answers the first batch in the air. If it failed, those behind it stood on nothing.
@@ -286,7 +305,7 @@ impl Desk {
             false => catch_up(&*self.kv, &self.cache).await,
         };
         match caught_up {
-            Ok(()) => again.into_iter().rev().for_each(|(job, _)| self.waiting.push_front(job)),
+            Ok(()) => again.into_iter().rev().for_each(|(handed, _)| self.waiting.push_front(handed)),
             Err(error) => {
                 self.conflicts = 0;
                 answer_all(again, &Err(error.into()));
@@ -301,8 +320,9 @@ async fn catch_up(kv: &dyn Kv, cache: &Cache) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Jobs decided on one draft, each with its refusal if it got one.
+/// Jobs decided on one draft under one office, each with its refusal if it got one.
 struct Batch {
+    office: Leadership,
     draft: Draft,
     /// Holds only if the batch that this one stands on is committed.
     chain: Option<Guard>,
@@ -310,14 +330,14 @@ struct Batch {
     full: bool,
 }
 
-type Decided = (Box<dyn Job>, Option<Refusal>);
+type Decided = (Handed, Option<Refusal>);
 type Outcome = Result<Revision, StoreError>;
 
 impl Batch {
     /// Decides one more job; gives it back when it does not fit.
-    fn decide(&mut self, mut job: Box<dyn Job>, moment: &mut Moment) -> Result<(), Box<dyn Job>> {
+    fn decide(&mut self, mut handed: Handed, moment: &mut Moment) -> Result<(), Handed> {
         let before = self.draft.clone();
-        let decided = job.decide(&mut self.draft, moment);
+        let decided = handed.job.decide(&mut self.draft, moment);
         let fits = self.draft.fits();
         if decided.is_err() || !fits {
             self.draft = before;
@@ -329,17 +349,13 @@ impl Batch {
             }
             Ok(()) => {
                 self.full = true;
-                return Err(job);
+                return Err(handed);
             }
             Err(refusal) => Some(refusal),
         };
-        self.jobs.push((job, refusal));
+        self.jobs.push((handed, refusal));
         self.full |= self.jobs.len() >= FOLD;
         Ok(())
-    }
-
-    fn answer(&mut self, outcome: &Result<Revision, Refusal>) {
-        answer_all(self.jobs.drain(..), outcome);
     }
 }
 
@@ -377,13 +393,18 @@ impl Air {
 }
 
 fn answer_all(jobs: impl IntoIterator<Item = Decided>, outcome: &Result<Revision, Refusal>) {
-    for (job, refused) in jobs {
-        job.answer(match (outcome, refused) {
+    for (handed, refused) in jobs {
+        handed.job.answer(match (outcome, refused) {
             // A refusal may rest on what its batch was about to write, so it stands only with the commit.
             (Ok(_), Some(refusal)) => Err(refusal),
             (outcome, _) => outcome.clone(),
         });
     }
+}
+
+/// The office that this controller holds at this moment.
+fn held(office: &watch::Receiver<Option<Leadership>>) -> Option<Leadership> {
+    office.borrow().clone().filter(|office| !office.is_lost())
 }
 
 fn not_leading() -> Refusal {

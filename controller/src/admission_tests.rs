@@ -117,7 +117,7 @@ async fn stored(store: &MemoryStore) -> View {
 struct Bench {
     store: Arc<Store>,
     writer: Writer,
-    _office: watch::Sender<Option<Leadership>>,
+    office: watch::Sender<Option<Leadership>>,
 }
 
 async fn bench(fates: &[Fate]) -> Bench {
@@ -131,7 +131,7 @@ async fn bench(fates: &[Fate]) -> Bench {
     let (office, held) = watch::channel(Some(leadership));
     let (writer, desk) = Writer::new(store.clone(), cache, Arc::new(SystemClock), held);
     tokio::spawn(desk.run());
-    Bench { store, writer, _office: office }
+    Bench { store, writer, office }
 }
 
 impl Bench {
@@ -197,4 +197,26 @@ async fn a_refusal_is_told_and_changes_nothing() {
     assert!(refused.is_err());
     assert_eq!(added.unwrap().0, 1);
     assert_eq!(bench.sum().await, 1);
+}
+
+#[tokio::test]
+async fn what_was_handed_in_under_one_office_is_refused_under_the_next() {
+    let bench = bench(&[Fate::Held]).await;
+    let first = tokio::spawn(bench.add(1));
+    while bench.store.commits.load(Ordering::SeqCst) < 1 {
+        tokio::task::yield_now().await;
+    }
+    let waiting = bench.add(MANY);
+    let epoch = bench.store.inner.commit(Txn::new().put(Key::leader(), b"c1".to_vec())).await.unwrap();
+    let (_holder, lost) = watch::channel(false);
+    bench.office.send_replace(Some(Leadership::new(epoch, lost)));
+    let anew = bench.add(1);
+    bench.store.permits.add_permits(1);
+    assert!(first.await.unwrap()[0].is_ok(), "it was committed under the office that it was handed in under");
+    for refused in waiting.await {
+        let refusal = refused.unwrap_err();
+        assert!(refusal.to_string().contains("does not lead"), "{refusal}");
+    }
+    assert_eq!(anew.await[0].as_ref().unwrap().0, 2);
+    assert_eq!(bench.sum().await, 2);
 }

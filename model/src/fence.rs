@@ -58,8 +58,9 @@ pub fn next(phase: NodePhase, event: NodeEvent) -> Result<NodePhase, Impossible>
         (Ready | NotReady | Unreachable, Lost) => Unreachable,
         // It opened a session; its first report will say how it is.
         (Unreachable | Fencing, Heard) => Unreachable,
-        (Unreachable, Healthy) => Ready,
-        (Unreachable, Unhealthy) => NotReady,
+        // Evidence may have been sought in the instant in which it was heard again.
+        (Unreachable | Fencing, Healthy) => Ready,
+        (Unreachable | Fencing, Unhealthy) => NotReady,
         (Unreachable | Fencing, Sought) => Fencing,
         (Fencing, Lost) => Fencing,
         (Unreachable | Fencing | Fenced, Proven) => Fenced,
@@ -71,7 +72,7 @@ pub fn next(phase: NodePhase, event: NodeEvent) -> Result<NodePhase, Impossible>
         (Returning, Cleared) => NotReady,
         (Joining | Ready | NotReady | Returning, Sought | Proven)
         | (Joining | Ready | NotReady | Unreachable | Fencing | Fenced, Cleared)
-        | (Fencing | Fenced | Returning, Healthy | Unhealthy) => return Err(Impossible { phase, event }),
+        | (Fenced | Returning, Healthy | Unhealthy) => return Err(Impossible { phase, event }),
     })
 }
 

@@ -18,6 +18,9 @@ use super::{POOL, SESSION, Step, apply, find, node_id, seen, world};
 use crate::admission::Moment;
 use crate::sessions::expand;
 
+/// The session that the lost node opens when it is heard again.
+const AGAIN: SessionId = SessionId(Uuid::from_u128(0xE));
+
 /// A cluster in which VMs 0 and 1 run on n0, with their disks in a shared pool; the keeper has 0 and not 1.
 struct Lost {
     draft: Draft,
@@ -81,13 +84,18 @@ impl Lost {
 
     fn hello(&mut self) {
         let opening = Opening {
-            session: SessionId(Uuid::from_u128(0xE)),
+            session: AGAIN,
             boot_id: "b2".into(),
             address: String::new(),
             host_uuid: Uuid::nil(),
             moves_port: 0,
         };
         node::open_session(&mut self.draft, &mut self.moment, node_id(LOST), &opening).unwrap();
+    }
+
+    /// The complete report of the session after the loss.
+    fn report_well(&mut self) {
+        node::set_health(&mut self.draft, &mut self.moment, node_id(LOST), AGAIN, "");
     }
 
     fn told(&self) -> Vec<(VmId, i32)> {
@@ -154,7 +162,7 @@ fn a_proof_of_an_earlier_session_or_boot_is_none() {
     let old = fence::proof_of(&lost.node(), silence(), "n1".into(), TimeMs(6));
     lost.hello();
     assert!(fence::prove(&mut lost.draft, &mut lost.moment, old.clone()).is_err(), "it has been heard since");
-    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    lost.report_well();
     assert_eq!(lost.node().status.phase, NodePhase::Ready);
     assert!(!lost.prove(silence()), "a node that is heard is not fenced");
     node::lose(&mut lost.draft, &mut lost.moment, node_id(LOST), "silent again");
@@ -168,8 +176,20 @@ fn a_hello_comes_before_a_proof_or_after_it_and_never_in_between() {
     lost.seek(Some(SESSION));
     lost.hello();
     assert_eq!(lost.node().status.phase, NodePhase::Unreachable, "the search is called off");
-    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    lost.report_well();
     assert_eq!((lost.node().status.phase, lost.told().len()), (NodePhase::Ready, 2));
+}
+
+#[test]
+fn a_node_that_was_heard_just_before_evidence_was_sought_is_well_by_its_report() {
+    let mut lost = Lost::new();
+    lost.hello();
+    lost.seek(Some(AGAIN));
+    assert_eq!(lost.node().status.phase, NodePhase::Fencing);
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), SESSION, "");
+    assert_eq!(lost.node().status.phase, NodePhase::Fencing, "the session that has ended says nothing");
+    lost.report_well();
+    assert_eq!(lost.node().status.phase, NodePhase::Ready);
 }
 
 #[test]
@@ -182,7 +202,7 @@ fn a_fenced_node_that_returns_is_told_only_what_it_must_not_run() {
     let stale = tamdao_proto::agent::v1::Intent::Stale as i32;
     assert_eq!(lost.told(), [(lost.id(0), stale)]);
     assert_eq!(lost.due(), BTreeSet::new(), "nothing leaves a node that is coming back");
-    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    lost.report_well();
     assert_eq!(lost.node().status.phase, NodePhase::Returning, "it has not confirmed");
     // It falls silent once more, and has been given nothing: its proof still holds.
     node::lose(&mut lost.draft, &mut lost.moment, node_id(LOST), "silent again");
@@ -191,9 +211,8 @@ fn a_fenced_node_that_returns_is_told_only_what_it_must_not_run() {
     let mut gone = seen(&find(lost.draft.view(), 0).unwrap(), GuestState::Absent, true);
     gone.incarnation = 1;
     let part = Part { vms: vec![gone], ..Part::default() };
-    let session = SessionId(Uuid::from_u128(0xE));
-    report::take(&mut lost.draft, &mut lost.moment, node_id(LOST), session, &part);
-    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), "");
+    report::take(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, &part);
+    lost.report_well();
     let wanted = tamdao_proto::agent::v1::Intent::Wanted as i32;
     assert_eq!((lost.node().status.phase, lost.node().status.fence), (NodePhase::Ready, None));
     assert_eq!(lost.told(), [(lost.id(1), wanted)]);

@@ -84,10 +84,12 @@ pub fn take_inventory(draft: &mut Draft, id: NodeId, inventory: &Inventory) {
     }
 }
 
-/// The node's complete report has been taken: it is heard, and healthy or not. One that comes back from being fenced is
-/// neither before it has confirmed that nothing which runs elsewhere by now is left on it.
-pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, health: &str) {
-    let Some(row) = draft.view().nodes.get(id) else { return };
+/// The complete report of a node's last session has been taken: it is heard, and healthy or not. One that comes back from
+/// being fenced is neither before it has confirmed that nothing which runs elsewhere by now is left on it.
+pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: SessionId, health: &str) {
+    let Some(row) = draft.view().nodes.get(id).filter(|row| row.status.session == Some(session)) else {
+        return;
+    };
     if row.status.phase == NodePhase::Returning {
         let assignment = draft.view().assignment(id);
         if assignment.vms.values().any(|entry| entry.intent == Intent::Stale) {

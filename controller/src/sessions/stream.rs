@@ -398,7 +398,8 @@ fn take_report(
         handed_in.push(hand_in(shared, move |draft, moment| report::take(draft, moment, id, session, &part)));
     }
     let health = report.health;
-    handed_in.push(hand_in(shared, move |draft, moment| decide::set_health(draft, moment, id, &health)));
+    handed_in
+        .push(hand_in(shared, move |draft, moment| decide::set_health(draft, moment, id, session, &health)));
     Ok(())
 }
 

@@ -58,9 +58,8 @@ pub fn next(phase: NodePhase, event: NodeEvent) -> Result<NodePhase, Impossible>
         (Ready | NotReady | Unreachable, Lost) => Unreachable,
         // It opened a session; its first report will say how it is.
         (Unreachable | Fencing, Heard) => Unreachable,
-        // Evidence may have been sought in the instant in which it was heard again.
-        (Unreachable | Fencing, Healthy) => Ready,
-        (Unreachable | Fencing, Unhealthy) => NotReady,
+        (Unreachable, Healthy) => Ready,
+        (Unreachable, Unhealthy) => NotReady,
         (Unreachable | Fencing, Sought) => Fencing,
         (Fencing, Lost) => Fencing,
         (Unreachable | Fencing | Fenced, Proven) => Fenced,
@@ -72,7 +71,7 @@ pub fn next(phase: NodePhase, event: NodeEvent) -> Result<NodePhase, Impossible>
         (Returning, Cleared) => NotReady,
         (Joining | Ready | NotReady | Returning, Sought | Proven)
         | (Joining | Ready | NotReady | Unreachable | Fencing | Fenced, Cleared)
-        | (Fenced | Returning, Healthy | Unhealthy) => return Err(Impossible { phase, event }),
+        | (Fencing | Fenced | Returning, Healthy | Unhealthy) => return Err(Impossible { phase, event }),
     })
 }
 

@@ -181,18 +181,6 @@ fn a_hello_comes_before_a_proof_or_after_it_and_never_in_between() {
 }
 
 #[test]
-fn a_node_that_was_heard_just_before_evidence_was_sought_is_well_by_its_report() {
-    let mut lost = Lost::new();
-    lost.hello();
-    lost.seek(Some(AGAIN));
-    assert_eq!(lost.node().status.phase, NodePhase::Fencing);
-    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), SESSION, "");
-    assert_eq!(lost.node().status.phase, NodePhase::Fencing, "the session that has ended says nothing");
-    lost.report_well();
-    assert_eq!(lost.node().status.phase, NodePhase::Ready);
-}
-
-#[test]
 fn a_fenced_node_that_returns_is_told_only_what_it_must_not_run() {
     let mut lost = Lost::new();
     assert!(lost.prove(silence()));

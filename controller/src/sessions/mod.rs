@@ -36,6 +36,8 @@ const READINGS: usize = 1_024;
 /// The sessions that are open here.
 pub struct Sessions {
     open: Mutex<BTreeMap<NodeId, Arc<Session>>>,
+    /// Nodes whose hellos are being committed, once for each.
+    arriving: Mutex<Vec<NodeId>>,
     tunnels: tunnel::Waiting,
     progress: progress::Progress,
     timeout: Duration,
@@ -87,6 +89,7 @@ impl Sessions {
     pub fn new(timeout: Duration) -> Self {
         Self {
             open: Mutex::default(),
+            arriving: Mutex::default(),
             tunnels: tunnel::Waiting::default(),
             progress: progress::Progress::default(),
             timeout,
@@ -105,11 +108,19 @@ impl Sessions {
         Some(heard.time)
     }
 
-    /// How long this node has been silent; none if it has no session here.
+    /// How long this node has been silent; none if it has no session here. One that arrives is not silent: its record
+    /// names the new session before that is open.
     pub fn silence(&self, node: NodeId, now: Instant) -> Option<Duration> {
-        let session = self.get(node)?;
-        let heard = session.heard.lock().expect("no holder of the lock panics");
-        Some(now.saturating_duration_since(heard.at))
+        if self.arriving.lock().expect("no holder of the lock panics").contains(&node) {
+            return Some(Duration::ZERO);
+        }
+        self.get(node).map(|session| session.silence(now))
+    }
+
+    /// This node's hello is being committed, for as long as the answer is held.
+    fn arrive(&self, node: NodeId) -> Arriving<'_> {
+        self.arriving.lock().expect("no holder of the lock panics").push(node);
+        Arriving { sessions: self, node }
     }
 
     /// How far a move is, as its source said last.
@@ -298,6 +309,21 @@ fn note(delta: &Delta, open: &BTreeMap<NodeId, Arc<Session>>, view: &View) {
     }
 }
 
+/// A hello on its way to be a session.
+struct Arriving<'a> {
+    sessions: &'a Sessions,
+    node: NodeId,
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        let mut arriving = self.sessions.arriving.lock().expect("no holder of the lock panics");
+        if let Some(at) = arriving.iter().position(|node| *node == self.node) {
+            arriving.swap_remove(at);
+        }
+    }
+}
+
 /// The agent does not read what it is sent.
 #[derive(Debug, thiserror::Error)]
 #[error("the agent does not read what it is sent")]
@@ -307,6 +333,10 @@ impl Session {
     fn send(&self, message: agent::session_response::Message) -> Result<(), Deaf> {
         let response = agent::SessionResponse { message: Some(message) };
         self.to_agent.try_send(Ok(response)).map_err(|_| Deaf)
+    }
+
+    fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard.lock().expect("no holder of the lock panics").at)
     }
 
     fn hear(&self, at: Instant, time: TimeMs) {
@@ -321,4 +351,21 @@ impl Session {
 /// The id in a text of the wire.
 fn read_id<T: From<Uuid>>(field: &'static str, text: &str) -> Result<T, Refusal> {
     Uuid::parse_str(text).map(T::from).map_err(|_| Refusal::field(field, "is not a UUID"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_whose_hello_is_being_committed_is_not_silent() {
+        let (sessions, node, now) =
+            (Sessions::new(Duration::from_secs(5)), NodeId(Uuid::from_u128(1)), Instant::now());
+        let (first, second) = (sessions.arrive(node), sessions.arrive(node));
+        drop(first);
+        assert_eq!(sessions.silence(node, now), Some(Duration::ZERO));
+        assert_eq!(sessions.silence(NodeId(Uuid::from_u128(2)), now), None);
+        drop(second);
+        assert_eq!(sessions.silence(node, now), None);
+    }
 }

@@ -168,11 +168,13 @@ async fn serve(
     let Some(Ok(agent::SessionRequest { message: Some(FromAgent::Hello(hello)) })) = first else {
         return Err(Refusal::field("hello", "must come first, within 10 s").into());
     };
+    let arriving = shared.sessions.arrive(node);
     let Some(session) = open(&shared, node, &hello, to_agent).await? else {
         return Err(Ending::Redirect(redirect(&shared)));
     };
     tracing::info!(%node, session = %session.id, epoch = %session.epoch, "session opened");
     shared.sessions.open(session.clone());
+    drop(arriving);
     let (reports, waiting) = mpsc::channel(REPORTS);
     let listening = async {
         let goodbye = listen(&shared, &session, &mut requests, &reports).await;
@@ -231,10 +233,7 @@ async fn open(
     }
     if let Some(present) = shared.sessions.get(node)
         && present.boot_id != opening.boot_id
-        && shared
-            .sessions
-            .silence(node, shared.clock.instant())
-            .is_some_and(|silence| silence < Duration::from_secs(3))
+        && present.silence(shared.clock.instant()) < Duration::from_secs(3)
     {
         let message = "another machine speaks in this node's name right now".to_owned();
         return Err(Refusal::precondition("SecondSession", message).hint(

@@ -1,6 +1,7 @@
 //! What goes wrong, at random, and how it comes right again.
 
 use tamdao_node_agent::hypervisor::Exit;
+use uuid::Uuid;
 
 use crate::host::Access;
 use crate::short;
@@ -286,7 +287,13 @@ impl World {
                 .iter()
                 .any(|host| host.up && host.domains.keys().any(|vm| world.truth.uses(*vm, file)))
         };
-        let idle: Vec<_> = self.storage.files.iter().copied().filter(|file| !used(self, *file)).collect();
+        // One that no node has written down is not lost with this: it was never made, and may be made anew.
+        let known = |world: &Self, file: Uuid| {
+            let mut ledgers = world.nodes.iter().map(|host| &host.ledger);
+            ledgers.any(|ledger| ledger.volumes.get(&file).is_some_and(|record| record.made))
+        };
+        let idle = self.storage.files.iter().copied().filter(|file| known(self, *file) && !used(self, *file));
+        let idle: Vec<_> = idle.collect();
         if let Some(file) = self.chance.pick(&idle) {
             self.storage.files.remove(&file);
             self.storage.lost.insert(file);

@@ -32,9 +32,14 @@ fn open(world: &World) -> Option<String> {
     };
     let dead = world.nodes.iter().position(|host| host.dead);
     let is_dead = |node: NodeId| dead.is_some_and(|at| node_id(at) == node);
-    // Silence of a host without a watchdog proves nothing, nor does it of guests that have nothing on the shared pool.
+    // Silence of a host without a watchdog proves nothing, nor does it of a boot that never held the lease, nor of guests
+    // that have nothing on the shared pool.
     let provable = |vm: VmId| {
-        let watched = dead.is_some_and(|at| world.nodes[at].watchdog);
+        let held = |at: usize| {
+            let boot = view.nodes.get(node_id(at)).map(|node| node.status.boot_id.as_str());
+            world.storage.leases.get(&at).is_some_and(|lease| Some(lease.boot_id.as_str()) == boot)
+        };
+        let watched = dead.is_some_and(|at| world.nodes[at].watchdog && held(at));
         let vm = view.vms.get(vm).filter(|_| watched);
         vm.is_some_and(|vm| fence::is_guarded(vm) && restarted_elsewhere(&view, vm))
     };

@@ -272,8 +272,11 @@ async fn in_phase(cloud: &Cloud, name: &str, phase: &str) -> serde_json::Value {
 
 async fn upload(cloud: &Cloud, at: &str, name: &str, query: &str, bytes: Vec<u8>) -> Answer {
     let admin = cloud.admin();
-    let request = admin.request(at, Method::PUT, &format!("/v1/images/{name}/content{query}"));
-    admin.send(request.body(Body::from(bytes)).unwrap()).await
+    eventually("a leader answers", || async {
+        let request = admin.request(at, Method::PUT, &format!("/v1/images/{name}/content{query}"));
+        admin.send(request.body(Body::from(bytes.clone())).unwrap()).await.of_a_leader()
+    })
+    .await
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

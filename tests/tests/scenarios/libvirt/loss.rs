@@ -114,6 +114,47 @@ async fn two_nodes_lost_at_once_are_both_evacuated() -> Result<()> {
     cloud.done()
 }
 
+/// Nodes and controllers at once; the nodes are back first.
+#[tokio::test]
+async fn the_whole_site_loses_its_power_and_comes_back() -> Result<()> {
+    let mut cloud = Cloud::builder().controllers(3).nodes(2).shared().start().await?;
+    protected(&cloud, "web").await?;
+    cloud.create_tiny("db", &[]).await?;
+    cloud.guest("db").says(READY, 1).await?;
+    cloud.create_tiny("off", &[]).await?;
+    cloud.cli.run(&["vm", "stop", "off", "--force", "--yes"]).await?;
+    cloud.reaches("off", VmPhase::Stopped).await?;
+    let lookout = Lookout::start();
+    // The last thing that was acknowledged.
+    cloud.create_tiny("late", &["--no-wait"]).await?;
+    for node in ["n1", "n2"] {
+        cloud.power_cut(node)?;
+    }
+    for controller in &mut cloud.controllers {
+        controller.kill()?;
+    }
+    ensure!(running()?.is_empty(), "the power is off");
+
+    cloud.boot("n2").await?;
+    cloud.boot("n1").await?;
+    cloud.start_controller(2)?;
+    ensure!(running()?.is_empty(), "a host that has booted starts nothing by itself");
+    cloud.start_controller(0)?;
+    cloud.start_controller(1)?;
+    cloud.controllers_ready(3).await?;
+    cloud.nodes_ready().await?;
+    for (name, boots) in [("web", 2), ("db", 2)] {
+        cloud.guest(name).says(&format!("boot-count {boots} "), 1).await?;
+    }
+    cloud.guest("late").says(READY, 1).await?;
+    cloud.reaches("off", VmPhase::Stopped).await?;
+    lookout.end()?;
+    let running = running()?;
+    ensure!(running.len() == 3 && running.values().all(|processes| processes.len() == 1), "{running:?}");
+    cloud.check()?;
+    cloud.done()
+}
+
 #[tokio::test]
 async fn a_node_whose_storage_lease_is_alive_keeps_its_guests() -> Result<()> {
     let mut cloud = cloud(2).await?;

@@ -1,4 +1,5 @@
-//! Evacuation: VMs of a fenced node get another one, under the next incarnation, each with the proof that lets it.
+//! Evacuation: VMs of a fenced node get another one, under the next incarnation, each with the proof that lets it. One
+//! that is being deleted gets it for the rest of its deletion.
 //!
 //! Invariants: a batch rewrites the lost node's record, so that it happens only while that is Fenced; the old incarnation
 //! stays on the lost node's assignment as stale until its agent has confirmed that it is gone; the new node's room is
@@ -41,7 +42,7 @@ pub fn due(view: &View) -> Vec<(NodeId, VmId)> {
     let mut due = Vec::new();
     let fenced = |phase| phase == NodePhase::Fenced || has(Mutant::ProofUsedTwice);
     for node in view.nodes.iter().filter(|node| fenced(node.status.phase)) {
-        let vms = fence::restarted_elsewhere(view, node.id()).filter(|vm| proof(view, node, vm).is_some());
+        let vms = fence::taken_over(view, node.id()).filter(|vm| proof(view, node, vm).is_some());
         due.extend(vms.map(|vm| {
             let size = std::cmp::Reverse((vm.spec.priority, vm.spec.memory_mib, vm.spec.vcpus));
             ((!vm.wants_on(), size, vm.id()), node.id())
@@ -81,7 +82,7 @@ fn evacuate_one(draft: &mut Draft, moment: &mut Moment, lost: &Node, place: &Pla
     let (id, to, reservation) = (place.vm, place.node, place.reservation);
     let mut vm = (*view.vms.get(id)?.value).clone();
     let host = view.nodes.get(to)?.value.clone();
-    if vm.status.node != Some(lost.id()) || vm.spec.deleting || fence::stays(view, &vm).is_some() {
+    if vm.status.node != Some(lost.id()) || fence::stays(view, &vm).is_some() {
         return None;
     }
     let proof = proof(view, lost, &vm)?.clone();
@@ -102,10 +103,14 @@ fn evacuate_one(draft: &mut Draft, moment: &mut Moment, lost: &Node, place: &Pla
     vm.status.incarnation = vm.next_incarnation();
     vm.status.seen = None;
     let cells = place.cells.clone();
-    let entry = VmEntry { incarnation: vm.status.incarnation, intent: Intent::Wanted, reservation, cells };
+    let (intent, what) = match vm.spec.deleting {
+        true => (Intent::Stop, "its deletion goes on"),
+        false => (Intent::Wanted, "restarted"),
+    };
+    let entry = VmEntry { incarnation: vm.status.incarnation, intent, reservation, cells };
     target.vms.insert(id, entry);
     let message = format!(
-        "its node {} is lost; restarted on {}{} as incarnation {}. {}: {} (observed by {})",
+        "its node {} is lost; {what} on {}{} as incarnation {}. {}: {} (observed by {})",
         lost.meta.name,
         host.meta.name,
         on_cells(&place.cells),

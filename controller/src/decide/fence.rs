@@ -32,11 +32,12 @@ pub struct Question {
     pub pools: BTreeSet<PoolId>,
 }
 
-/// The VMs of a node that are restarted elsewhere once it is proven that they do not run there.
-pub fn restarted_elsewhere(view: &View, node: NodeId) -> impl Iterator<Item = &Vm> {
+/// The VMs of a node that another one gets once it is proven that they do not run there: to run them, or to go on with
+/// their deletion.
+pub fn taken_over(view: &View, node: NodeId) -> impl Iterator<Item = &Vm> {
     let entries = view.assignments.get(node).into_iter().flat_map(|row| row.vms.keys());
     let vms = entries.filter_map(|vm| view.vms.get(*vm)).map(|row| &*row.value);
-    vms.filter(move |vm| vm.status.node == Some(node) && !vm.spec.deleting && stays(view, vm).is_none())
+    vms.filter(move |vm| vm.status.node == Some(node) && stays(view, vm).is_none())
 }
 
 /// VMs of other nodes that wait for this one's word: they have an open move to it, and may be on either.
@@ -62,7 +63,7 @@ pub fn shared_pools(view: &View, vm: &Vm) -> BTreeSet<PoolId> {
 /// What has to be found out about a lost node.
 pub fn question(view: &View, node: &Node) -> Question {
     let mut question = Question::default();
-    for vm in restarted_elsewhere(view, node.id()).chain(arriving(view, node.id())) {
+    for vm in taken_over(view, node.id()).chain(arriving(view, node.id())) {
         let pools = shared_pools(view, vm);
         if node.status.fence.as_ref().is_some_and(|fence| fence.covers(vm, &pools).is_some()) {
             continue;

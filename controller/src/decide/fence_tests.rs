@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::super::evacuate::Place;
 use super::super::node::Opening;
 use super::super::report::{self, Part};
-use super::super::{evacuate, fence, node};
+use super::super::{evacuate, fence, node, vm_delete};
 use super::{POOL, SESSION, Step, apply, find, node_id, seen, world};
 use crate::admission::Moment;
 use crate::sessions::expand;
@@ -178,6 +178,31 @@ fn a_hello_comes_before_a_proof_or_after_it_and_never_in_between() {
     assert_eq!(lost.node().status.phase, NodePhase::Unreachable, "the search is called off");
     lost.report_well();
     assert_eq!((lost.node().status.phase, lost.told().len()), (NodePhase::Ready, 2));
+}
+
+#[test]
+fn a_deletion_goes_on_elsewhere_once_it_is_proven_that_the_guest_is_gone() {
+    let mut lost = Lost::new();
+    let (vm, id) = (find(lost.draft.view(), 0).unwrap(), lost.id(0));
+    vm_delete::want(&mut lost.draft, &mut lost.moment, &vm, false, "a user").unwrap();
+    assert_eq!(lost.evacuate(0, 1), 0, "the guest may run for all that is known");
+    assert!(lost.prove(silence()));
+    assert_eq!((lost.due(), lost.evacuate(0, 1)), ([id].into(), 1));
+    let (there, told) = (find(lost.draft.view(), 0).unwrap(), lost.draft.view().assignment(node_id(1)));
+    assert_eq!((there.status.node, told.vms[&id].intent), (Some(node_id(1)), Intent::Stop));
+    // The new node has no guest of this name, and removes the file.
+    let vms = vec![seen(&there, GuestState::Absent, true)];
+    report::take(&mut lost.draft, &mut lost.moment, node_id(1), SESSION, &Part { vms, ..Part::default() });
+    let volumes: Vec<_> = there.volumes().collect();
+    assert!(!volumes.is_empty());
+    for volume in volumes {
+        let deleting = lost.draft.view().volumes.get(volume).unwrap().spec.deleting;
+        assert!(deleting);
+        vm_delete::volume_gone(&mut lost.draft, &mut lost.moment, volume);
+    }
+    assert!(lost.draft.view().vms.get(id).is_none());
+    let left = lost.draft.view().assignment(node_id(LOST));
+    assert_eq!(left.vms[&id].intent, Intent::Stale, "the lost node has to confirm that it is gone there too");
 }
 
 #[test]

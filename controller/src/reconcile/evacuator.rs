@@ -27,6 +27,9 @@ use crate::shared::Shared;
 /// VMs without a place that are told why in one decision.
 const TOLD: usize = 16;
 
+/// Why a VM waits while the brake is on.
+const BRAKED: &str = "Braked";
+
 /// See the module.
 #[derive(Default)]
 pub struct Evacuator {
@@ -58,7 +61,7 @@ impl Loop for Evacuator {
         self.braked = braked.is_some();
         let outcome = match braked {
             Some(braked) => {
-                let waiting = due.iter().map(|(_, vm)| (*vm, "Braked".to_owned(), braked.to_string()));
+                let waiting = due.iter().map(|(_, vm)| (*vm, BRAKED.to_owned(), braked.to_string()));
                 Outcome { waiting: waiting.collect(), ..Outcome::default() }
             }
             None => decide(&view, &engine.guarantee, &due)?,
@@ -143,7 +146,9 @@ async fn commit(shared: &Shared, view: &View, outcome: Outcome) -> Result<(), Re
             continue;
         }
         let decided = shared.writer.submit(move |draft, moment| {
-            for (vm, reason, message) in &chunk {
+            let released = brake::applied(draft.view()).is_none();
+            for (vm, reason, message) in chunk.iter().filter(|(_, reason, _)| !(released && reason == BRAKED))
+            {
                 evacuate::explain_waiting(draft, moment, *vm, reason, message);
             }
             Ok(())

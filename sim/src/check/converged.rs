@@ -73,8 +73,7 @@ fn open(world: &World) -> Option<String> {
     for vm in view.vms.iter() {
         let name = short(vm.id().0);
         let lost = vm.status.node.filter(|node| is_dead(*node));
-        // A deletion waits for its node, which a person has to remove.
-        if lost.is_some() && (vm.spec.deleting || crippled(vm.id()) || !provable(vm.id())) {
+        if lost.is_some() && (crippled(vm.id()) || !provable(vm.id())) {
             continue;
         }
         if lost.is_some() && vm.status.conditions.get("Evacuated").is_none() {

@@ -17,6 +17,10 @@ use tamdao_model::TimeMs;
 
 use crate::kv::Revision;
 
+mod read;
+
+pub use read::{Reader, Told, Verified, verify};
+
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// A file takes this many bytes, then the next one begins.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -74,7 +78,8 @@ pub struct End {
     pub revision: Revision,
     /// Keys of the entries of that revision: its commit may be written in part.
     pub keys: Vec<String>,
-    hash: String,
+    /// Of the last entry, hex; it covers all before it.
+    pub hash: String,
 }
 
 /// What a journal keeps; beyond either bound the oldest files go.
@@ -170,6 +175,16 @@ impl Journal {
         Ok(())
     }
 
+    /// Writes what is part of no commit, as [`Self::append`] does, behind the entries of the last one.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn note(&mut self, entries: Vec<Entry>, now: TimeMs) -> Result<(), JournalError> {
+        let revision = self.end.revision;
+        let entries: Vec<Entry> = entries.into_iter().map(|entry| Entry { revision, ..entry }).collect();
+        self.append(&entries, now)
+    }
+
     fn has(&self, entry: &Entry) -> bool {
         entry.revision < self.end.revision
             || (entry.revision == self.end.revision && self.end.keys.contains(&entry.key))
@@ -227,42 +242,6 @@ impl Journal {
         self.bytes = 0;
         sync_directory(&self.directory)
     }
-}
-
-/// What [`verify`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
-    pub files: usize,
-    pub entries: u64,
-}
-
-/// Reads everything and checks that no entry is missing or changed.
-///
-/// # Errors
-/// `Damaged` names the first line that is not what was written.
-pub fn verify(directory: &Path) -> Result<Verified, JournalError> {
-    let files = segments(directory)?;
-    let mut before: Option<(u64, String)> = None;
-    let mut entries = 0;
-    for path in &files {
-        let file = File::open(path).map_err(failed(path))?;
-        for (at, line) in BufReader::new(file).lines().enumerate() {
-            let text = line.map_err(failed(path))?;
-            let damaged = |reason: String| JournalError::Damaged { path: path.clone(), line: at + 1, reason };
-            let line: Line = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-            if line.digest() != line.hash {
-                return Err(damaged("its content was changed".into()));
-            }
-            if let Some((sequence, hash)) = &before
-                && (line.sequence != sequence + 1 || line.previous != *hash)
-            {
-                return Err(damaged(format!("it does not follow entry {sequence}")));
-            }
-            before = Some((line.sequence, line.hash));
-            entries += 1;
-        }
-    }
-    Ok(Verified { files: files.len(), entries })
 }
 
 /// The end of a file and how many of its bytes are whole lines. A torn last line is no damage, it is a crash.
@@ -328,7 +307,7 @@ fn sync_directory(directory: &Path) -> Result<(), JournalError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
 }
 
-fn failed(path: &Path) -> impl Fn(io::Error) -> JournalError {
+fn failed(path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
     let path = path.to_path_buf();
     move |source| JournalError::File { path: path.clone(), source }
 }
@@ -341,6 +320,11 @@ mod tests {
 
     fn entry(revision: u64, key: &str) -> Entry {
         Entry { revision: Revision(revision), key: key.into(), record: format!("{{\"at\":{revision}}}") }
+    }
+
+    fn counted(directory: &Path) -> (usize, u64) {
+        let verified = verify(directory, None).unwrap();
+        (verified.files, verified.entries)
     }
 
     fn only_file(directory: &Path) -> PathBuf {
@@ -358,7 +342,7 @@ mod tests {
         journal
             .append(&[entry(3, "a"), entry(5, "c"), entry(5, "d"), entry(9, "e")], journal.written)
             .unwrap();
-        assert_eq!(verify(directory.path()).unwrap(), Verified { files: 1, entries: 5 });
+        assert_eq!(counted(directory.path()), (1, 5));
     }
 
     #[test]
@@ -379,19 +363,100 @@ mod tests {
         }
     }
 
+    /// Where and why a journal is damaged, once its lines were changed so.
+    fn damage(lines: &[String], end: &End) -> (usize, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(segment(directory.path(), 1), text).unwrap();
+        match verify(directory.path(), Some(end)) {
+            Err(JournalError::Damaged { line, reason, .. }) => (line, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn a_changed_and_a_missing_entry_are_found() {
+    fn whatever_is_changed_missing_or_moved_is_found_and_where() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path(), ALL).unwrap();
-        journal.append(&[entry(1, "a"), entry(2, "b"), entry(3, "c")], journal.written).unwrap();
-        let path = only_file(directory.path());
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("{\"at\":2}", "{\"at\":7}")).unwrap();
-        assert!(matches!(verify(directory.path()), Err(JournalError::Damaged { line: 2, .. })));
-        let without: Vec<&str> =
-            text.lines().enumerate().filter(|(at, _)| *at != 1).map(|(_, line)| line).collect();
-        fs::write(&path, without.join("\n")).unwrap();
-        assert!(matches!(verify(directory.path()), Err(JournalError::Damaged { line: 2, .. })));
+        journal.append(&[1, 2, 3, 4].map(|at| entry(at, "a")), journal.written).unwrap();
+        let end = journal.end().clone();
+        assert_eq!(verify(directory.path(), Some(&end)).unwrap().hash, end.hash);
+        let text = fs::read_to_string(only_file(directory.path())).unwrap();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for at in 0..4 {
+            let mut changed = lines.clone();
+            changed[at] = changed[at].replace("{\"at\":", "{\"at\":1");
+            assert_eq!(damage(&changed, &end), (at + 1, "its content was changed".into()));
+            let mut missing = lines.clone();
+            missing.remove(at);
+            let (line, reason) = damage(&missing, &end);
+            match at {
+                0 => assert_eq!((line, &*reason), (1, "the file does not begin with entry 1")),
+                3 => assert_eq!((line, &*reason), (3, "entries 4 to 4 are missing at the end")),
+                _ => assert_eq!(
+                    (line, reason),
+                    (at + 1, format!("entry {} does not follow entry {at}", at + 2))
+                ),
+            }
+        }
+        for at in 1..3 {
+            let mut moved = lines.clone();
+            moved.swap(at, at + 1);
+            assert_eq!(damage(&moved, &end).0, at + 1);
+        }
+        // One that is written anew, with hashes that fit, is not the one that was written.
+        let forged = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(forged.path(), ALL).unwrap();
+        journal.append(&[1, 2, 3, 5].map(|at| entry(at, "a")), journal.written).unwrap();
+        let forged = fs::read_to_string(only_file(forged.path())).unwrap();
+        let forged: Vec<String> = forged.lines().map(str::to_owned).collect();
+        assert_eq!(damage(&forged, &end), (4, "entry 4 is not what was written".into()));
+    }
+
+    #[test]
+    fn what_belongs_to_no_commit_stands_behind_the_last_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        journal.append(&[entry(3, "a")], journal.written).unwrap();
+        journal.note(vec![entry(0, "x"), entry(0, "y")], journal.written).unwrap();
+        drop(journal);
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        // The rest of that commit is not taken for written.
+        journal.append(&[entry(3, "a"), entry(3, "b"), entry(4, "a")], journal.written).unwrap();
+        let mut reader = Reader::new(directory.path(), 0, TimeMs(0));
+        let told: Vec<_> =
+            std::iter::from_fn(|| reader.read().unwrap()).map(|t| (t.revision.0, t.key)).collect();
+        let expected = [(3, "a"), (3, "x"), (3, "y"), (3, "b"), (4, "a")];
+        assert_eq!(told, expected.map(|(at, key)| (at, key.to_owned())));
+    }
+
+    #[test]
+    fn a_reader_goes_on_over_files_from_any_entry_and_never_sees_half_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path(), ALL).unwrap();
+        let mut reader = Reader::new(directory.path(), 0, TimeMs(0));
+        let mut told = Vec::new();
+        for day in 1..=4 {
+            journal.append(&[entry(2 * day, "a"), entry(2 * day + 1, "b")], TimeMs(day * DAY_MS)).unwrap();
+            // What is being written by somebody else.
+            let mut torn = OpenOptions::new().append(true).open(&journal.path).unwrap();
+            torn.write_all(b"{\"sequence\":9").unwrap();
+            told.extend(std::iter::from_fn(|| reader.read().unwrap()).map(|told| told.sequence));
+            torn.set_len(journal.bytes).unwrap();
+        }
+        assert_eq!((left(directory.path()), &*told), (4, &[1, 2, 3, 4, 5, 6, 7, 8][..]));
+        for after in 0..=8 {
+            let mut reader = Reader::new(directory.path(), after, TimeMs(0));
+            let rest: Vec<u64> =
+                std::iter::from_fn(|| reader.read().unwrap()).map(|told| told.sequence).collect();
+            assert_eq!(rest, (after + 1..=8).collect::<Vec<_>>());
+        }
+        // The oldest were let go: it begins with what there is.
+        fs::remove_file(segment(directory.path(), 1)).unwrap();
+        assert_eq!(
+            Reader::new(directory.path(), 0, TimeMs(0)).read().unwrap().map(|told| told.sequence),
+            Some(3)
+        );
     }
 
     /// A journal of three days with one entry each, last written when the day began.
@@ -417,7 +482,7 @@ mod tests {
             journal.trim(TimeMs(now)).unwrap();
             assert_eq!(left(directory.path()), files, "at {now}");
         }
-        assert_eq!(verify(directory.path()).unwrap(), Verified { files: 1, entries: 1 });
+        assert_eq!(counted(directory.path()), (1, 1));
         // The time of the last entry outlives a restart, and so does the day's own file.
         drop(journal);
         let mut journal = Journal::open(directory.path(), ALL).unwrap();

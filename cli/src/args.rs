@@ -1,6 +1,7 @@
 //! What may be typed: the grammar `tamdao <noun> <verb> [NAME]` as clap types. Nothing is done here, and nothing is
 //! read but the command line and the environment; a value that parses here is of the right form, not yet right.
 
+mod audit;
 mod cloud;
 mod image;
 mod manifest;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use audit::*;
 pub use cloud::*;
 pub use image::*;
 pub use manifest::*;
@@ -152,6 +154,9 @@ pub enum Noun {
     Stack(StackVerb),
     /// What happened, the newest last
     Events(EventsArgs),
+    /// Who changed what, and who was refused
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Ask the placement engine: what would you do
     #[command(subcommand)]
     Simulate(SimulateVerb),

@@ -66,6 +66,7 @@ pub struct Client {
     output: Output,
 }
 
+#[derive(Clone)]
 struct Controller {
     url: String,
     address: String,
@@ -130,6 +131,21 @@ impl Client {
             retry_for,
             output: output.clone(),
         })
+    }
+
+    /// A client for each controller, for what each answers for itself. Where there are several, one that does not answer
+    /// is not waited for.
+    pub fn each(&self) -> Vec<Self> {
+        let retry_for = if self.controllers.len() > 1 { Duration::ZERO } else { self.retry_for };
+        let alone = |controller: &Controller| Self {
+            controllers: [controller.clone()].into(),
+            present: Arc::default(),
+            noted: Arc::default(),
+            last: None,
+            retry_for,
+            ..self.clone()
+        };
+        self.controllers.iter().map(alone).collect()
     }
 
     /// HOST:PORT of the controller that is asked at present.

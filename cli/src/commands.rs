@@ -2,6 +2,7 @@
 //! in common is in `standard`.
 
 mod agency;
+mod audit;
 mod completion;
 mod console;
 mod context;
@@ -61,6 +62,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Fmt(args) => manifest::fmt(app, &args),
         Noun::Stack(verb) => stack::run(app, verb).await,
         Noun::Events(args) => events::run(app, args).await,
+        Noun::Audit(verb) => audit::run(app, verb).await,
         Noun::Simulate(verb) => simulate::run(app, verb).await,
         Noun::Context(verb) => context::run(app, verb),
         Noun::Debug(verb) => debug::run(app, verb).await,

@@ -83,6 +83,12 @@ pub fn clock(time_s: i64) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
+/// Shows a time with its day, UTC.
+pub fn moment(time_s: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(time_s).unwrap_or(0));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
 /// Shows a duration as it may be typed, such as 5m.
 pub fn duration(time: Duration) -> String {
     // As exact as people read it.

@@ -11,9 +11,10 @@ use tamdao_model::{AgencyId, Kind, Scope, TimeMs};
 use tamdao_store::view::View;
 use tonic::{Code, Request};
 
+use crate::audit;
 use crate::auth::{self, Principal};
 use crate::decide::quota;
-use crate::methods::{Method, catalogue};
+use crate::methods::{Method, RESOURCE_NAME, catalogue};
 use crate::refusal::Refusal;
 
 /// Who asks by which method about which agency; judged anew wherever it matters.
@@ -47,6 +48,7 @@ impl Asking {
 
     /// The same for a stream, whose first message names an agency.
     pub fn streaming(principal: Principal, method: &str, agency: &str) -> Self {
+        audit::names(agency, "");
         let row = role::row(method);
         let wanted = match agency {
             "" if row.place == Place::AgencyOrCloud => Wanted::Cloud,
@@ -58,6 +60,8 @@ impl Asking {
     fn by(principal: Principal, method: &Method, message: &[u8]) -> Self {
         let row = role::row(method.path.trim_start_matches("/tamdao.v1."));
         let field = |path: &str| method.text_in(message, path);
+        let name = Some(field("name")).filter(|name| !name.is_empty());
+        audit::names(&field("agency"), &name.unwrap_or_else(|| field(RESOURCE_NAME)));
         let agency = |empty: Wanted| match field("agency") {
             name if name.is_empty() => empty,
             name => Wanted::Agency(name),
@@ -180,6 +184,11 @@ fn line(view: &View, agency: AgencyId) -> Vec<AgencyId> {
 fn line_of(view: &View, name: &str) -> Vec<AgencyId> {
     let found: Option<&tamdao_store::view::Row<Agency>> = view.agencies.find(Scope::Cluster, name);
     found.map(|row| line(view, row.id())).unwrap_or_default()
+}
+
+/// The role that somebody holds now; none for those who hold none.
+pub fn held(view: &View, principal: &Principal, now: TimeMs) -> Option<Grant> {
+    grants(view, principal, now).ok().and_then(|grants| grants.first().copied())
 }
 
 /// The roles that somebody holds now.

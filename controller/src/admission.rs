@@ -23,6 +23,7 @@ use tamdao_store::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use crate::audit::{self, Slip};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
 
@@ -53,10 +54,11 @@ trait Job: Send {
     fn answer(self: Box<Self>, outcome: Result<Revision, Refusal>);
 }
 
-/// A job and the office under which it was handed in, by its epoch.
+/// A job, the office under which it was handed in, by its epoch, and the request that it carries out, if any.
 struct Handed {
     job: Box<dyn Job>,
     under: Revision,
+    slip: Option<Arc<Slip>>,
 }
 
 struct Decision<T, F> {
@@ -134,7 +136,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Decision { decide, decided: None, reply });
         let queued = held(&self.office).ok_or_else(not_leading).and_then(|office| {
-            let handed = Handed { job, under: office.epoch };
+            let handed = Handed { job, under: office.epoch, slip: audit::slip() };
             self.queue.try_send(handed).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => Refusal::unavailable("too many changes wait already"),
                 mpsc::error::TrySendError::Closed(_) => Refusal::unavailable("the controller is stopping"),
@@ -338,6 +340,9 @@ impl Batch {
     fn decide(&mut self, mut handed: Handed, moment: &mut Moment) -> Result<(), Handed> {
         let before = self.draft.clone();
         let decided = handed.job.decide(&mut self.draft, moment);
+        if let (Ok(()), Some(slip)) = (&decided, &handed.slip) {
+            slip.draft(&before, &mut self.draft, moment);
+        }
         let fits = self.draft.fits();
         if decided.is_err() || !fits {
             self.draft = before;

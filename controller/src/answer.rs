@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::audit::Refused;
 use crate::refusal::Refusal;
 
 /// The reason that HTTP has a status of its own for.
@@ -25,7 +26,10 @@ pub fn refuse(headers: &HeaderMap, refusal: Refusal) -> Response {
     let too_large = refusal.reason == TOO_LARGE;
     let status = Status::from(refusal);
     if is_grpc(headers) {
-        return status.into_http();
+        let refused = Refused::of(&status);
+        let mut response = status.into_http();
+        response.extensions_mut().insert(refused);
+        return response;
     }
     let mut response = json_response(&status);
     if too_large {
@@ -38,6 +42,7 @@ pub fn refuse(headers: &HeaderMap, refusal: Refusal) -> Response {
 pub fn json_response(status: &Status) -> Response {
     let mut response = Response::new(Body::from(json_of(status).to_string()));
     *response.status_mut() = http_status(status.code());
+    response.extensions_mut().insert(Refused::of(status));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status.code() == Code::Unauthenticated {

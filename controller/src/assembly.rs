@@ -40,6 +40,7 @@ use crate::refusal::Refusal;
 use crate::serve::{self, Faces, Listener, ServeError};
 use crate::sessions::{AgentApi, Sessions};
 use crate::shared::{Me, Shared};
+use crate::trail::Trail;
 
 /// Why a controller does not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +108,7 @@ impl Controller {
         };
         let forward = Forward::new(leader.clone(), peers.clone());
         let journals = Arc::new(Journals::default());
+        let trail = Arc::new(Trail::new(me.id, config.data_dir.join("journal")));
         let images = Arc::new(Images::open(images::Setup {
             directory: config.data_dir.join("images"),
             me: me.id,
@@ -127,6 +129,7 @@ impl Controller {
             key: identity.key.clone(),
             sessions: Arc::new(Sessions::new(config.session_timeout)),
             journals: journals.clone(),
+            trail: trail.clone(),
             images: images.clone(),
             engine: Follower::default(),
             board: Board::default(),
@@ -145,7 +148,7 @@ impl Controller {
                 store: store.raft.as_ref().map(|raft| Routes::new(raft.service())).unwrap_or_default(),
                 images: images.clone(),
                 journals,
-                gate: Gate::new(cache.clone(), clock.clone()),
+                gate: Gate::new(cache.clone(), clock.clone(), trail),
                 forward: forward.clone(),
                 readiness: readiness.clone(),
             },
@@ -176,8 +179,7 @@ impl Controller {
         tasks.spawn(images::fetch(images, stop.clone()));
         tasks.spawn(office::run(shared.clone(), store.election, office_sender, stop.clone()));
         tasks.spawn({
-            let journalist =
-                Journalist::new(config.data_dir.join("journal"), config.journal, forward.clone());
+            let journalist = Journalist::new(config.journal, forward.clone());
             let (shared, stop) = (shared.clone(), stop.clone());
             async move {
                 stop.run_until_cancelled(drive(journalist, shared, None)).await;

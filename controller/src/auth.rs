@@ -5,13 +5,14 @@
 //! absent: which role may call which public method on what (`access`); here it is enough to be somebody.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use tamdao_model::{ControllerId, Name, NodeId, TimeMs, TokenId};
 use tamdao_store::cache::Cache;
 use tamdao_store::view::View;
@@ -19,10 +20,12 @@ use tonic::Code;
 use tonic::metadata::MetadataMap;
 
 use crate::answer;
+use crate::audit::{Slip, Subject};
 use crate::clock::Clock;
 use crate::methods::catalogue;
 use crate::pki::{AdminToken, Holder, TokenSecret};
 use crate::refusal::Refusal;
+use crate::trail::Trail;
 
 /// Carries the caller from this layer to the services, and from controller to controller.
 pub const PRINCIPAL: HeaderName = HeaderName::from_static("x-tamdao-principal");
@@ -30,6 +33,8 @@ pub const PRINCIPAL: HeaderName = HeaderName::from_static("x-tamdao-principal");
 pub const HOP: HeaderName = HeaderName::from_static("x-tamdao-hop");
 /// Tells a controller that the one which it asked does not count it among the cluster's.
 pub const UNKNOWN_PEER: HeaderName = HeaderName::from_static("x-tamdao-unknown-peer");
+/// Says to the leader from where somebody asked another controller.
+const PEER: HeaderName = HeaderName::from_static("x-tamdao-peer");
 const OURS: &str = "x-tamdao-";
 /// The reason for refusing a certificate whose holder is not in the store.
 const UNKNOWN: &str = "UnknownHolder";
@@ -101,9 +106,20 @@ pub fn of_headers(headers: &HeaderMap) -> Principal {
     text.and_then(|text| text.parse().ok()).unwrap_or(Principal::Anonymous)
 }
 
-/// Whom the caller's certificate names, as TLS verified it; one per connection, put into each of its requests.
+/// Who is at the other end of a connection; put into each of its requests.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Peer(pub Option<Holder>);
+pub struct Peer {
+    /// Whom the certificate names, as TLS verified it.
+    pub holder: Option<Holder>,
+    pub address: Option<SocketAddr>,
+}
+
+/// Who asks, and from where.
+struct Asker {
+    principal: Principal,
+    peer: String,
+    via: Option<ControllerId>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -165,15 +181,33 @@ pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
 pub struct Gate {
     cache: Cache,
     clock: Arc<dyn Clock>,
+    trail: Arc<Trail>,
 }
 
 impl Gate {
-    pub fn new(cache: Cache, clock: Arc<dyn Clock>) -> Self {
-        Self { cache, clock }
+    /// What is refused goes to the trail.
+    pub fn new(cache: Cache, clock: Arc<dyn Clock>, trail: Arc<Trail>) -> Self {
+        Self { cache, clock, trail }
     }
 
-    /// Finds out who asks, and takes from the headers what nobody outside may say.
-    fn authenticate(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> Result<Principal, Refusal> {
+    /// Finds out who asks and from where, and takes from the headers what nobody outside may say.
+    fn authenticate(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> (Asker, Result<(), Refusal>) {
+        let told = headers.get(PEER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let address = peer.address.map(|address| address.to_string()).unwrap_or_default();
+        match (self.identify(peer, headers, raft), peer.holder) {
+            // Only what a controller sends on comes with another principal.
+            (Ok(principal), Some(Holder::Controller(id))) if principal != Principal::Controller(id) => {
+                let peer = told.unwrap_or(address);
+                (Asker { principal, peer, via: Some(id) }, Ok(()))
+            }
+            (Ok(principal), _) => (Asker { principal, peer: address, via: None }, Ok(())),
+            (Err(refusal), _) => {
+                (Asker { principal: Principal::Anonymous, peer: address, via: None }, Err(refusal))
+            }
+        }
+    }
+
+    fn identify(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> Result<Principal, Refusal> {
         let view = self.cache.view();
         let claimed = headers.get(PRINCIPAL).cloned();
         let hop = headers.get(HOP).cloned();
@@ -182,7 +216,7 @@ impl Gate {
         for name in ours {
             headers.remove(name);
         }
-        match peer.0 {
+        match peer.holder {
             Some(Holder::Controller(id)) => {
                 // A controller that joins has an empty store and must hear the leader all the same; the store's
                 // own service looks who is a member.
@@ -243,38 +277,49 @@ fn unknown(what: &str, id: &dyn fmt::Display) -> Refusal {
     Refusal::new(Code::Unauthenticated, UNKNOWN, message).hint("join it again with a new token")
 }
 
-/// Lets a request pass with its principal, or refuses it.
+/// Lets a request pass with its principal, or refuses it; either way the audit log is told.
 pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
     let path = request.uri().path();
-    let method = catalogue().resolve(request.method(), path).map_or(path, |method| method.path.as_str());
-    let method = method.to_owned();
+    let known = catalogue().resolve(request.method(), path);
+    let subject = Subject::of(known, request.method(), path);
+    let method = known.map_or(path, |method| method.path.as_str()).to_owned();
     let raft = method.starts_with("/tamdao.raft.v1.");
-    let found = gate.authenticate(peer, request.headers_mut(), raft);
+    let (asker, found) = gate.authenticate(peer, request.headers_mut(), raft);
     let passed = match found {
-        Ok(principal) => authorize(&principal, &method).map(|()| principal),
+        Ok(()) => authorize(&asker.principal, &method),
         // Bad credentials do not shut what is open to those who have none.
-        Err(refusal) => {
-            authorize(&Principal::Anonymous, &method).map(|()| Principal::Anonymous).map_err(|_| refusal)
-        }
+        Err(refusal) => authorize(&Principal::Anonymous, &method).map_err(|_| refusal),
     };
-    match passed {
-        Ok(principal) => {
+    let Asker { principal, peer: address, via } = asker;
+    let slip = Arc::new(Slip::new(principal, address, via, gate.trail.me, subject));
+    let headers = asked_as(request.headers());
+    let response = match passed {
+        Ok(()) => {
             let value =
-                HeaderValue::from_str(&principal.to_string()).expect("names of principals are plain text");
-            request.headers_mut().insert(PRINCIPAL, value);
-            next.run(request).await
+                |text: &str| HeaderValue::from_str(text).expect("principals and addresses are plain text");
+            request.headers_mut().insert(PRINCIPAL, value(&slip.principal.to_string()));
+            request.headers_mut().insert(PEER, value(&slip.peer));
+            slip.clone().carry(next.run(request)).await
         }
         Err(refusal) => {
             tracing::warn!(method, reason = refusal.reason, error = %refusal, "request refused");
-            let unknown = refusal.reason == UNKNOWN && matches!(peer.0, Some(Holder::Controller(_)));
+            let unknown = refusal.reason == UNKNOWN && matches!(peer.holder, Some(Holder::Controller(_)));
             let mut response = answer::refuse(request.headers(), refusal);
             if unknown {
                 response.headers_mut().insert(UNKNOWN_PEER, HeaderValue::from_static("1"));
             }
             response
         }
-    }
+    };
+    let record = slip.answered(&gate.cache.view(), gate.clock.now(), &headers, &response);
+    record.into_iter().for_each(|record| gate.trail.note(record));
+    response
+}
+
+/// Of a request's headers what says by which face it came.
+fn asked_as(headers: &HeaderMap) -> HeaderMap {
+    headers.get(CONTENT_TYPE).map(|value| (CONTENT_TYPE, value.clone())).into_iter().collect()
 }
 
 #[cfg(test)]

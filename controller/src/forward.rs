@@ -23,13 +23,14 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::answer;
+use crate::audit::AnsweredElsewhere;
 use crate::auth::{HOP, UNKNOWN_PEER};
 use crate::methods::catalogue;
 use crate::peers::{PeerError, Peers};
 use crate::refusal::Refusal;
 
 /// Tells the controller that sent a request on that it was not done here.
-const NOT_LEADER: HeaderName = HeaderName::from_static("x-tamdao-not-leader");
+pub(crate) const NOT_LEADER: HeaderName = HeaderName::from_static("x-tamdao-not-leader");
 /// How long a caller waits for a leader: as long as an election usually takes.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often we look again meanwhile; the store tells nobody when it learns of a leader.
@@ -129,6 +130,7 @@ impl Forward {
             Ok(response) => {
                 let mut response = response.map(Body::new);
                 drop_hop_by_hop(response.headers_mut());
+                response.extensions_mut().insert(AnsweredElsewhere);
                 Ok(Some(response))
             }
             Err(error @ PeerError::NotSent { .. }) => {

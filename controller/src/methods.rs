@@ -24,6 +24,8 @@ pub struct Method {
     pub service: String,
     /// It changes nothing and needs nothing that only the leader remembers, so any controller may answer.
     pub reads: bool,
+    /// It may change something, or opens a console: it is got by no GET.
+    pub changes: bool,
     /// Its request or its answer is a stream.
     pub streams: bool,
     /// Its request is a stream, so it cannot be sent twice.
@@ -37,6 +39,9 @@ pub struct Method {
 
 /// The paths of such texts.
 const TEXTS: [&str; 3] = ["agency", "name", "agency.spec.parent"];
+
+/// The path of a name within the resource that a request brings, whatever field that is in.
+pub const RESOURCE_NAME: &str = "metadata.name";
 
 #[derive(Debug, PartialEq, Eq)]
 struct Route {
@@ -179,8 +184,13 @@ fn tags(messages: &HashMap<String, wire::Message>, input: &str, path: &str) -> O
 const STRING: i32 = 9;
 
 fn read_method(service: &str, method: wire::Method, messages: &HashMap<String, wire::Message>) -> Method {
-    let texts =
+    let mut texts: Vec<_> =
         TEXTS.iter().filter_map(|path| Some((*path, tags(messages, &method.input_type, path)?))).collect();
+    let fields = messages.get(&method.input_type).map(|input| input.field.as_slice()).unwrap_or_default();
+    let resource = fields
+        .iter()
+        .find_map(|field| tags(messages, &method.input_type, &format!("{}.{RESOURCE_NAME}", field.name)));
+    texts.extend(resource.map(|tags| (RESOURCE_NAME, tags)));
     let input = method.input_type.rsplit('.').next().unwrap_or_default().to_owned();
     let mut routes = Vec::new();
     let rules = method.options.and_then(|options| options.http).into_iter();
@@ -202,11 +212,12 @@ fn read_method(service: &str, method: wire::Method, messages: &HashMap<String, w
                 .map(|(verb, template)| Route::new(verb, &template)),
         );
     }
+    let got = routes.first().is_some_and(|route: &Route| route.verb == Verb::GET);
     Method {
         path: format!("/{service}/{}", method.name),
         service: service.to_owned(),
-        reads: routes.first().is_some_and(|route| route.verb == Verb::GET)
-            && !ANSWERED_BY_THE_LEADER.contains(&service),
+        changes: !got,
+        reads: got && !ANSWERED_BY_THE_LEADER.contains(&service),
         streams: method.client_streaming || method.server_streaming,
         request_streams: method.client_streaming,
         input,
@@ -330,9 +341,10 @@ mod tests {
     fn what_is_got_reads_and_all_else_changes() {
         for method in catalogue().iter().filter(|method| method.service.starts_with("tamdao.v1.")) {
             let name = method.path.rsplit('/').next().unwrap();
-            let reading = ["Get", "List", "Watch", "Explain", "Dump", "Replay"]
+            let reading = ["Get", "List", "Watch", "Explain", "Dump", "Replay", "Verify"]
                 .iter()
                 .any(|verb| name.starts_with(verb));
+            assert_eq!(method.changes, !reading, "{name}");
             let here = !ANSWERED_BY_THE_LEADER.contains(&method.service.as_str());
             assert_eq!(method.reads, reading && here, "{name}");
         }

@@ -58,6 +58,7 @@ pub struct Faces<A, S, E> {
 /// What implements every public service.
 pub trait PublicApi:
     v1::agency_service_server::AgencyService
+    + v1::audit_service_server::AuditService
     + v1::cluster_service_server::ClusterService
     + v1::controller_service_server::ControllerService
     + v1::event_service_server::EventService
@@ -79,6 +80,7 @@ pub trait PublicApi:
 
 impl<T> PublicApi for T where
     T: v1::agency_service_server::AgencyService
+        + v1::audit_service_server::AuditService
         + v1::cluster_service_server::ClusterService
         + v1::controller_service_server::ControllerService
         + v1::event_service_server::EventService
@@ -139,6 +141,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
     }
     services! {
         agency_service_server::AgencyServiceServer = BODY_BYTES;
+        audit_service_server::AuditServiceServer = BODY_BYTES;
         cluster_service_server::ClusterServiceServer = BODY_BYTES;
         controller_service_server::ControllerServiceServer = BODY_BYTES;
         event_service_server::EventServiceServer = BODY_BYTES;

@@ -16,6 +16,7 @@ use crate::journals::Journals;
 use crate::pki::ClusterKey;
 use crate::reconcile::Board;
 use crate::sessions::Sessions;
+use crate::trail::Trail;
 
 /// Who this controller is.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct Shared {
     pub sessions: Arc<Sessions>,
     /// How far the controllers' journals have come; only the leader is told.
     pub journals: Arc<Journals>,
+    /// What goes into this controller's own journal beside the commits.
+    pub trail: Arc<Trail>,
     /// The bytes of images.
     pub images: Arc<Images>,
     /// The placement engine, for those who decide by it and those who ask what it would do.

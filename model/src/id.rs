@@ -85,4 +85,6 @@ ids! {
     MoveId,
     /// A way in.
     TokenId,
+    /// One request in the audit log.
+    AuditId,
 }

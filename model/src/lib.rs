@@ -5,6 +5,7 @@
 pub mod address;
 pub mod agency;
 pub mod assignment;
+pub mod audit;
 pub mod cluster;
 pub mod condition;
 pub mod convert;

@@ -100,6 +100,7 @@ pub const TABLE: &[Row] = table! {
         GetAgency Itself READ; ListAgencies Itself READ; WatchAgencies Itself READ;
         CreateAgency Parent MANAGE; UpdateAgency Above MANAGE; DeleteAgency Above MANAGE;
     }
+    "AuditService" { WatchAudit Agency SEE_TOKENS; VerifyAudit Cloud AUDIT; }
     "ClusterService" {
         GetCluster Shared ALL; ListLoops Cloud SEE_HOSTS; DisarmHa Cloud HOSTS; ArmHa Cloud HOSTS;
         CreateJoinToken Cloud HOSTS; ListJoinTokens Cloud SEE_HOSTS; RevokeJoinToken Cloud HOSTS;

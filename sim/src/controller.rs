@@ -1,6 +1,7 @@
 //! One simulated controller: the product's own desk, cache, sessions and loops over a store, a clock and streams that
 //! the world moves. What is left out are its faces, images, journal and certificates.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
@@ -18,6 +19,7 @@ use tamdao_controller::pki::{self, Authority, ClusterKey, Credentials};
 use tamdao_controller::reconcile::Board;
 use tamdao_controller::sessions::{self, Sessions};
 use tamdao_controller::shared::{Me, Shared};
+use tamdao_controller::trail::Trail;
 use tamdao_model::{ClusterId, ControllerId, Name, NodeId, TimeMs};
 use tamdao_proto::agent::v1 as wire;
 use tamdao_store::backend::memory::MemoryStore;
@@ -124,6 +126,8 @@ impl Process {
             key,
             sessions: Arc::new(Sessions::new(SESSION_TIMEOUT)),
             journals: Arc::new(Journals::default()),
+            // Nothing passes a gate here.
+            trail: Arc::new(Trail::new(ControllerId(Uuid::from_u128(0x500 + at as u128)), PathBuf::new())),
             images,
             engine: Follower::default(),
             board: Board::default(),

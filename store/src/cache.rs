@@ -17,6 +17,8 @@ use crate::view::{Delta, Unreadable, View};
 /// Changes kept for watchers, bytes of the records as they were written. What is kept are records in memory, which
 /// take about as much again; those that are still the newest would be held anyway.
 const KEPT_BYTES: usize = 6 << 20;
+/// Commits that are told at once.
+pub const COMMITS: usize = 1_000;
 
 /// All that one commit changed.
 #[derive(Debug, Clone)]
@@ -86,7 +88,8 @@ impl Cache {
         self.view.clone()
     }
 
-    /// The commits after a revision, as far as they are here; empty means that there are none yet.
+    /// The commits after a revision, as far as they are here, [`COMMITS`] at once; empty means that there are none yet.
+    /// Those that changed nothing of a known kind are left out.
     ///
     /// # Errors
     /// `Compacted` when some of them are no longer kept.
@@ -96,7 +99,7 @@ impl Cache {
             return Err(StoreError::Compacted { oldest: history.oldest });
         }
         let from = history.commits.partition_point(|(commit, _)| commit.revision <= revision);
-        Ok(history.commits.range(from..).take(1_000).map(|(commit, _)| commit.clone()).collect())
+        Ok(history.commits.range(from..).take(COMMITS).map(|(commit, _)| commit.clone()).collect())
     }
 }
 

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tamdao_model::{Resource, Scope, Stored};
 use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 use crate::kv::{Guard, Key, Kv, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Read, Revision, StoreError, Txn};
-use crate::view::{Envelope, Held, View};
+use crate::view::{Envelope, Held, Record, View};
 
 /// How often a transaction with a lost reply is sent again before its outcome is called unknown.
 const SETTLE_ATTEMPTS: usize = 5;
@@ -34,7 +35,7 @@ pub struct Draft {
     bytes: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Write {
     guard: Option<Guard>,
     /// None deletes.
@@ -76,6 +77,16 @@ impl Draft {
             None => Guard::Absent(self.writes.keys().next()?.clone()),
         };
         Some((View { revision: self.revision, ..self.view.clone() }, guard))
+    }
+
+    /// Each record that was written or deleted since an earlier clone of this draft: how it was then, and how it is.
+    pub fn since(&self, earlier: &Self) -> Vec<(Option<Record>, Option<Record>)> {
+        let keys = earlier.writes.diff(&self.writes).map(|difference| match difference {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key,
+            DiffItem::Update { new: (key, _), .. } => key,
+        });
+        let both = keys.map(|key| (earlier.view.at(key), self.view.at(key)));
+        both.filter(|(before, after)| before.is_some() || after.is_some()).collect()
     }
 
     /// Writes a record, new or changed.
@@ -260,6 +271,32 @@ mod tests {
         next.delete::<Usage>(agency);
         assert_eq!(next.ahead().map(|(_, guard)| guard), Some(Guard::Absent(key.clone())));
         assert_eq!(next.into_txn([]).guards, [Guard::Unchanged(key, Revision(8))]);
+    }
+
+    #[test]
+    fn what_one_decision_wrote_is_told_apart_from_what_those_before_it_wrote() {
+        let usage = |agency: u128, vms: u64| Usage {
+            amounts: [(Measure::Vms, vms)].into_iter().collect(),
+            ..Usage::none(AgencyId(Uuid::from_u128(agency)))
+        };
+        let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
+        for agency in 1..=3 {
+            draft.put(usage(agency, 1));
+        }
+        let earlier = draft.clone();
+        draft.put(usage(2, 5));
+        draft.delete::<Usage>(AgencyId(Uuid::from_u128(3)));
+        draft.put(usage(4, 1));
+        let vms = |record: &Option<Record>| match record {
+            Some(Record::Usage(usage)) => usage.amounts.of(&Measure::Vms),
+            _ => 0,
+        };
+        let told = draft.since(&earlier);
+        assert_eq!(
+            told.iter().map(|(before, after)| (vms(before), vms(after))).collect::<Vec<_>>(),
+            [(1, 5), (1, 0), (0, 1)]
+        );
+        assert!(earlier.since(&earlier.clone()).is_empty());
     }
 
     /// Loses the first reply, and then answers nothing.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tamdao_model::address::Address;
 use tamdao_model::agency::{Agency, Usage};
 use tamdao_model::assignment::Assignment;
+use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{Cluster, Controller, JoinToken, Request};
 use tamdao_model::event::Event;
 use tamdao_model::flavor::Flavor;
@@ -247,7 +248,47 @@ macro_rules! kinds {
             }
         })*
 
+        impl Record {
+            /// The first segment of its key.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$type(_) => <$type as Stored>::KIND,)*
+                }
+            }
+
+            /// The rest of its key.
+            pub fn key(&self) -> String {
+                match self {
+                    $(Self::$type(value) => value.key(),)*
+                }
+            }
+
+            /// Where its name is unique and its name, for a resource.
+            pub fn scoped_name(&self) -> Option<(Scope, &Name)> {
+                match self {
+                    $(Self::$type(value) => value.scoped_name(),)*
+                }
+            }
+
+            /// As it lies in the store, without the envelope.
+            pub fn json(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$type(value) => serde_json::to_vec(value).expect("records are plain data"),)*
+                }
+            }
+        }
+
         impl View {
+            /// The record with this key of the store, if it is of a kind that this version knows.
+            pub fn at(&self, key: &Key) -> Option<Record> {
+                match key.as_str().split('/').nth(1).unwrap_or_default() {
+                    $(<$type as Stored>::KIND => {
+                        self.$field.rows.get(&Place::of::<$type>(key)).map(|row| $type::record(row.value.clone()))
+                    })*
+                    _ => None,
+                }
+            }
+
             /// Folds one change in. A kind that this version does not know changes nothing.
             pub(crate) fn fold(&mut self, change: &Change) -> Result<Option<Delta>, Unreadable> {
                 let kind = change.key().as_str().split('/').nth(1).unwrap_or_default();
@@ -280,6 +321,8 @@ kinds! {
     usages: Usage,
     addresses: Address,
     events: Event,
+    /// Until the journals have them.
+    audits: Audit,
     join_tokens: JoinToken,
     requests: Request,
     tokens: Token,

@@ -6,6 +6,7 @@
 //! request comes here) and the decisions themselves (`decide`).
 
 mod agency;
+mod audit;
 mod cluster;
 mod controller;
 mod drain;
@@ -74,6 +75,8 @@ impl Asked {
         request_id: &str,
         validate_only: bool,
     ) -> Result<Self, Refusal> {
+        // First, so that the audit log has the names of what is refused here.
+        let asking = Asking::of(request);
         let request_id = match request_id {
             "" => None,
             text => Some(Uuid::parse_str(text).map_err(|_| Refusal::field("request_id", "is not a UUID"))?),
@@ -81,8 +84,8 @@ impl Asked {
         let mut hash = Sha256::new();
         hash.update(std::any::type_name::<M>());
         hash.update(request.get_ref().encode_to_vec());
+        crate::audit::asked(request_id, validate_only);
         let caller = auth::principal(request.metadata()).to_string();
-        let asking = Asking::of(request);
         Ok(Self { caller, asking, request_id, validate_only, digest: hex::encode(hash.finalize()) })
     }
 }

@@ -1,13 +1,14 @@
-//! The journalist: writes every event into this controller's own journal, on every controller, from what the store
-//! tells, and says so to the leader. Events leave the store after a day and when the journals have them; here they stay
-//! as long as the configuration gives them time and room.
+//! The journalist: writes every event and audit record into this controller's own journal, on every controller, from
+//! what the store tells, and says so to the leader; and behind them what this controller's trail has beside. They leave
+//! the store when the journals have them; here they stay as long as the configuration gives them time and room.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tamdao_model::Stored;
+use tamdao_model::audit::Audit;
 use tamdao_model::event::Event;
+use tamdao_store::cache::COMMITS;
 use tamdao_store::journal::{Entry, Journal, JournalError, Keep};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::Record;
@@ -21,10 +22,13 @@ use crate::shared::Shared;
 
 /// How often the leader is told how far the journal has come, and what is too old is looked for.
 const TELL: Duration = Duration::from_secs(30);
+/// How often the trail is looked at when nothing is committed: so long is what was refused in memory only.
+const LOOK: Duration = Duration::from_millis(500);
+/// With this begin the keys of audit records in the journal; those of events have no slash.
+pub const AUDIT: &str = "audit/";
 
 /// See the module.
 pub struct Journalist {
-    directory: PathBuf,
     keep: Keep,
     forward: Forward,
     journal: Option<Journal>,
@@ -36,8 +40,8 @@ pub struct Journalist {
 
 impl Journalist {
     /// `forward` is the way to the leader.
-    pub fn new(directory: PathBuf, keep: Keep, forward: Forward) -> Self {
-        Self { directory, keep, forward, journal: None, at: Revision::ZERO, told: None }
+    pub fn new(keep: Keep, forward: Forward) -> Self {
+        Self { keep, forward, journal: None, at: Revision::ZERO, told: None }
     }
 
     /// Tells the leader, now and then. One that does not hear it is told again at the next pass.
@@ -68,51 +72,71 @@ impl Loop for Journalist {
     }
 
     fn period(&self) -> Duration {
-        TELL
+        LOOK
     }
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
-        let view = shared.cache.view();
-        // At the begin, and when the kept changes do not reach back far enough, all events are looked at; the
-        // journal leaves out what it has.
-        let recent = if self.journal.is_some() { shared.cache.after(self.at).ok() } else { None };
-        let (entries, through) = match recent {
-            Some(commits) => {
-                let through = commits.last().map_or(self.at, |commit| commit.revision);
-                let events = commits.iter().flat_map(|commit| {
-                    commit.deltas.iter().filter_map(|delta| match &delta.after {
-                        Some(Record::Event(event)) => Some(entry(event, commit.revision)),
-                        _ => None,
-                    })
-                });
-                (events.collect(), through)
-            }
-            None => {
-                let mut entries: Vec<Entry> =
-                    view.events.iter().map(|row| entry(row, row.revision)).collect();
-                entries.sort_by(|a, b| (a.revision, &a.key).cmp(&(b.revision, &b.key)));
-                (entries, view.revision)
-            }
-        };
-        let (journal, directory, keep) = (self.journal.take(), self.directory.clone(), self.keep);
+        let (entries, through) = self.committed(shared);
         let (now, trim) = (shared.clock.now(), self.due(shared.clock.instant()));
-        let written = tokio::task::spawn_blocking(move || -> Result<Journal, JournalError> {
-            let mut journal = match journal {
-                Some(journal) => journal,
-                None => Journal::open(&directory, keep)?,
-            };
-            journal.append(&entries, now)?;
-            if trim {
-                journal.trim(now)?;
-            }
-            Ok(journal)
-        });
-        let written = written.await.map_err(|error| Refusal::internal(error.to_string()))?;
-        self.journal = Some(written.map_err(|error| Refusal::internal(format!("the journal: {error}")))?);
+        let noted = shared.trail.next(now);
+        let count = noted.len();
+        if !entries.is_empty() || count > 0 || trim || self.journal.is_none() {
+            let (journal, directory, keep) = (self.journal.take(), shared.trail.directory.clone(), self.keep);
+            let written = tokio::task::spawn_blocking(move || -> Result<Journal, JournalError> {
+                let mut journal = match journal {
+                    Some(journal) => journal,
+                    None => Journal::open(&directory, keep)?,
+                };
+                journal.append(&entries, now)?;
+                journal.note(noted.iter().map(|record| audited(record, Revision::ZERO)).collect(), now)?;
+                if trim {
+                    journal.trim(now)?;
+                }
+                Ok(journal)
+            });
+            let written = written.await.map_err(|error| Refusal::internal(error.to_string()))?;
+            self.journal = Some(written.map_err(|error| Refusal::internal(format!("the journal: {error}")))?);
+        }
         self.at = through;
+        if let Some(journal) = &self.journal {
+            shared.trail.wrote(count, through, journal.end());
+        }
         self.tell(shared).await;
         Ok(0)
     }
+}
+
+impl Journalist {
+    /// What was committed and may not be written yet, in order, and through which commit that is all.
+    fn committed(&self, shared: &Shared) -> (Vec<Entry>, Revision) {
+        // Taken first: what is in it is among the kept changes too, if these reach back far enough.
+        let view = shared.cache.view();
+        // At the begin, and when they do not, all records are looked at; the journal leaves out what it has.
+        let recent = if self.journal.is_some() { shared.cache.after(self.at).ok() } else { None };
+        if let Some(commits) = recent {
+            let last = commits.last().map_or(self.at, |commit| commit.revision);
+            // A commit that changed no record of ours is not kept. Only the last part of many reaches the view.
+            let through = if last < view.revision && commits.len() < COMMITS { view.revision } else { last };
+            let told = commits.iter().flat_map(|commit| {
+                commit.deltas.iter().filter_map(|delta| match &delta.after {
+                    Some(Record::Event(event)) => Some(entry(event, commit.revision)),
+                    Some(Record::Audit(audit)) => Some(audited(audit, commit.revision)),
+                    _ => None,
+                })
+            });
+            return (told.collect(), through);
+        }
+        let events = view.events.iter().map(|row| entry(row, row.revision));
+        let audits = view.audits.iter().map(|row| audited(row, row.revision));
+        let mut entries: Vec<Entry> = events.chain(audits).collect();
+        entries.sort_by(|a, b| (a.revision, &a.key).cmp(&(b.revision, &b.key)));
+        (entries, view.revision)
+    }
+}
+
+fn audited(audit: &Audit, revision: Revision) -> Entry {
+    let record = serde_json::to_string(audit).expect("records are plain data");
+    Entry { revision, key: format!("{AUDIT}{}", audit.key()), record }
 }
 
 fn entry(event: &Event, revision: Revision) -> Entry {

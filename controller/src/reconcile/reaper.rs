@@ -1,10 +1,11 @@
-//! The reaper: removes what has had its time: old events that the controllers' journals hold, answered requests, rested
-//! addresses, expired tokens; and forgets the store's history behind them.
+//! The reaper: removes what has had its time: old events and audit records that the controllers' journals hold, answered
+//! requests, rested addresses, expired tokens; and forgets the store's history behind them.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tamdao_model::address::{Address, Holder};
+use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{JoinToken, Request};
 use tamdao_model::event::Event;
 use tamdao_model::{Stored, TimeMs, limits};
@@ -17,6 +18,8 @@ use crate::shared::Shared;
 
 /// Records removed by one decision.
 const PER_DECISION: usize = 100;
+/// An audit record that has waited for the journals so long is held up; before that it is on its way.
+const ON_ITS_WAY_MS: u64 = 10 * 60 * 1_000;
 /// Commits of history that the store keeps for readers that fell behind.
 const KEPT_HISTORY: u64 = 50_000;
 
@@ -30,6 +33,7 @@ pub struct Reaper {
 #[derive(Clone)]
 enum Over {
     Event(String),
+    Audit(String),
     Request(String),
     Address(String),
     Token(String),
@@ -60,6 +64,7 @@ impl Loop for Reaper {
                 for over in &chunk {
                     match over {
                         Over::Event(key) => draft.delete::<Event>(key),
+                        Over::Audit(key) => draft.delete::<Audit>(key),
                         Over::Request(key) => draft.delete::<Request>(key),
                         Over::Address(key) => draft.delete::<Address>(key),
                         Over::Token(key) => draft.delete::<JoinToken>(key),
@@ -78,11 +83,15 @@ impl Loop for Reaper {
     }
 }
 
-/// All whose time is over, and how many events stay beyond theirs because the journals hold no more than `journalled`.
+/// All whose time is over, and how many events and audit records stay beyond theirs because the journals hold no more
+/// than `journalled`.
 fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
     // Events are sorted by time, so the first young one ends the search.
     let old = view.events.iter().take_while(|event| now.since(event.time) > limits::EVENT_KEEP_MS);
     let (events, kept): (Vec<_>, Vec<_>) = old.partition(|event| event.revision <= journalled);
+    // Nobody reads these here: they are on their way into the journals.
+    let (audits, waiting): (Vec<_>, Vec<_>) =
+        view.audits.iter().partition(|audit| audit.revision <= journalled);
     let requests = view.requests.iter().filter(|request| now.since(request.time) > limits::REQUEST_KEEP_MS);
     let addresses = view.addresses.iter().filter(|row| match row.holder {
         Holder::Resting { until } => until < now,
@@ -93,11 +102,13 @@ fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
     let over = events
         .into_iter()
         .map(|row| Over::Event(row.key()))
+        .chain(audits.into_iter().map(|row| Over::Audit(row.key())))
         .chain(requests.map(|row| Over::Request(row.key())))
         .chain(addresses.map(|row| Over::Address(row.key())))
         .chain(tokens.map(|row| Over::Token(row.key())))
         .collect();
-    (over, kept.len() as u64)
+    let held_up = waiting.iter().filter(|audit| now.since(audit.time) > ON_ITS_WAY_MS);
+    (over, (kept.len() + held_up.count()) as u64)
 }
 
 #[cfg(test)]
@@ -131,6 +142,30 @@ mod tests {
         }
     }
 
+    fn an_audit_record(time: TimeMs) -> Audit {
+        let record = serde_json::json!({"id": Uuid::nil(), "time": time, "principal": "admin:1",
+            "controller": Uuid::nil(), "method": "VmService/CreateVm", "code": "Ok"});
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_audit_record_goes_as_soon_as_the_journals_have_it_and_not_before() {
+        let kv: Arc<dyn Kv> = Arc::new(MemoryStore::new("c1"));
+        let (cache, feed) = Cache::new(kv.clone());
+        tokio::spawn(feed.run());
+        let mut draft = Draft::new((*cache.view()).clone(), Uuid::from_u128(1));
+        draft.put(an_audit_record(TimeMs(5)));
+        let committed = typed::commit(&*kv, draft.id(), draft.into_txn([])).await.unwrap();
+        cache.at_least(committed).await.unwrap();
+        let left = |now, journalled| {
+            let (over, kept) = over(&cache.view(), TimeMs(now), journalled);
+            (over.len(), kept)
+        };
+        assert_eq!(left(5, committed), (1, 0));
+        assert_eq!(left(5, Revision::ZERO), (0, 0));
+        assert_eq!(left(5 + 10 * limits::EVENT_KEEP_MS, Revision(committed.0 - 1)), (0, 1));
+    }
+
     #[tokio::test]
     async fn an_old_event_goes_once_the_journals_have_it() {
         let kv: Arc<dyn Kv> = Arc::new(MemoryStore::new("c1"));
@@ -144,7 +179,7 @@ mod tests {
             cache.at_least(committed).await.unwrap();
             revisions.push(committed);
         }
-        // The last one is young, whoever has it.
+        // How many leave the store, and how many wait for it. The last event is young, whoever has it.
         let now = TimeMs(limits::EVENT_KEEP_MS + 2);
         for (journalled, expected) in
             [(Revision::ZERO, (0, 2)), (revisions[0], (1, 1)), (revisions[1], (2, 0)), (revisions[2], (2, 0))]

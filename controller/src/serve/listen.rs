@@ -109,7 +109,7 @@ impl Listener {
             };
             let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
-                if let Err(error) = serve(socket, acceptor, router, header_timeout, stop).await {
+                if let Err(error) = serve((socket, from), acceptor, router, header_timeout, stop).await {
                     tracing::debug!(%error, %from, "connection ended");
                 }
                 drop(permit);
@@ -127,7 +127,7 @@ impl Listener {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve(
-    socket: TcpStream,
+    (socket, from): (TcpStream, SocketAddr),
     acceptor: TlsAcceptor,
     router: Router,
     header_timeout: Duration,
@@ -136,7 +136,8 @@ async fn serve(
     socket.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let peer = Peer(certificate.and_then(|certificate| Holder::of(certificate)).map(|(_, holder)| holder));
+    let holder = certificate.and_then(|certificate| Holder::of(certificate)).map(|(_, holder)| holder);
+    let peer = Peer { holder, address: Some(from) };
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer);
         router.clone().oneshot(ending::read_to_its_end(request))

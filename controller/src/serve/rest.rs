@@ -41,6 +41,8 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_NodeService::NodeServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VmService::VmServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_AgencyService::AgencyServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_TokenService::TokenServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_AuditService::AuditServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_ClusterService::ClusterServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_ControllerService::ControllerServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_EventService::EventServiceRestBridge),
@@ -50,7 +52,6 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_PlacementGroupService::PlacementGroupServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_PoolService::PoolServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_SchedulingPolicyService::SchedulingPolicyServiceRestBridge),
-        bridge!(__rest_over_grpc_bridge_TokenService::TokenServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VolumeService::VolumeServiceRestBridge),
     );
     let inner = RestService::new(transcoder).with_max_body_bytes(BODY_BYTES);

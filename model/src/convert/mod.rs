@@ -5,6 +5,7 @@
 
 pub mod agency;
 pub mod agent;
+pub mod audit;
 mod check;
 pub mod cluster;
 pub mod controller;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tamdao_model::agency::Usage;
+use tamdao_model::audit::Audit;
 use tamdao_model::quota::Measure;
 use tamdao_model::vm::Vm;
 
@@ -59,4 +60,17 @@ fn usage_is_read_as_the_first_release_wrote_it() {
         again,
         json!({"agency": uuid::Uuid::nil(), "vms": 2, "vcpus": 4, "memory_mib": 512, "addresses": 1})
     );
+}
+
+/// Word for word as the first release that has audit records writes one; journals are kept for years.
+#[test]
+fn audit_records_are_read_and_written_as_at_first() {
+    const CHANGED: &str = r#"{"id":"00000000-0000-0000-0000-000000000001","time":1795000000000,"principal":"token:00000000-0000-0000-0000-000000000002:deployer","role":"member","role_agency":"00000000-0000-0000-0000-000000000003","peer":"192.0.2.7:40022","via":"00000000-0000-0000-0000-000000000004","controller":"00000000-0000-0000-0000-000000000005","method":"VmService/CreateVm","agency":"health","name":"web","request_id":"00000000-0000-0000-0000-000000000006","code":"Ok","changes":[{"kind":"vm","agency":"00000000-0000-0000-0000-000000000003","name":"web","id":"00000000-0000-0000-0000-000000000007","after":"e3b0"}]}"#;
+    const REFUSED: &str = r#"{"id":"00000000-0000-0000-0000-000000000001","time":1795000000000,"principal":"anonymous","peer":"192.0.2.7","controller":"00000000-0000-0000-0000-000000000005","method":"VmService/ListVms","code":"Unauthenticated","reason":"NoCredentials","count":17}"#;
+    for text in [CHANGED, REFUSED] {
+        let record: Audit = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
+    let least: Audit = serde_json::from_str(&REFUSED.replace(",\"count\":17", "")).unwrap();
+    assert_eq!((least.count, least.is_refused()), (1, true));
 }

@@ -145,6 +145,8 @@ pub enum Noun {
     Apply(ApplyArgs),
     /// Remove all that a manifest's stack has
     Destroy(DestroyArgs),
+    /// Write what a stack has, or what an agency owns, as a manifest
+    Export(ExportArgs),
     /// Check a manifest without a cloud
     Validate(ManifestArgs),
     /// Write manifests in their normal form

@@ -58,6 +58,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::Plan(args) => manifest::plan(app, &args).await,
         Noun::Apply(args) => manifest::apply(app, &args).await,
         Noun::Destroy(args) => manifest::destroy(app, &args).await,
+        Noun::Export(args) => manifest::export(app, &args).await,
         Noun::Validate(args) => manifest::validate(app, &args),
         Noun::Fmt(args) => manifest::fmt(app, &args),
         Noun::Stack(verb) => stack::run(app, verb).await,

@@ -9,6 +9,7 @@ mod config;
 mod effects;
 mod eval;
 mod expand;
+mod export;
 mod fmt;
 mod functions;
 mod graph;
@@ -25,6 +26,7 @@ mod value;
 
 pub use compare::{Difference, VolumeChange, revision};
 pub use expand::{Desired, Expanded, Place, expand};
+pub use export::export;
 pub use fmt::format;
 pub use manifest::{Faulty, Given, Inputs, Live, Manifest, values};
 pub use plan::{Action, Change, Plan, Summary, Where, Wish, plan, validate};

@@ -206,14 +206,20 @@ impl<'a> Planner<'a> {
                 changes.push(change);
             }
         }
-        for (place, resource) in self.live {
+        let live = self.live;
+        let own = live.iter().filter(|(_, resource)| resource["metadata"]["labels"][STACK] == self.stack);
+        let own: Vec<_> = own.collect();
+        let mut alike: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        own.iter().for_each(|(place, _)| {
+            *alike.entry((place.kind.as_str(), place.name.as_str())).or_default() += 1
+        });
+        for (place, resource) in own {
             let desired = places.get(place).copied();
-            if resource["metadata"]["labels"][STACK] != self.stack
-                || (desired.is_some() && !self.wish.destroy)
-            {
+            if desired.is_some() && !self.wish.destroy {
                 continue;
             }
-            changes.extend(self.destroy(place, resource, desired));
+            let alone = alike[&(place.kind.as_str(), place.name.as_str())] == 1;
+            changes.extend(self.destroy(place, resource, desired, alone));
         }
         let outputs = expanded.outputs.into_iter().map(|(name, (value, sensitive))| {
             let json = if sensitive { Json::from("(sensitive)") } else { output(&value) };
@@ -313,9 +319,20 @@ impl<'a> Planner<'a> {
         Some(change)
     }
 
-    fn destroy(&mut self, place: &Place, is: &Json, desired: Option<&Desired>) -> Option<Change> {
-        let address =
-            desired.map_or_else(|| format!("{}.{}", place.kind, place.name), |one| one.address.clone());
+    /// What the manifest does not have any more is called by its name, and where agencies of this stack share that by
+    /// its agency's too: consent to lose one is no consent to lose another.
+    fn destroy(
+        &mut self,
+        place: &Place,
+        is: &Json,
+        desired: Option<&Desired>,
+        alone: bool,
+    ) -> Option<Change> {
+        let address = match desired {
+            Some(desired) => desired.address.clone(),
+            None if alone => format!("{}.{}", place.kind, place.name),
+            None => format!("{}.{}/{}", place.kind, place.agency, place.name),
+        };
         self.may_destroy(&address, is, desired)?;
         let Place { kind, agency, name } = place.clone();
         Some(Change {

@@ -25,8 +25,8 @@ const SECRET: &str = "spec.user_data";
 pub struct Kind {
     /// As in the contract: `placement_group`.
     pub word: String,
-    metadata: MessageDescriptor,
-    spec: MessageDescriptor,
+    pub(crate) metadata: MessageDescriptor,
+    pub(crate) spec: MessageDescriptor,
     pub owner: Owner,
 }
 
@@ -348,9 +348,13 @@ fn prefix(choices: &EnumDescriptor) -> String {
 
 /// The short words of an enum, such as `always`.
 fn words(choices: &EnumDescriptor) -> Vec<String> {
-    let prefix = prefix(choices);
     let set = choices.values().filter(|value| value.number() != 0);
-    set.map(|value| value.name().trim_start_matches(&prefix).to_ascii_lowercase()).collect()
+    set.map(|value| short(choices, value.name())).collect()
+}
+
+/// The short word of an enum's value.
+pub fn short(choices: &EnumDescriptor, name: &str) -> String {
+    name.trim_start_matches(&prefix(choices)).to_ascii_lowercase()
 }
 
 /// An enum's value by its full name or its short word.

@@ -10,7 +10,8 @@ use crate::plan::{Action, Plan};
 use crate::source::Fault;
 
 /// Kinds in the order in which they can refer to one another: to those before them. Agencies have parents besides.
-const ORDER: [&str; 8] = ["agency", "pool", "flavor", "network", "image", "placement_group", "volume", "vm"];
+pub const ORDER: [&str; 8] =
+    ["agency", "pool", "flavor", "network", "image", "placement_group", "volume", "vm"];
 
 /// What a step does with one change of the plan, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,16 +46,22 @@ pub fn steps(plan: &Plan) -> Result<Vec<Step>, Fault> {
         blocks.entry(&change.block).or_insert_with(|| push(What::Block, Vec::new()));
     }
     let (mut done, mut deletes, mut updates) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut makes, late) = (BTreeMap::new(), tightened(plan));
     for (number, change) in plan.changes.iter().enumerate() {
         let mut after: Vec<usize> =
             change.waits.iter().filter_map(|block| blocks.get(block.as_str()).copied()).collect();
         let last = match change.action {
             Action::Nothing => None,
-            Action::Create => Some(push(What::Make(number), after.clone())),
+            Action::Create => {
+                let step = push(What::Make(number), after.clone());
+                makes.insert(number, step);
+                Some(step)
+            }
             Action::Update => {
                 let step = push(What::Update(number), after.clone());
                 updates.insert(number, step);
-                Some(step)
+                // Who refers to an agency that comes after its children cannot wait for it.
+                (!late.contains_key(&number)).then_some(step)
             }
             Action::Replace => {
                 let delete = push(What::Delete(number), Vec::new());
@@ -77,6 +84,12 @@ pub fn steps(plan: &Plan) -> Result<Vec<Step>, Fault> {
             None => steps[block].after.extend(after),
         }
     }
+    for (parent, children) in tightened(plan) {
+        let Some(step) = updates.get(&parent).copied() else { continue };
+        let theirs =
+            children.iter().flat_map(|child| [deletes.get(child), updates.get(child), makes.get(child)]);
+        steps[step].after.extend(theirs.flatten().copied());
+    }
     for (deleted, users) in used(plan) {
         let Some(step) = deletes.get(&deleted) else { continue };
         for user in users {
@@ -90,6 +103,39 @@ pub fn steps(plan: &Plan) -> Result<Vec<Step>, Fault> {
         Fault::nowhere("some of these changes wait for one another")
             .hint("apply them in two parts, one without the other")
     })
+}
+
+/// By the number of an agency whose quota is only tightened, the numbers of its children: what is cut out of the quota
+/// must be smaller before the quota can be. One that is loosened comes before its children, as all that they refer to.
+fn tightened(plan: &Plan) -> BTreeMap<usize, Vec<usize>> {
+    let agencies = || plan.changes.iter().enumerate().filter(|(_, change)| change.place.kind == "agency");
+    let mut children: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (number, change) in agencies() {
+        for parent in [&change.is, &change.wanted].into_iter().flatten() {
+            if let Some(parent) = parent["spec"]["parent"].as_str() {
+                children.entry(parent).or_default().push(number);
+            }
+        }
+    }
+    let late = agencies().filter(|(_, change)| {
+        let (Some(is), Some(wanted)) = (&change.is, &change.wanted) else { return false };
+        let measures = |json: &Json| json["spec"]["quota"].as_object().cloned().unwrap_or_default();
+        let (before, after) = (measures(is), measures(wanted));
+        // What is not named is not limited.
+        let limit =
+            |measure: Option<&Json>| measure.map_or(u64::MAX, |most| amount(most).unwrap_or(u64::MAX));
+        let mut measures =
+            before.keys().chain(after.keys()).map(|word| (limit(before.get(word)), limit(after.get(word))));
+        let tighter = measures.clone().any(|(before, after)| after < before);
+        tighter && !measures.any(|(before, after)| after > before)
+    });
+    late.map(|(number, change)| (number, children.remove(change.place.name.as_str()).unwrap_or_default()))
+        .collect()
+}
+
+/// A 64-bit number of the contract's JSON, which may be a string.
+fn amount(json: &Json) -> Option<u64> {
+    json.as_u64().or_else(|| json.as_str()?.parse().ok())
 }
 
 /// By the number of a change that deletes, those that use it as it is now.

@@ -1,4 +1,4 @@
-//! `tamdao plan|apply|destroy|validate|fmt` and `tamdao stack`, as clap types.
+//! `tamdao plan|apply|destroy|export|validate|fmt` and `tamdao stack`, as clap types.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +70,16 @@ pub struct CarryArgs {
     /// How long each change may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Stack to write [default: what the agency given by -a owns and no stack has]
+    #[arg(value_name = "STACK")]
+    pub stack: Option<String>,
+    /// What the stack of an agency's manifest is called [default: as the agency]
+    #[arg(long = "as", value_name = "STACK", conflicts_with = "stack")]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,8 @@
-//! `tamdao plan|apply|destroy|validate|fmt`: manifests against the cloud. What they mean is decided in the crate
+//! `tamdao plan|apply|destroy|export|validate|fmt`: manifests against the cloud. What they mean is decided in the crate
 //! `tamdao-manifests`; here files are read, the cloud is asked (`live`), and plans are carried out (`carry`).
 
 mod carry;
+mod export;
 mod files;
 mod live;
 
@@ -16,6 +17,7 @@ use crate::output::Tone;
 use crate::problem::{ExitStatus, Problem, problem_of};
 use crate::quantity::count;
 
+pub use export::export;
 pub(crate) use live::{each_kind, listed};
 
 /// A manifest with what is given to it.

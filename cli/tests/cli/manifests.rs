@@ -124,6 +124,27 @@ async fn data_is_lost_only_by_consent() {
 }
 
 #[tokio::test]
+async fn what_is_exported_changes_nothing() {
+    let (fake, tamdao) = cloud().await;
+    fake.world().vms = vec![applied()];
+    insta::assert_snapshot!("export-a-stack", tamdao.story("export site").await);
+    let exported = tamdao.output("export site").await.stdout;
+    tamdao.file("main.tf", &exported);
+    assert_eq!(tamdao.output("plan --detailed-exitcode").await.status.code(), Some(0));
+    insta::assert_snapshot!("export-nothing", tamdao.story("export other").await);
+
+    // What an agency owns without a stack becomes one of its own, when it is taken in.
+    fake.world().vms[0].metadata.as_mut().unwrap().labels.remove("tamdao.vn/stack");
+    let output = tamdao.output("export --as lab").await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("stack = \"lab\"") && text.contains("resource \"vm\" \"web\""), "{output:?}");
+    tamdao.file("main.tf", text.as_bytes());
+    let plan = tamdao.json("plan --adopt vm.web -o json").await;
+    assert_eq!(plan["summary"]["change"], 1, "{plan}");
+    assert_eq!(plan["changes"][0]["fields"][0]["path"], "labels.tamdao.vn/stack", "{plan}");
+}
+
+#[tokio::test]
 async fn manifests_are_checked_and_written_without_a_cloud() {
     let tamdao = Tamdao::new(&[]);
     tamdao.file("main.tf", SITE.as_bytes());

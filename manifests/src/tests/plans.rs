@@ -229,3 +229,71 @@ fn sensitive_values_are_not_shown() {
     assert!(!shown.contains("hunter2") && shown.contains("(sensitive)"), "{shown}");
     assert!(!serde_json::to_string(&plan(text, &Live::new())).unwrap().contains("hunter2"));
 }
+
+#[test]
+fn what_goes_of_one_agency_is_not_called_as_what_stays_of_another() {
+    let text = |agencies: &str| {
+        format!(
+            "tamdao {{\n  stack = \"s\"\n}}\nresource \"vm\" \"web\" {{\n  for_each = toset([{agencies}])\n  \
+             name = \"web\"\n  agency = each.key\n  vcpus = 1\n  memory_mib = 512\n  disks {{\n    create {{\n      \
+             size_mib = 64\n    }}\n  }}\n}}\n"
+        )
+    };
+    let mut live = Live::new();
+    apply(&plan(&text(r#""a", "b", "c""#), &live), &mut live);
+    let fewer = plan(&text(r#""c""#), &live);
+    // Consent to lose one of them is no consent to lose the other.
+    let withheld: Vec<_> = fewer.withheld(&[].into()).map(|change| change.address.clone()).collect();
+    assert_eq!(withheld, ["vm.a/web", "vm.b/web"]);
+    let allowed = ["vm.a/web".to_owned()].into();
+    assert_eq!(fewer.withheld(&allowed).count(), 1);
+}
+
+#[test]
+fn quotas_shrink_from_below_and_grow_from_above() {
+    let text = |parent: u32, children: &[(&str, u32)]| {
+        let mut text = format!(
+            "tamdao {{\n  stack = \"s\"\n}}\nresource \"agency\" \"top\" {{\n  quota = {{ vms = {parent} }}\n}}\n"
+        );
+        for (name, vms) in children {
+            text.push_str(&format!(
+                "resource \"agency\" \"{name}\" {{\n  parent = agency.top.name\n  quota = {{ vms = {vms} }}\n}}\n"
+            ));
+        }
+        text
+    };
+    let mut live = Live::new();
+    apply(&plan(&text(10, &[("a", 5), ("b", 5)]), &live), &mut live);
+    let order = |plan: &Plan| {
+        let steps = crate::steps(plan).expect("the steps have an order");
+        let before = |step: usize| {
+            // All that must be done before it.
+            let (mut all, mut open) = (Vec::new(), vec![step]);
+            while let Some(next) = open.pop() {
+                all.push(next);
+                open.extend(&steps[next].after);
+            }
+            all
+        };
+        let number = |name: &str| {
+            let of = |what: &crate::What| match what {
+                crate::What::Make(at) | crate::What::Update(at) | crate::What::Delete(at) => {
+                    plan.changes[*at].place.name == name
+                }
+                crate::What::Block => false,
+            };
+            steps.iter().position(|step| of(&step.what)).expect("it has a step")
+        };
+        let (top, a, b) = (number("top"), number("a"), number("b"));
+        (
+            before(top).contains(&a) && before(top).contains(&b),
+            before(a).contains(&top) && before(b).contains(&top),
+        )
+    };
+    assert_eq!(
+        order(&plan(&text(3, &[("a", 3)]), &live)),
+        (true, false),
+        "one shrinks and one goes, then the top"
+    );
+    assert_eq!(order(&plan(&text(20, &[("a", 9), ("b", 9)]), &live)), (false, true), "the top grows first");
+}

@@ -68,6 +68,15 @@ proptest! {
             let again = self::plan(&text, &live);
             prop_assert!(again.is_empty(), "{text}\n{}", crate::show(&again));
         }
+        // What is exported changes nothing here, and makes the same elsewhere.
+        let text = written(&first);
+        let exported = exports::exported(&live);
+        let again = self::plan(&exported, &live);
+        prop_assert!(again.is_empty(), "{exported}\n{}", crate::show(&again));
+        let mut elsewhere = Live::new();
+        apply(&self::plan(&exported, &elsewhere), &mut elsewhere);
+        let again = self::plan(&text, &elsewhere);
+        prop_assert!(again.is_empty(), "{exported}\n{}", crate::show(&again));
         let destroy = Wish { destroy: true, ..Wish::default() };
         let all = planned(&manifest(&written(&first)), &live, &destroy).unwrap();
         apply(&all, &mut live);
@@ -84,6 +93,11 @@ proptest! {
         let once = form(&text);
         prop_assert_eq!(form(&once), once.clone());
         prop_assert_eq!(once, form(&written(&wanted)));
+    }
+
+    #[test]
+    fn a_text_that_is_exported_means_itself(text in "[a$%{}\"\\\\\n\u{1}é]{0,12}") {
+        prop_assert_eq!(exports::read_back(&text), text);
     }
 
     #[test]

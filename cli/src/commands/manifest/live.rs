@@ -78,12 +78,13 @@ pub async fn seen(app: &App, stack: &str, desired: &Expanded) -> Result<Live> {
     let found: Vec<_> = asked.buffer_unordered(AT_ONCE).try_collect().await?;
     live.extend(found.into_iter().flatten());
     let vms = live.keys().filter(|place| place.kind == "vm").map(|place| place.agency.clone());
-    for agency in vms.collect::<BTreeSet<_>>() {
-        let volumes = listed::<Volume>(app, Query { agency, ..Query::default() }).await?;
-        volumes.into_iter().for_each(|(place, volume)| {
-            live.entry(place).or_insert(volume);
-        });
-    }
+    let agencies = vms.collect::<BTreeSet<_>>();
+    let asked = futures::stream::iter(agencies)
+        .map(|agency| listed::<Volume>(app, Query { agency, ..Query::default() }));
+    let volumes: Vec<_> = asked.buffer_unordered(AT_ONCE).try_collect().await?;
+    volumes.into_iter().flatten().for_each(|(place, volume)| {
+        live.entry(place).or_insert(volume);
+    });
     Ok(live)
 }
 

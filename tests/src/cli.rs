@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
@@ -55,19 +55,60 @@ impl Cli {
         self.with_input(arguments, b"").await
     }
 
+    /// The same for a command that may take longer than others.
+    ///
+    /// # Errors
+    /// When the program cannot be started, or has not ended in time.
+    pub async fn within(&self, patience: Duration, arguments: &[&str]) -> Result<Output> {
+        self.ended(patience, arguments, b"").await
+    }
+
+    /// Runs a command that must succeed; with what it said, how long it took, and the most memory that it had, MiB, as
+    /// looked at every few milliseconds.
+    ///
+    /// # Errors
+    /// When it fails or has not ended in time.
+    pub async fn measured(&self, patience: Duration, arguments: &[&str]) -> Result<(String, Duration, f64)> {
+        let (began, child) = (Instant::now(), self.spawn(arguments)?);
+        let status = format!("/proc/{}/status", child.id().context("a child has an id")?);
+        let ended = tokio::time::timeout(patience, child.wait_with_output());
+        tokio::pin!(ended);
+        let mut most = 0.0;
+        let output = loop {
+            tokio::select! {
+                output = &mut ended => break output.context("it has not ended in time")??,
+                () = tokio::time::sleep(Duration::from_millis(5)) => {
+                    // A process that has just ended has no memory any more.
+                    let seen = std::fs::read_to_string(&status).unwrap_or_default();
+                    let line = seen.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                    let kib: Option<f64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+                    most = kib.map_or(most, |kib| kib / 1_024.0);
+                }
+            }
+        };
+        if !output.status.success() {
+            bail!("`tamdao {}` ended with {}:\n{}", arguments.join(" "), output.status, said(&output));
+        }
+        Ok((said(&output), began.elapsed(), most))
+    }
+
     /// The same with something on stdin.
     ///
     /// # Errors
     /// When the program cannot be started.
     pub async fn with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        self.ended(LONGEST, arguments, input).await
+    }
+
+    async fn ended(&self, patience: Duration, arguments: &[&str], input: &[u8]) -> Result<Output> {
         let mut child = self.spawn(arguments)?;
         let mut stdin = child.stdin.take().context("a pipe to stdin")?;
         // A command that reads nothing may have ended before this is written.
         let _ = stdin.write_all(input).await;
         drop(stdin);
-        let ended = tokio::time::timeout(LONGEST, child.wait_with_output()).await;
+        let ended = tokio::time::timeout(patience, child.wait_with_output()).await;
         let words =
-            || format!("`tamdao {}` has not ended after {} s", arguments.join(" "), LONGEST.as_secs());
+            || format!("`tamdao {}` has not ended after {} s", arguments.join(" "), patience.as_secs());
         Ok(ended.with_context(words)??)
     }
 

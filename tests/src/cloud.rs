@@ -18,7 +18,7 @@ use crate::api::{self, Api};
 use crate::cli::Cli;
 use crate::controller::Controller;
 use crate::etcd::Etcd;
-use crate::fleet::{Fleet, Size};
+use crate::fleet::{Fleet, NO_VLANS, Size};
 use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
 use crate::guest::Guest;
 use crate::process::tail;
@@ -258,13 +258,21 @@ impl Cloud {
     /// # Errors
     /// When one cannot enrol.
     pub async fn fleet(&self, count: usize) -> Result<Fleet> {
+        let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20, vlans: NO_VLANS };
+        self.fleet_of("fleet", count, size).await
+    }
+
+    /// The same under a name of its own, of a size.
+    ///
+    /// # Errors
+    /// When one cannot enrol.
+    pub async fn fleet_of(&self, name: &str, count: usize, size: Size) -> Result<Fleet> {
         let uses = u32::try_from(count)?;
         let request = CreateJoinTokenRequest { kind: JoinTokenKind::Node.into(), uses, ..Default::default() };
         let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
         let token = self.api.call(send).await?.secret;
         let addresses: Vec<String> = self.controllers.iter().map(|one| one.address.clone()).collect();
-        let size = Size { cpus: 8, memory_mib: 16_384, pool_mib: 1 << 20 };
-        Fleet::join(&addresses, &self.ca, &token, count, size).await
+        Fleet::join(&addresses, &self.ca, &token, (name, count), size).await
     }
 
     /// Creates a VM with the tiny guest and waits until QEMU runs it. Further arguments are of `tamdao vm create`.

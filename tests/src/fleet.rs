@@ -25,12 +25,17 @@ use crate::Result;
 /// The name that every controller's certificate has.
 const CONTROLLER: &str = "tamdao-controller";
 
+/// A bridge without VLANs.
+pub const NO_VLANS: (u32, u32) = (1, 0);
+
 /// What each node of the fleet has.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     pub cpus: u32,
     pub memory_mib: u64,
     pub pool_mib: u64,
+    /// The first and the last tag of the VLANs on its bridge for guests.
+    pub vlans: (u32, u32),
 }
 
 /// The nodes; they leave when it is dropped.
@@ -39,7 +44,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Enrols `count` nodes named `fleet-N` by a token of as many uses and opens their sessions.
+    /// Enrols `count` nodes named `NAME-N` by a token of as many uses and opens their sessions.
     ///
     /// # Errors
     /// When one cannot enrol.
@@ -47,10 +52,10 @@ impl Fleet {
         controllers: &[String],
         ca: &str,
         token: &str,
-        count: usize,
+        (name, count): (&str, usize),
         size: Size,
     ) -> Result<Self> {
-        let enrolled = (0..count).map(|at| Node::enrol(controllers, ca, token, format!("fleet-{at}"), size));
+        let enrolled = (0..count).map(|at| Node::enrol(controllers, ca, token, format!("{name}-{at}"), size));
         let mut sessions = JoinSet::new();
         for node in join_all(enrolled).await {
             sessions.spawn(node?.run());
@@ -129,6 +134,8 @@ impl Node {
             level: 1,
             address: "127.0.0.1".into(),
             host_uuid: self.host_uuid.to_string(),
+            // So that plans find targets. Nothing listens there: a move that was begun would not come far.
+            moves_port: 7_444,
             ..agent::Hello::default()
         };
         send(ToLeader::Hello(hello)).await?;
@@ -159,12 +166,15 @@ impl Node {
     }
 
     fn inventory(&self) -> v1::Inventory {
+        let (first, last) = self.size.vlans;
+        let tagged = (first..=last).map(|tag| format!("br-guests.{tag}"));
+        let bridges = ["br-guests".to_owned()].into_iter().chain(tagged).collect();
         v1::Inventory {
             hostname: "fleet".into(),
             acceleration: "kvm".into(),
             cpus: self.size.cpus,
             memory_mib: self.size.memory_mib,
-            bridges: vec!["br-guests".into()],
+            bridges,
             firmware: vec!["bios".into(), "uefi".into()],
             ..v1::Inventory::default()
         }

@@ -18,6 +18,7 @@ pub mod guarded;
 pub mod guest;
 pub mod lookout;
 pub mod process;
+pub mod province;
 pub mod rest;
 pub mod slot;
 pub mod testbed;

@@ -18,6 +18,11 @@ pub fn start(json: Option<PathBuf>) -> Result<()> {
     run("bench-start", json)
 }
 
+/// Measures plans and applies of manifests.
+pub fn manifests(json: Option<PathBuf>) -> Result<()> {
+    run("bench-manifests", json)
+}
+
 /// Builds what is measured and what measures, and runs the latter.
 fn run(bench: &str, json: Option<PathBuf>) -> Result<()> {
     let packages = ["tamdao-controller", "tamdao-node-agent", "tamdao-cli", "tamdao-tests"];

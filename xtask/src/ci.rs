@@ -66,6 +66,10 @@ fn longer(steps: &mut Steps) -> Result<()> {
             &[("TAMDAO_TEST_EXAMPLES", "100")],
         )
     })?;
+    steps.run("province", || {
+        let province = ["--workspace", "--features", HOOKS, "-E", "test(/api::province::/)"];
+        nextest(&province, &[("TAMDAO_TEST_PROVINCE", "whole")])
+    })?;
     steps.run("seeds", || simulate(&["--seeds".into(), SEEDS.into()], Some("cases")))?;
     // A fault that needs luck to be seen gets its chances.
     steps.run("repeats", || {

@@ -49,6 +49,12 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Manifests: the province of deploy/examples, and a stack of 5,000 resources
+    Manifests {
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// The scheduler, alone: public streams of requests and fleets of its own making. Writes docs/performance.md
     Scheduler {
         /// Also write the figures as JSON
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Ci { long } => ci::run(long),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
+        Chore::Bench { what: Bench::Manifests { json } } => bench::manifests(json),
         Chore::Bench { what: Bench::Scheduler { json, only, rebalance_seconds } } => {
             bench::scheduler(json, &only, rebalance_seconds)
         }

@@ -12,7 +12,7 @@ use tamdao_proto::v1::cluster_service_client::ClusterServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_tests::cloud::Cloud;
 use tamdao_tests::figures::{at, ms, say};
-use tamdao_tests::fleet::{Fleet, Size};
+use tamdao_tests::fleet::{Fleet, NO_VLANS, Size};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -100,11 +100,12 @@ impl Bench {
         };
         let send = async |wire| ClusterServiceClient::new(wire).create_join_token(request.clone()).await;
         let token = cloud.api.call(send).await?.secret;
-        let size = Size { cpus: 160, memory_mib: 1 << 20, pool_mib: 64 << 20 };
+        let size = Size { cpus: 160, memory_mib: 1 << 20, pool_mib: 64 << 20, vlans: NO_VLANS };
         let beside = Beside::start()?;
         let ca = cloud.ca.clone();
-        let fleet =
-            beside.run(async move { Fleet::join(&addresses, &ca, &token, NODES, size).await }).await??;
+        let fleet = beside
+            .run(async move { Fleet::join(&addresses, &ca, &token, ("fleet", NODES), size).await })
+            .await??;
         for at in 0..AGENCIES {
             cloud.cli.run(&["agency", "create", &format!("a{at}")]).await?;
         }

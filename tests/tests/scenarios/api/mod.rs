@@ -7,4 +7,5 @@ mod input;
 mod leader;
 mod manifests;
 mod placement;
+mod province;
 mod simulate;

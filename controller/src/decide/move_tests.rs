@@ -435,3 +435,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_ends_of_a_move_hold_the_guest_without_a_story_of_their_own() {
+    let mut scene = Scene::new();
+    let one = scene.begin();
+    scene.say(&one, 1, MoveState::Ready);
+    scene.turn();
+    let told = |scene: &mut Scene, state: GuestState, reason: &str| {
+        let events = scene.draft.view().events.len();
+        let mut word = seen(&scene.vm(), state, false);
+        (word.incarnation, word.seen.pause_reason) = (one.spec.incarnation_from, reason.into());
+        scene.report(0, &Part { vms: vec![word], ..Part::default() });
+        scene.draft.view().events.len() - events
+    };
+    assert_eq!(told(&mut scene, GuestState::Paused, "migration"), 0);
+    assert_eq!(scene.vm().status.phase, VmPhase::Paused);
+    assert_eq!(told(&mut scene, GuestState::Stopping, ""), 0);
+    assert_eq!(told(&mut scene, GuestState::Paused, "io-error"), 1, "failed storage is told all the same");
+}

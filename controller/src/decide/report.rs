@@ -144,6 +144,9 @@ fn take_vm(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) 
     }
 }
 
+/// The reason for which QEMU pauses a guest whose disk failed, or whose pool is full, in agents' words.
+const IO_ERROR: &str = "io-error";
+
 /// Tells the story of a VM by its phases.
 fn tell_phase(draft: &mut Draft, moment: &mut Moment, node: NodeId, old: &Vm, new: &Vm) {
     let Some(phase) = draft.view().vms.get(new.id()).map(|row| row.status.phase) else { return };
@@ -151,16 +154,24 @@ fn tell_phase(draft: &mut Draft, moment: &mut Moment, node: NodeId, old: &Vm, ne
         return;
     }
     let seen = new.status.seen.as_ref();
+    let starved = seen.is_some_and(|seen| seen.pause_reason == IO_ERROR);
+    // The ends of a move stop and hold the guest in its course, which the move itself tells.
+    if new.status.moving.is_some() && matches!(phase, VmPhase::Paused | VmPhase::Stopping) && !starved {
+        return;
+    }
     let (severity, reason, message) = match phase {
         VmPhase::Starting => (Severity::Info, "Starting", "the node is starting it"),
         VmPhase::Running if old.status.phase == VmPhase::Paused => {
             (Severity::Info, "Resumed", "it runs again")
         }
         VmPhase::Running => (Severity::Info, "Running", "QEMU runs it"),
-        VmPhase::Paused if seen.is_some_and(|seen| !seen.pause_reason.is_empty()) => {
+        VmPhase::Paused if starved => {
             (Severity::Warning, "PausedByStorage", "QEMU has paused it because its storage failed")
         }
-        VmPhase::Paused => (Severity::Info, "Paused", "frozen on demand"),
+        VmPhase::Paused if seen.is_none_or(|seen| seen.pause_reason.is_empty()) => {
+            (Severity::Info, "Paused", "frozen on demand")
+        }
+        VmPhase::Paused => (Severity::Warning, "Paused", "it stands still, and nobody has asked for it"),
         VmPhase::Stopping => (Severity::Info, "Stopping", "it has been asked to shut down"),
         VmPhase::Stopped => match seen.and_then(|seen| seen.exit) {
             Some(GuestExit::ByItself) => {

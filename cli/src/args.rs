@@ -2,6 +2,7 @@
 //! read but the command line and the environment; a value that parses here is of the right form, not yet right.
 
 mod audit;
+mod backup;
 mod cloud;
 mod image;
 mod manifest;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use audit::*;
+pub use backup::*;
 pub use cloud::*;
 pub use image::*;
 pub use manifest::*;
@@ -139,6 +141,12 @@ pub enum Noun {
     /// Processes of the control plane
     #[command(subcommand)]
     Controller(ControllerVerb),
+    /// The cloud's records in a file, for a restore
+    #[command(subcommand)]
+    Backup(BackupVerb),
+    /// What a cloud that was restored has to find out before it acts
+    #[command(subcommand)]
+    Recovery(RecoveryVerb),
     /// Show what it takes that the cloud is as a manifest says
     Plan(PlanArgs),
     /// Make the cloud so as a manifest says

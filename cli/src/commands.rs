@@ -3,6 +3,7 @@
 
 mod agency;
 mod audit;
+mod backup;
 mod completion;
 mod console;
 mod context;
@@ -19,6 +20,7 @@ mod network;
 mod node;
 mod placement_group;
 mod pool;
+mod recovery;
 mod scheduling_policy;
 mod simulate;
 mod stack;
@@ -55,6 +57,8 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::SchedulingPolicy(verb) => scheduling_policy::run(app, verb).await,
         Noun::Ha(verb) => ha::run(app, verb).await,
         Noun::Controller(verb) => controller::run(app, verb).await,
+        Noun::Backup(verb) => backup::run(app, verb).await,
+        Noun::Recovery(verb) => recovery::run(app, verb).await,
         Noun::Plan(args) => manifest::plan(app, &args).await,
         Noun::Apply(args) => manifest::apply(app, &args).await,
         Noun::Destroy(args) => manifest::destroy(app, &args).await,

@@ -21,7 +21,7 @@ use tonic::service::Routes;
 
 use crate::admission::Writer;
 use crate::api::Api;
-use crate::auth::Gate;
+use crate::auth::{Gate, Strangers};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Backend, Config};
 use crate::engine::Follower;
@@ -132,6 +132,7 @@ impl Controller {
             trail: trail.clone(),
             images: images.clone(),
             engine: Follower::default(),
+            strangers: Strangers::default(),
             board: Board::default(),
         });
         let readiness = Readiness::new(cache.clone(), shared.kv.clone(), shared.writer.clone(), leader);
@@ -148,7 +149,7 @@ impl Controller {
                 store: store.raft.as_ref().map(|raft| Routes::new(raft.service())).unwrap_or_default(),
                 images: images.clone(),
                 journals,
-                gate: Gate::new(cache.clone(), clock.clone(), trail),
+                gate: Gate::new(cache.clone(), clock.clone(), trail, shared.strangers.clone()),
                 forward: forward.clone(),
                 readiness: readiness.clone(),
             },

@@ -4,10 +4,11 @@
 //! and it is all that the services look at. A certificate or a token counts only while it is in the store. Deliberately
 //! absent: which role may call which public method on what (`access`); here it is enough to be somebody.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -22,6 +23,7 @@ use tonic::metadata::MetadataMap;
 use crate::answer;
 use crate::audit::{Slip, Subject};
 use crate::clock::Clock;
+use crate::decide::recovery;
 use crate::methods::catalogue;
 use crate::pki::{AdminToken, Holder, TokenSecret};
 use crate::refusal::Refusal;
@@ -176,18 +178,41 @@ pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Nodes with a certificate of this cluster that are not in the store, heard here while the cloud recovers: they joined
+/// after the backup, and run what nobody can ask them about.
+#[derive(Debug, Clone, Default)]
+pub struct Strangers(Arc<Mutex<BTreeSet<NodeId>>>);
+
+impl Strangers {
+    /// At most so many are remembered.
+    const MOST: usize = 10_000;
+
+    fn note(&self, id: NodeId) {
+        let mut all = self.0.lock().expect("no holder of the lock panics");
+        if all.len() < Self::MOST {
+            all.insert(id);
+        }
+    }
+
+    /// Those heard so far.
+    pub fn all(&self) -> Vec<NodeId> {
+        self.0.lock().expect("no holder of the lock panics").iter().copied().collect()
+    }
+}
+
 /// The layer; mount it with [`axum::middleware::from_fn_with_state`] and [`guard`].
 #[derive(Clone)]
 pub struct Gate {
     cache: Cache,
     clock: Arc<dyn Clock>,
     trail: Arc<Trail>,
+    strangers: Strangers,
 }
 
 impl Gate {
     /// What is refused goes to the trail.
-    pub fn new(cache: Cache, clock: Arc<dyn Clock>, trail: Arc<Trail>) -> Self {
-        Self { cache, clock, trail }
+    pub fn new(cache: Cache, clock: Arc<dyn Clock>, trail: Arc<Trail>, strangers: Strangers) -> Self {
+        Self { cache, clock, trail, strangers }
     }
 
     /// Finds out who asks and from where, and takes from the headers what nobody outside may say.
@@ -233,7 +258,12 @@ impl Gate {
             }
             Some(Holder::Node(id)) => match view.nodes.get(id) {
                 Some(_) => Ok(Principal::Node(id)),
-                None => Err(unknown("node", &id)),
+                None => {
+                    if recovery::is_on(&view) {
+                        self.strangers.note(id);
+                    }
+                    Err(unknown("node", &id))
+                }
             },
             None => by_token(&view, self.clock.now(), headers),
         }

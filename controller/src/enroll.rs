@@ -24,6 +24,7 @@ use crate::admission::{Moment, Writer};
 use crate::auth::{self, Principal};
 use crate::clock::Clock;
 use crate::config::split_address;
+use crate::decide::recovery;
 use crate::pki::{self, Authority, ClusterKey, Holder, JoinSecret, PkiError};
 use crate::refusal::Refusal;
 
@@ -248,6 +249,7 @@ fn join_node(draft: &mut Draft, moment: &mut Moment, wish: &NodeWish) -> Result<
         }
         return Ok(row.id());
     }
+    recovery::admit_node(draft.view())?;
     let id: NodeId = moment.id();
     draft.create(Node {
         meta: Meta::new(id, wish.name.clone(), moment.now),

@@ -133,9 +133,9 @@ pub fn found(
         ca_key: authority.seal(&key)?,
         admin_tokens: vec![token.digest()],
         disarmed: None,
+        recovery: None,
     };
-    let text = format!("{}\n", token.expose());
-    write(&config.data_dir.join(ADMIN_TOKEN), text.as_bytes(), Secrecy::Secret)?;
+    keep_token(config, &token)?;
     let given = Given {
         id,
         cluster,
@@ -146,6 +146,15 @@ pub fn found(
         seed: Some(&seed),
     };
     Ok((store(config, &given)?, token))
+}
+
+/// Writes an admin's token where its operator finds it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn keep_token(config: &Config, token: &AdminToken) -> Result<(), IdentityError> {
+    let text = format!("{}\n", token.expose());
+    write(&config.data_dir.join(ADMIN_TOKEN), text.as_bytes(), Secrecy::Secret)
 }
 
 /// Makes sure that a data directory exists and is empty, but for what an earlier attempt may have left.

@@ -24,6 +24,7 @@ pub mod peers;
 pub mod pki;
 pub mod reconcile;
 pub mod refusal;
+pub mod restore;
 pub mod serve;
 pub mod sessions;
 pub mod shared;

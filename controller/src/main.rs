@@ -10,11 +10,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use tamdao_backup::Identities;
 use tamdao_controller::assembly::Controller;
 use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::config::{Config, LogFormat};
 use tamdao_controller::identity::{self, Identity};
-use tamdao_controller::join;
+use tamdao_controller::{join, restore};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +45,18 @@ enum Command {
         /// What people call the cluster.
         #[arg(long, value_name = "NAME", default_value = "tamdao")]
         cluster_name: String,
+    },
+    /// Make a cluster's first controller from a backup. It recovers: it does nothing to any VM before every node has
+    /// been heard and `tamdao recovery end` was run.
+    Restore {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The secret key that it was encrypted to, as age-keygen writes it.
+        #[arg(long, value_name = "FILE")]
+        identity: PathBuf,
     },
     /// Join a cluster that there is.
     Join {
@@ -99,6 +112,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
             init(&config, &file.config, &cluster_name)?;
         }
+        Command::Restore { file, from, identity } => {
+            let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
+            restore(&config, &file.config, &from, &identity)?;
+        }
         Command::Join { file, token, controller } => {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
             let joined = runtime()?.block_on(join::join(&config, &token, &controller))?;
@@ -130,6 +147,34 @@ fn init(config: &Config, path: &std::path::Path, cluster_name: &str) -> anyhow::
     say(&format!("CA:          {directory}/ca.pem"));
     say(&format!("admin token: {}", token.expose()));
     say(&format!("             it is also in {directory}/admin-token and nowhere else; keep it safe"));
+    say(&format!("next: tamdao-controller run --config {}", path.display()));
+    Ok(())
+}
+
+fn restore(
+    config: &Config,
+    path: &std::path::Path,
+    from: &std::path::Path,
+    identity: &std::path::Path,
+) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(identity).with_context(|| identity.display().to_string())?;
+    let identities = Identities::parse(&text).with_context(|| identity.display().to_string())?;
+    let file = std::fs::read(from).with_context(|| from.display().to_string())?;
+    let restored = restore::restore(config, &file, &identities, SystemClock.now())
+        .with_context(|| from.display().to_string())?;
+    let (about, directory) = (&restored.head.about, config.data_dir.display());
+    let (name, cluster) = (&about.cluster_name, restored.identity.cluster);
+    say(&format!("cluster {name} is restored as {cluster}, with {} records", restored.head.records));
+    say(&format!(
+        "it was {} at revision {}; revisions count from {} on",
+        about.cluster, about.revision, restored.base
+    ));
+    say(&format!("admin token: {}", restored.token.expose()));
+    say(&format!(
+        "             it is also in {directory}/admin-token; tokens of the backup work too, also those revoked since"
+    ));
+    say("the cloud recovers: no VM is started, moved or deleted before `tamdao recovery end`");
+    say("never start a controller of the lost cluster again");
     say(&format!("next: tamdao-controller run --config {}", path.display()));
     Ok(())
 }

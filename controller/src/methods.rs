@@ -12,8 +12,12 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 /// Services whose answers hold what only the leader remembers: who is heard, and how far behind they are.
-const ANSWERED_BY_THE_LEADER: [&str; 3] =
-    ["tamdao.v1.ControllerService", "tamdao.v1.MoveService", "tamdao.v1.NodeService"];
+const ANSWERED_BY_THE_LEADER: [&str; 4] = [
+    "tamdao.v1.ControllerService",
+    "tamdao.v1.MoveService",
+    "tamdao.v1.NodeService",
+    "tamdao.v1.RecoveryService",
+];
 
 /// One method of one service.
 #[derive(Debug, PartialEq, Eq)]

@@ -59,6 +59,7 @@ pub struct Faces<A, S, E> {
 pub trait PublicApi:
     v1::agency_service_server::AgencyService
     + v1::audit_service_server::AuditService
+    + v1::backup_service_server::BackupService
     + v1::cluster_service_server::ClusterService
     + v1::controller_service_server::ControllerService
     + v1::event_service_server::EventService
@@ -69,6 +70,7 @@ pub trait PublicApi:
     + v1::node_service_server::NodeService
     + v1::placement_group_service_server::PlacementGroupService
     + v1::pool_service_server::PoolService
+    + v1::recovery_service_server::RecoveryService
     + v1::scheduling_policy_service_server::SchedulingPolicyService
     + v1::token_service_server::TokenService
     + v1::transfer_service_server::TransferService
@@ -81,6 +83,7 @@ pub trait PublicApi:
 impl<T> PublicApi for T where
     T: v1::agency_service_server::AgencyService
         + v1::audit_service_server::AuditService
+        + v1::backup_service_server::BackupService
         + v1::cluster_service_server::ClusterService
         + v1::controller_service_server::ControllerService
         + v1::event_service_server::EventService
@@ -91,6 +94,7 @@ impl<T> PublicApi for T where
         + v1::node_service_server::NodeService
         + v1::placement_group_service_server::PlacementGroupService
         + v1::pool_service_server::PoolService
+        + v1::recovery_service_server::RecoveryService
         + v1::scheduling_policy_service_server::SchedulingPolicyService
         + v1::token_service_server::TokenService
         + v1::transfer_service_server::TransferService
@@ -142,6 +146,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
     services! {
         agency_service_server::AgencyServiceServer = BODY_BYTES;
         audit_service_server::AuditServiceServer = BODY_BYTES;
+        backup_service_server::BackupServiceServer = BODY_BYTES;
         cluster_service_server::ClusterServiceServer = BODY_BYTES;
         controller_service_server::ControllerServiceServer = BODY_BYTES;
         event_service_server::EventServiceServer = BODY_BYTES;
@@ -152,6 +157,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         node_service_server::NodeServiceServer = BODY_BYTES;
         placement_group_service_server::PlacementGroupServiceServer = BODY_BYTES;
         pool_service_server::PoolServiceServer = BODY_BYTES;
+        recovery_service_server::RecoveryServiceServer = BODY_BYTES;
         scheduling_policy_service_server::SchedulingPolicyServiceServer = BODY_BYTES;
         token_service_server::TokenServiceServer = BODY_BYTES;
         transfer_service_server::TransferServiceServer = CHUNK_MESSAGE_BYTES;

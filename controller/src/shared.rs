@@ -8,6 +8,7 @@ use tamdao_store::kv::{Kv, Leadership, Membership};
 use tokio::sync::watch;
 
 use crate::admission::Writer;
+use crate::auth::Strangers;
 use crate::clock::Clock;
 use crate::engine::Follower;
 use crate::forward::Leader;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub engine: Follower,
     /// How the loops do.
     pub board: Board,
+    /// Nodes heard here that no record knows, while the cloud recovers.
+    pub strangers: Strangers,
 }
 
 impl Shared {

@@ -54,6 +54,8 @@ pub enum Intent {
     Incoming,
     /// The guest leaves by the VM's open move, which says how far.
     Outgoing,
+    /// It runs there and no record knows it: the node is told nothing, and it holds what it takes.
+    Left,
 }
 
 /// Capacity held by one VM.

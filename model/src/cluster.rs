@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{Stored, resource};
+use crate::recovery::Recovery;
 use crate::sealed::Sealed;
 use crate::{ClusterId, ControllerId, JoinTokenId, Kind, Meta, Name, Scope, TimeMs};
 
@@ -24,6 +25,9 @@ pub struct Cluster {
     /// While it lasts no node is fenced and no VM is restarted elsewhere by itself.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub disarmed: Option<Disarmed>,
+    /// The cluster was brought back from a backup, and what runs has not been accounted for yet.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub recovery: Option<Recovery>,
 }
 
 /// Automatic restarts elsewhere are off, for work on network or storage.

@@ -26,6 +26,7 @@ pub mod pool;
 pub mod quota;
 pub mod range;
 pub mod record;
+pub mod recovery;
 pub mod role;
 pub mod scheduling_policy;
 pub mod sealed;

@@ -101,6 +101,7 @@ pub const TABLE: &[Row] = table! {
         CreateAgency Parent MANAGE; UpdateAgency Above MANAGE; DeleteAgency Above MANAGE;
     }
     "AuditService" { WatchAudit Agency SEE_TOKENS; VerifyAudit Cloud AUDIT; }
+    "BackupService" { TakeBackup Cloud CLOUD; }
     "ClusterService" {
         GetCluster Shared ALL; ListLoops Cloud SEE_HOSTS; DisarmHa Cloud HOSTS; ArmHa Cloud HOSTS;
         CreateJoinToken Cloud HOSTS; ListJoinTokens Cloud SEE_HOSTS; RevokeJoinToken Cloud HOSTS;
@@ -140,6 +141,7 @@ pub const TABLE: &[Row] = table! {
         GetPool Cloud SEE_HOSTS; ListPools Cloud SEE_HOSTS; WatchPools Cloud SEE_HOSTS;
         CreatePool Cloud HOSTS; UpdatePool Cloud HOSTS; DeletePool Cloud HOSTS;
     }
+    "RecoveryService" { GetRecovery Cloud SEE_HOSTS; EndRecovery Cloud CLOUD; }
     "SchedulingPolicyService" {
         GetSchedulingPolicy Cloud SEE_HOSTS; WatchSchedulingPolicy Cloud SEE_HOSTS; UpdateSchedulingPolicy Cloud CLOUD;
     }

@@ -130,6 +130,7 @@ impl Process {
             trail: Arc::new(Trail::new(ControllerId(Uuid::from_u128(0x500 + at as u128)), PathBuf::new())),
             images,
             engine: Follower::default(),
+            strangers: Default::default(),
             board: Board::default(),
         });
         let mut tasks = Tasks::default();

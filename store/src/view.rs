@@ -23,6 +23,7 @@ use tamdao_model::network::Network;
 use tamdao_model::node::Node;
 use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
+use tamdao_model::recovery::Finding;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::token::Token;
 use tamdao_model::vm::Vm;
@@ -230,6 +231,9 @@ macro_rules! kinds {
             $($type(Arc<$type>),)*
         }
 
+        /// The kinds of records that views hold.
+        pub const KINDS: &[&str] = &[$(<$type as Stored>::KIND),*];
+
         $(impl Held for $type {
             fn rows(view: &View) -> &Rows<Self> {
                 &view.$field
@@ -328,6 +332,8 @@ kinds! {
     tokens: Token,
     /// One in all.
     cluster: Cluster,
+    /// One per node, in recovery and where something is left that no record knows.
+    findings: Finding,
 }
 
 /// What a commit did to one record, both sides at hand.
@@ -364,6 +370,18 @@ pub(crate) fn decode<T: Held>(entry: &Entry) -> Result<T, Unreadable> {
 }
 
 impl View {
+    /// The view of these records at this revision.
+    ///
+    /// # Errors
+    /// When one cannot be read as what its key says.
+    pub fn of(revision: Revision, entries: impl IntoIterator<Item = Entry>) -> Result<Self, Unreadable> {
+        let mut view = Self { revision, ..Self::default() };
+        for entry in entries {
+            view.fold(&Change::Put(entry))?;
+        }
+        Ok(view)
+    }
+
     /// The record of this kind and key.
     pub fn get<T: Held>(&self, key: impl std::fmt::Display) -> Option<&Row<T>> {
         T::rows(self).get(key)

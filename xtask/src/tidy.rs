@@ -18,14 +18,25 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tamdao-model", &["tamdao-proto", "tamdao-seams"]),
     ("tamdao-scheduler", &["tamdao-model"]),
     ("tamdao-store", &["tamdao-model", "tamdao-proto", "tamdao-seams"]),
+    ("tamdao-backup", &["tamdao-model"]),
     (
         "tamdao-controller",
-        &["tamdao-model", "tamdao-proto", "tamdao-scheduler", "tamdao-seams", "tamdao-store"],
+        &[
+            "tamdao-backup",
+            "tamdao-model",
+            "tamdao-proto",
+            "tamdao-scheduler",
+            "tamdao-seams",
+            "tamdao-store",
+        ],
     ),
     ("tamdao-keeper", &["tamdao-seams"]),
     ("tamdao-node-agent", &["tamdao-keeper", "tamdao-model", "tamdao-proto", "tamdao-seams"]),
     ("tamdao-manifests", &["tamdao-model", "tamdao-proto"]),
-    ("tamdao-cli", &["tamdao-manifests", "tamdao-model", "tamdao-proto", "tamdao-scheduler"]),
+    (
+        "tamdao-cli",
+        &["tamdao-backup", "tamdao-manifests", "tamdao-model", "tamdao-proto", "tamdao-scheduler"],
+    ),
     ("tamdao-bench", &["tamdao-model", "tamdao-scheduler"]),
 ];
 

@@ -7,6 +7,7 @@
 
 mod agency;
 mod audit;
+mod backup;
 mod cluster;
 mod controller;
 mod drain;
@@ -20,6 +21,7 @@ mod node;
 pub mod page;
 mod placement_group;
 mod pool;
+mod recovery;
 mod replay;
 mod scheduling_policy;
 mod standard;

@@ -353,7 +353,7 @@ pub fn nothing_runs(view: &View, node: &Node) -> bool {
     node.status.phase == NodePhase::Ready
         && view.assignment(node.id()).vms.iter().all(|(id, entry)| match entry.intent {
             Intent::Wanted | Intent::Stop => view.vms.get(*id).is_some_and(|vm| is_off(vm)),
-            Intent::Stale | Intent::Incoming | Intent::Outgoing => false,
+            Intent::Stale | Intent::Incoming | Intent::Outgoing | Intent::Left => false,
         })
 }
 

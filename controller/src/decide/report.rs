@@ -1,6 +1,8 @@
 //! What an agent reports becomes status: the one place where observed state enters the records. A report that
 //! changes nothing writes nothing; numbers that wander (disk use) are written only when they moved enough.
 
+use std::collections::BTreeSet;
+
 use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::convert::agent::{FileState, VmSeen, VolumeSeen};
@@ -8,10 +10,10 @@ use tamdao_model::event::Severity;
 use tamdao_model::node::PoolSeen;
 use tamdao_model::vm::{GuestExit, Vm, VmPhase};
 use tamdao_model::volume::VolumePhase;
-use tamdao_model::{NodeId, PoolId, SessionId};
+use tamdao_model::{NodeId, PoolId, SessionId, VmId};
 use tamdao_store::typed::Draft;
 
-use super::{evacuate, move_step, node_event, put_vm, vm_delete};
+use super::{evacuate, move_step, node_event, put_vm, recovery, vm_delete};
 use crate::admission::Moment;
 
 /// Entries of one report that go into one decision, so that it always fits a transaction.
@@ -26,6 +28,8 @@ pub struct Part {
     pub foreign: Option<u32>,
     /// The version of the node's keeper; empty where there is none.
     pub keeper: Option<String>,
+    /// The first part of a complete report: all guests that live there.
+    pub whole: Option<BTreeSet<VmId>>,
 }
 
 /// Takes a part of a report. One of a session that is no longer the node's changes nothing.
@@ -35,6 +39,7 @@ pub fn take(draft: &mut Draft, moment: &mut Moment, node: NodeId, session: Sessi
         return;
     }
     take_node(draft, node, part);
+    recovery::hear(draft, node, session, part.whole.as_ref(), &part.vms);
     for seen in &part.volumes {
         take_volume(draft, moment, node, seen);
     }
@@ -139,7 +144,8 @@ fn take_vm(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &VmSeen) 
         put_vm(draft, new.clone());
         tell_phase(draft, moment, node, &vm, &new);
     }
-    if vm.spec.deleting && seen.gone {
+    // While the cloud recovers nothing is deleted; the next session says it again.
+    if vm.spec.deleting && seen.gone && !recovery::is_on(draft.view()) {
         vm_delete::guest_gone(draft, moment, &new);
     }
 }
@@ -235,6 +241,7 @@ fn take_volume(draft: &mut Draft, moment: &mut Moment, node: NodeId, seen: &Volu
     let problem = seen.problem.as_ref();
     let text = |default: &str| problem.map_or_else(|| default.to_owned(), |p| p.message.clone());
     match seen.state {
+        FileState::Deleted if recovery::is_on(draft.view()) => return,
         FileState::Deleted => return vm_delete::volume_gone(draft, moment, seen.volume),
         FileState::Making => {
             if !status.made {

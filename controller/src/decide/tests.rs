@@ -4,6 +4,8 @@
 
 #[path = "fence_tests.rs"]
 mod fencing;
+#[path = "recovery_tests.rs"]
+mod recovering;
 
 use std::collections::BTreeMap;
 
@@ -197,6 +199,7 @@ pub(crate) fn seen(vm: &Vm, state: GuestState, gone: bool) -> VmSeen {
         unknown: false,
         gone,
         moving: None,
+        addresses: Vec::new(),
     }
 }
 

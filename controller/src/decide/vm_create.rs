@@ -22,7 +22,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::vm_power::Size;
-use super::{event, quota};
+use super::{event, quota, recovery};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -293,10 +293,12 @@ fn free_address(
 
 /// Whether an address is held, or rests still.
 fn is_held(view: &View, moment: &Moment, network: NetworkId, address: IpAddr) -> bool {
-    view.addresses.get(format_args!("{network}/{address}")).is_some_and(|row| match row.holder {
+    let row = view.addresses.get(format_args!("{network}/{address}"));
+    let held = row.is_some_and(|row| match row.holder {
         Holder::Vm { .. } => true,
         Holder::Resting { until } => until > moment.now,
-    })
+    });
+    held || recovery::is_used(view, address)
 }
 
 fn with_prefix(subnet: &Subnet, address: IpAddr) -> IpNet {

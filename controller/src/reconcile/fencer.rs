@@ -70,6 +70,10 @@ impl Loop for Fencer {
         false
     }
 
+    fn rests_in_recovery(&self) -> bool {
+        false
+    }
+
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let readings = shared.sessions.take_readings();
         let (now, timeout) = (shared.clock.instant(), shared.sessions.timeout());

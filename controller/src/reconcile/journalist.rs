@@ -75,6 +75,10 @@ impl Loop for Journalist {
         LOOK
     }
 
+    fn rests_in_recovery(&self) -> bool {
+        false
+    }
+
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let (entries, through) = self.committed(shared);
         let (now, trim) = (shared.clock.now(), self.due(shared.clock.instant()));

@@ -43,6 +43,10 @@ impl Loop for Liveness {
         false
     }
 
+    fn rests_in_recovery(&self) -> bool {
+        false
+    }
+
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let now = shared.clock.instant();
         let timeout = shared.sessions.timeout();

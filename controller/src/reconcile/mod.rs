@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use tamdao_model::TimeMs;
 use tamdao_store::kv::Leadership;
 
+use crate::decide::recovery;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -36,6 +37,11 @@ pub trait Loop: Send {
 
     /// Whether a new revision wakes it.
     fn wakes_on_change(&self) -> bool {
+        true
+    }
+
+    /// Whether it does nothing while the cloud recovers. What only watches and proves goes on.
+    fn rests_in_recovery(&self) -> bool {
         true
     }
 
@@ -97,9 +103,11 @@ pub async fn drive(mut task: impl Loop, shared: Arc<Shared>, office: Option<Lead
     loop {
         changes.borrow_and_update();
         let began = shared.clock.instant();
+        let rests = task.rests_in_recovery() && recovery::is_on(&shared.cache.view());
+        let pass = async { if rests { Ok(0) } else { task.pass(&shared).await } };
         let outcome = tokio::select! {
             biased;
-            outcome = task.pass(&shared) => outcome,
+            outcome = pass => outcome,
             () = lost(office.as_ref()) => break,
         };
         let took = shared.clock.instant().saturating_duration_since(began);

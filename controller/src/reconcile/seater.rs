@@ -26,6 +26,10 @@ impl Loop for Seater {
         Duration::from_secs(5)
     }
 
+    fn rests_in_recovery(&self) -> bool {
+        false
+    }
+
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let Some(membership) = &shared.membership else { return Ok(0) };
         let group = shared.kv.status();

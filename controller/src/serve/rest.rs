@@ -43,6 +43,8 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_AgencyService::AgencyServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_TokenService::TokenServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_AuditService::AuditServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_BackupService::BackupServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_RecoveryService::RecoveryServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_ClusterService::ClusterServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_ControllerService::ControllerServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_EventService::EventServiceRestBridge),

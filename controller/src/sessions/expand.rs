@@ -16,6 +16,7 @@ use tamdao_model::{ImageId, NodeId, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::view::View;
 
+use crate::decide::recovery;
 use crate::engine;
 
 /// Opens a sealed secret; none if it is not of this cluster's key.
@@ -30,9 +31,14 @@ pub fn assignment(
 ) -> agent::Assignment {
     let none = Assignment::empty(node);
     let own = view.assignments.get(node).map_or(&none, |row| &*row.value);
-    let held_back = view.nodes.get(node).is_some_and(|node| is_held_back(node.status.phase));
-    let speaks_of =
-        |id: &VmId| own.vms.get(id).is_some_and(|entry| !held_back || entry.intent == Intent::Stale);
+    // A cloud that recovers has nothing done: what its nodes run they keep, and say.
+    let recovers = recovery::is_on(view);
+    let held_back = recovers || view.nodes.get(node).is_some_and(|node| is_held_back(node.status.phase));
+    let speaks_of = |id: &VmId| match own.vms.get(id).map(|entry| entry.intent) {
+        None | Some(Intent::Left) => false,
+        Some(Intent::Stale) => !recovers,
+        Some(Intent::Wanted | Intent::Stop | Intent::Incoming | Intent::Outgoing) => !held_back,
+    };
     let (told, mut volumes): (Vec<VmId>, BTreeSet<VolumeId>) = match only {
         // What is told is looked for, and not all that the node has: a node is told something many times a second.
         Some((vms, volumes)) => {
@@ -140,6 +146,8 @@ fn vm_entry(
     open: Open<'_>,
 ) -> agent::AssignedVm {
     let intent = match entry.intent {
+        // What is left is not spoken of; were it, its node would have nothing to do.
+        Intent::Left => agent::Intent::Unspecified,
         Intent::Wanted => agent::Intent::Wanted,
         Intent::Stop => agent::Intent::Stop,
         Intent::Stale => agent::Intent::Stale,

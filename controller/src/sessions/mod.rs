@@ -207,6 +207,10 @@ impl Sessions {
             }
         }
         gone.iter().for_each(|session| self.dismiss(session));
+        // What was held back from all of them is told in new sessions, which begin with whole reports.
+        if commits.iter().flat_map(|commit| commit.deltas.iter()).any(ends_recovery) {
+            self.end_all();
+        }
     }
 
     /// Ends the session of a node that was removed, and says so.
@@ -241,6 +245,11 @@ impl Sessions {
         session.send(message).map_err(|_| Refusal::unavailable("the VM's node does not listen now"))?;
         Ok(tunnel)
     }
+}
+
+fn ends_recovery(delta: &Delta) -> bool {
+    let recovers = |record: &Option<Record>| matches!(record, Some(Record::Cluster(cluster)) if cluster.recovery.is_some());
+    recovers(&delta.before) && !recovers(&delta.after)
 }
 
 /// Marks what one change makes new for which sessions.

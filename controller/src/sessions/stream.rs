@@ -27,6 +27,7 @@ use crate::admission::Moment;
 use crate::api::open_user_data;
 use crate::auth::{self, Principal};
 use crate::decide::node::{self as decide, Opening};
+use crate::decide::recovery;
 use crate::decide::report::{self, CHUNK, Part};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -388,13 +389,17 @@ fn take_report(
     let volumes = report.volumes.iter().map(read_volume).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let pools = report.pools.iter().map(read_pool).collect::<Result<Vec<_>, _>>().map_err(bad)?;
     let keeper = report.keeper.map(|keeper| keeper.version).unwrap_or_default();
-    let mut parts =
-        vec![Part { pools, foreign: Some(report.foreign), keeper: Some(keeper), ..Part::default() }];
+    let whole = report.complete.then(|| recovery::living(&vms));
+    let first = Part { pools, foreign: Some(report.foreign), keeper: Some(keeper), whole, ..Part::default() };
+    let mut parts = vec![first];
     // A deleted VM goes when its last volume has, so volumes come after the VMs' own news.
     parts.extend(vms.chunks(CHUNK).map(|vms| Part { vms: vms.to_vec(), ..Part::default() }));
     parts.extend(volumes.chunks(CHUNK).map(|volumes| Part { volumes: volumes.to_vec(), ..Part::default() }));
     for part in parts {
         handed_in.push(hand_in(shared, move |draft, moment| report::take(draft, moment, id, session, &part)));
+    }
+    if report.complete {
+        handed_in.push(hand_in(shared, move |draft, _| recovery::heard_all(draft, id, session)));
     }
     let health = report.health;
     handed_in

@@ -198,12 +198,19 @@ impl Cloud {
 
     /// A node's certificate, as its agent gets it.
     pub async fn node(&self, name: &str) -> (String, User) {
+        let (id, user, _) = self.host(name).await;
+        (id, user)
+    }
+
+    /// The same, with the UUID of its host.
+    pub async fn host(&self, name: &str) -> (String, User, uuid::Uuid) {
         let token = self.join_token(&self.admin(), "JOIN_TOKEN_KIND_NODE", 1).await;
         let (request, key) = node_request(&token, name);
+        let host_uuid = request.host_uuid.parse().unwrap();
         let mut enroll = EnrollServiceClient::new(self.anonymous().channel(self.address(0)));
         let given = enroll.enroll_node(request).await.unwrap().into_inner();
         let credentials = Credentials::new(&given.ca, &given.certificate, &key).unwrap();
-        (given.node_id, User::new(credentials.client().unwrap(), None))
+        (given.node_id, User::new(credentials.client().unwrap(), None), host_uuid)
     }
 }
 

@@ -2,6 +2,7 @@
 //! texts may come from a guest, so they are cut to size and freed of control characters before they are stored
 //! and shown on terminals. A report that names no id or no state is refused as a whole.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use tamdao_proto::{agent, v1};
@@ -40,6 +41,8 @@ pub struct VmSeen {
     pub gone: bool,
     /// What this end says of the VM's move.
     pub moving: Option<MoveSeen>,
+    /// Addresses that the packet filter lets it use; of what is unknown only.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What one end says of a move.
@@ -112,6 +115,12 @@ pub fn read_vm(report: &agent::v1::VmReport) -> Result<VmSeen, ReportError> {
         unknown: report.unknown,
         gone: report.gone,
         moving: report.r#move.as_ref().map(read_move).transpose()?,
+        addresses: report
+            .addresses
+            .iter()
+            .take(limits::GUEST_ADDRESSES)
+            .filter_map(|text| text.parse().ok())
+            .collect(),
     })
 }
 

@@ -128,6 +128,7 @@ fn events_tokens_and_controllers_are_shown_by_name() {
         ca_key: Sealed(vec![]),
         admin_tokens: vec![],
         disarmed: None,
+        recovery: None,
     };
     assert_eq!(cluster::show(&cluster, 9).revision, 9);
 

@@ -1,9 +1,12 @@
 //! How records are written: what is as it is by default is left out, and what is left out is read as its default.
 
 use serde_json::{Value, json};
+use tamdao_model::VmId;
 use tamdao_model::agency::Usage;
 use tamdao_model::audit::Audit;
+use tamdao_model::cluster::Cluster;
 use tamdao_model::quota::Measure;
+use tamdao_model::recovery::Finding;
 use tamdao_model::vm::Vm;
 
 use crate::updates::{node, vm};
@@ -73,4 +76,23 @@ fn audit_records_are_read_and_written_as_at_first() {
     }
     let least: Audit = serde_json::from_str(&REFUSED.replace(",\"count\":17", "")).unwrap();
     assert_eq!((least.count, least.is_refused()), (1, true));
+}
+
+#[test]
+fn what_a_cloud_finds_out_is_read_as_the_release_that_began_it_wrote_it() {
+    let id = uuid::Uuid::from_u128;
+    let written = json!({"node": id(1), "session": id(2), "complete": true, "guests": {
+        id(3).to_string(): {"incarnation": 4, "state": "running", "vcpus": 1, "memory_mib": 256, "addresses": ["10.0.0.9"]},
+        id(5).to_string(): {"incarnation": 1, "state": "paused"}}});
+    let finding: Finding = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(finding.guests[&VmId(id(3))].addresses, ["10.0.0.9".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(serde_json::to_value(&finding).unwrap(), written);
+    let mut cluster = json!({"id": id(1), "name": "north", "level": 1, "ca_certificate": "", "ca_key": "",
+        "admin_tokens": []});
+    let before: Cluster = serde_json::from_value(cluster.clone()).unwrap();
+    assert_eq!(before.recovery, None, "as 0.1.0 wrote it");
+    cluster["recovery"] = json!({"since": 5, "cluster": id(9), "revision": 7, "backup_time": 4});
+    let recovers: Cluster = serde_json::from_value(cluster.clone()).unwrap();
+    assert_eq!(recovers.recovery.as_ref().map(|recovery| recovery.revision), Some(7));
+    assert_eq!(serde_json::to_value(&recovers).unwrap(), cluster);
 }

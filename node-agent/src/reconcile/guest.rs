@@ -157,6 +157,11 @@ impl Guest<'_> {
         report.state = if ended { GuestState::Stopped } else { GuestState::Absent }.into();
         let Some(domain) = domain else { return report };
         report.unknown = wanted.is_none() && self.view.desired.complete;
+        if report.unknown {
+            // A leader that does not know it must not give them to another.
+            let addresses = record.rules.iter().flat_map(|rule| &rule.addresses);
+            report.addresses = addresses.map(ToString::to_string).collect();
+        }
         let stopping = record.stop.is_some() && !record.reboot && wanted.is_none_or(goes_down);
         report.state = match domain.state {
             DomainState::Running | DomainState::Crashed if stopping => GuestState::Stopping,

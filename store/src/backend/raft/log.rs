@@ -24,9 +24,9 @@ use super::types::{Ballot, LogEntry, LogId, Types};
 const CACHE_BYTES: usize = 4 << 20;
 /// How many bytes of entries one replication message carries, beyond its first entry.
 const MESSAGE_BYTES: usize = 2 << 20;
-const VOTE: &str = "vote";
-const COMMITTED: &str = "committed";
-const PURGED: &str = "purged";
+pub(super) const VOTE: &str = "vote";
+pub(super) const COMMITTED: &str = "committed";
+pub(super) const PURGED: &str = "purged";
 const CACHE: &str = "no code under this lock panics";
 
 /// The log of one member; clones are the same log.

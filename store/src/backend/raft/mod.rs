@@ -13,6 +13,7 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+mod seed;
 mod service;
 mod snapshot;
 #[cfg(test)]

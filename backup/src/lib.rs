@@ -1,0 +1,11 @@
+//! Backups: all records of a cloud at one revision in one file that only its recipients can read.
+//!
+//! The invariant: what is read is what was written, byte for byte, or it is an error; nothing is guessed, skipped or
+//! mended. Deliberately absent: where the records come from, and what a restore makes of them.
+
+pub mod check;
+pub mod file;
+mod seal;
+
+pub use file::{About, BackupError, Content, Entry, Head, head, open, write};
+pub use seal::{Identities, Recipients};

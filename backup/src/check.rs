@@ -9,6 +9,7 @@ use tamdao_model::Stored;
 use tamdao_model::address::Address;
 use tamdao_model::agency::{Agency, Usage};
 use tamdao_model::assignment::Assignment;
+use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{Cluster, Controller, JoinToken, Request};
 use tamdao_model::event::Event;
 use tamdao_model::flavor::Flavor;
@@ -49,6 +50,7 @@ pub const KINDS: &[Reader] = kinds![
     Address,
     Agency,
     Assignment,
+    Audit,
     Cluster,
     Controller,
     Event,

@@ -28,7 +28,13 @@ const BAD_CONFIG: u8 = 64;
 
 /// A controller of a Tam Đảo cloud.
 #[derive(Parser)]
-#[command(name = "tamdao-controller", version, about, max_term_width = 100)]
+#[command(
+    name = "tamdao-controller",
+    version,
+    about,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

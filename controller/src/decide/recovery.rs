@@ -40,7 +40,7 @@ pub const ADMITTED: &[&str] = &[
     "TransferService/UploadImage",
 ];
 /// What begins so only reads.
-const READS: &[&str] = &["Get", "List", "Watch", "Explain", "Dump", "Replay", "Read", "Take"];
+const READS: &[&str] = &["Get", "List", "Watch", "Explain", "Dump", "Replay", "Read", "Take", "Verify"];
 /// Devices that a guest is taken to have of which only its size is known.
 const DEVICES: u32 = 4;
 /// Names in one sentence.

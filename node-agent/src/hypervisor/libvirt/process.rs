@@ -33,6 +33,8 @@ pub fn find(directory: &Path, vm: Uuid) -> Result<ProcessId, HypervisorError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -44,10 +46,13 @@ mod tests {
         std::fs::write(&file, format!("{}\n", std::process::id())).unwrap();
         assert!(find(dir.path(), vm).unwrap_err().to_string().contains("is not tamdao-"));
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line", &domain_name(vm)])
+            .args(["-c", "echo; read line", &domain_name(vm)])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // A process may be seen for a moment without its arguments; one that speaks has them.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         std::fs::write(&file, format!("{}\n", child.id())).unwrap();
         let found = find(dir.path(), vm);
         child.kill().unwrap();

@@ -3,7 +3,7 @@
 use tamdao_seams::Mutant;
 use tamdao_sim::live;
 
-/// The seeds of every change; `cargo xtask ci --long` lives ten thousand.
+/// The seeds of every change; `cargo xtask ci --long` lives two thousand.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=40;
 
 #[test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tamdao_scheduler::check::plans::check_plans;
 use tamdao_scheduler::check::{Step, check};
-use tamdao_scheduler::survive::guarantee::{Guarantee, Lack, Refusal};
+use tamdao_scheduler::survive::Lack;
+use tamdao_scheduler::survive::guarantee::{Guarantee, Refusal};
 use tamdao_scheduler::{By, Placement, VmShape};
 
 use crate::fleet::{Fleet, Kind};

@@ -17,7 +17,7 @@ use crate::index::{Amounts, Entry};
 use crate::reason::{Reason, ReasonKind};
 use crate::score::Points;
 use crate::shape::VmShape;
-use crate::view::View;
+use crate::view::{Row, View};
 
 /// The place for one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,10 +280,16 @@ impl Iterator for Ranked<'_> {
 
 /// Counts the first reason of each node.
 pub(crate) fn rejection(ask: &Ask) -> Rejection {
-    let mut rejection = Rejection { cluster: ask.cluster_reason(), ..Rejection::default() };
-    for row in ask.view.rows_by_id() {
+    let counted = tally(ask.view.rows_by_id().map(|row| (row, ask.reasons(row).next())));
+    Rejection { cluster: ask.cluster_reason(), ..counted }
+}
+
+/// Counts nodes by the reason that rules each out.
+pub(crate) fn tally<'a>(nodes: impl IntoIterator<Item = (&'a Row, Option<Reason>)>) -> Rejection {
+    let mut rejection = Rejection::default();
+    for (row, reason) in nodes {
         rejection.nodes += 1;
-        let Some(reason) = ask.reasons(row).next() else { continue };
+        let Some(reason) = reason else { continue };
         let tally = rejection.by_reason.entry(reason.kind()).or_insert_with(|| Tally {
             nodes: 0,
             nearest: row.shape.id,

@@ -14,8 +14,9 @@ use tamdao_scheduler::check::plans::check_plans;
 use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::find;
+use tamdao_scheduler::survive::Lack;
 use tamdao_scheduler::survive::Loss;
-use tamdao_scheduler::survive::guarantee::{Guarantee, Lack, Refusal};
+use tamdao_scheduler::survive::guarantee::{Guarantee, Refusal};
 use tamdao_scheduler::{By, Cells, View, VmShape};
 
 use cluster::{Plan, any_plan};

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::process::Signal;
 
+use crate::Result;
+use crate::binaries::Version;
 use crate::process::{Process, children, run, signal};
 use crate::testbed::Testbed;
 use crate::wait::{SOON, eventually, not_yet};
-use crate::{Result, binaries};
 
 /// The agent of one node.
 pub struct Agent {
@@ -16,6 +17,8 @@ pub struct Agent {
     pub name: String,
     pub data_dir: PathBuf,
     pub log: PathBuf,
+    /// Counts from the next start.
+    pub version: Version,
     config: PathBuf,
     testbed: Testbed,
     process: Option<Process>,
@@ -32,8 +35,8 @@ impl Agent {
         let (config, data_dir) = (home.join("agent.toml"), home.join("data"));
         let text = format!("name = {name:?}\ndata_dir = {data_dir:?}\nacceleration = {acceleration:?}\n");
         std::fs::write(&config, text)?;
-        let (log, testbed) = (home.join("log"), testbed.clone());
-        Ok(Self { name: name.to_owned(), data_dir, log, config, testbed, process: None })
+        let (name, log, version) = (name.to_owned(), home.join("log"), Version::default());
+        Ok(Self { name, data_dir, log, version, config, testbed: testbed.clone(), process: None })
     }
 
     /// Limits what its moves may send, from its next start on.
@@ -76,7 +79,7 @@ impl Agent {
     /// When it cannot.
     pub fn join(&self, controllers: &[String], token: &str) -> Result<()> {
         let mut command = self.testbed.inside(&self.name);
-        command.arg(binaries::find("tamdao-agent")?).arg("--config").arg(&self.config);
+        command.arg(self.version.find("tamdao-agent")?).arg("--config").arg(&self.config);
         command.args(["join", "--token", token]);
         for controller in controllers {
             command.args(["--controller", controller]);
@@ -106,7 +109,7 @@ impl Agent {
             bail!("the agent of {} is started already", self.name);
         }
         let mut command = self.testbed.inside(&self.name);
-        command.arg(binaries::find("tamdao-agent")?).arg("--config").arg(&self.config).arg("run");
+        command.arg(self.version.find("tamdao-agent")?).arg("--config").arg(&self.config).arg("run");
         command.envs(environment.iter().copied());
         self.process = Some(Process::start(&format!("the agent of {}", self.name), &mut command, &self.log)?);
         Ok(())

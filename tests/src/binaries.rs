@@ -10,6 +10,38 @@ use crate::Result;
 /// Builds all programs as the tests want them.
 const BUILD: &str = "cargo build --workspace --bins --features tamdao-node-agent/test-hooks";
 
+/// Where the programs of the release before this version are, which `cargo xtask ci --long` builds.
+const RELEASED: &str = "TAMDAO_TEST_RELEASED_DIR";
+
+/// The version whose programs are started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Version {
+    /// What is under test.
+    #[default]
+    Present,
+    /// The newest release before it (docs/releases.md).
+    Released,
+}
+
+impl Version {
+    /// The program of this name.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn find(self, name: &str) -> Result<PathBuf> {
+        if self == Self::Present {
+            return find(name);
+        }
+        let directory = std::env::var_os(RELEASED)
+            .with_context(|| format!("{RELEASED} is not set; run: cargo xtask upgrade"))?;
+        let program = Path::new(&directory).join(name);
+        if !program.is_file() {
+            bail!("{} is not there; run: cargo xtask upgrade", program.display());
+        }
+        Ok(program)
+    }
+}
+
 /// The program of this name.
 ///
 /// # Errors

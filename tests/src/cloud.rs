@@ -15,6 +15,7 @@ use tamdao_proto::v1::{
 
 use crate::agent::Agent;
 use crate::api::{self, Api};
+use crate::binaries::Version;
 use crate::cli::Cli;
 use crate::controller::Controller;
 use crate::etcd::Etcd;
@@ -38,8 +39,10 @@ pub struct Builder {
     controllers: usize,
     nodes: u8,
     furnished: bool,
-    shared: bool,
+    /// The storage lease, ms, of nodes that share a pool.
+    shared: Option<u64>,
     etcd: bool,
+    version: Version,
 }
 
 /// The cloud under test. Its fields go in this order: processes first, then what they lived in.
@@ -64,7 +67,14 @@ pub struct Cloud {
 impl Cloud {
     /// A cloud of one controller and no node.
     pub fn builder() -> Builder {
-        Builder { controllers: 1, nodes: 0, furnished: true, shared: false, etcd: false }
+        Builder {
+            controllers: 1,
+            nodes: 0,
+            furnished: true,
+            shared: None,
+            etcd: false,
+            version: Version::Present,
+        }
     }
 
     /// # Errors
@@ -366,8 +376,14 @@ impl Builder {
 
     /// With a keeper, a watchdog and a shared directory on each host, and the pool `shared` in that.
     #[must_use]
-    pub fn shared(mut self) -> Self {
-        self.shared = true;
+    pub fn shared(self) -> Self {
+        self.leases_of(LEASE_MS)
+    }
+
+    /// The same with storage leases of so many milliseconds.
+    #[must_use]
+    pub fn leases_of(mut self, ms: u64) -> Self {
+        self.shared = Some(ms);
         self
     }
 
@@ -375,6 +391,13 @@ impl Builder {
     #[must_use]
     pub fn etcd(mut self) -> Self {
         self.etcd = true;
+        self
+    }
+
+    /// With controllers and agents of the release before this version.
+    #[must_use]
+    pub fn released(mut self) -> Self {
+        self.version = Version::Released;
         self
     }
 
@@ -398,7 +421,11 @@ impl Builder {
         } else {
             Ipv4Addr::LOCALHOST
         };
-        let plan = |number| Controller::plan(&slot.directory, &format!("c{number}"), host);
+        let plan = |number| -> Result<Controller> {
+            let mut controller = Controller::plan(&slot.directory, &format!("c{number}"), host)?;
+            controller.version = self.version;
+            Ok(controller)
+        };
         let mut controllers: Vec<Controller> = (1..=self.controllers).map(plan).collect::<Result<_>>()?;
         let etcd = (self.etcd || all_on_etcd()?).then(|| Etcd::start(&slot)).transpose()?;
         if let Some(etcd) = &etcd {
@@ -431,11 +458,11 @@ impl Builder {
             done: false,
         };
         cloud.gather().await?;
-        cloud.settle(self.nodes, self.shared).await?;
+        cloud.settle(self.nodes, self.shared, self.version).await?;
         if self.furnished {
             cloud.furnish(self.nodes > 0).await?;
         }
-        if self.shared {
+        if self.shared.is_some() {
             cloud.share().await?;
         }
         Ok(cloud)
@@ -443,8 +470,11 @@ impl Builder {
 }
 
 impl Cloud {
-    /// The further controllers join, one after the other.
-    async fn gather(&mut self) -> Result<()> {
+    /// The further controllers join the first, one after the other.
+    ///
+    /// # Errors
+    /// When one does not come to vote.
+    pub async fn gather(&mut self) -> Result<()> {
         for index in 0..self.controllers.len() {
             if index > 0 {
                 let name = self.controllers[index].name.clone();
@@ -482,7 +512,7 @@ impl Cloud {
     }
 
     /// Boots the nodes and joins them.
-    async fn settle(&mut self, nodes: u8, shared: bool) -> Result<()> {
+    async fn settle(&mut self, nodes: u8, shared: Option<u64>, version: Version) -> Result<()> {
         if nodes == 0 {
             return Ok(());
         }
@@ -494,9 +524,10 @@ impl Cloud {
             self.testbed.shell(&name, &format!("mkdir -p {POOL}"))?;
             let token = self.join_token(JoinTokenKind::Node, &name).await?;
             let mut agent = Agent::plan(&self.slot.directory, &self.testbed, &name, acceleration)?;
+            agent.version = version;
             agent.join(&addresses, &token)?;
-            if shared {
-                agent.configure(&format!("storage_lease_ms = {LEASE_MS}"))?;
+            if let Some(lease_ms) = shared {
+                agent.configure(&format!("storage_lease_ms = {lease_ms}"))?;
                 self.guarded.push(Guarded::start(&self.slot, &self.testbed, &name).await?);
             }
             agent.start()?;

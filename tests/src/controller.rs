@@ -6,9 +6,10 @@ use std::process::Command;
 
 use anyhow::Context;
 
+use crate::Result;
+use crate::binaries::Version;
 use crate::process::{Process, run};
 use crate::slot::Slot;
-use crate::{Result, binaries};
 
 /// One seat of the control plane.
 pub struct Controller {
@@ -19,6 +20,8 @@ pub struct Controller {
     pub metrics: String,
     pub data_dir: PathBuf,
     pub log: PathBuf,
+    /// Counts from the next start.
+    pub version: Version,
     config: PathBuf,
     process: Option<Process>,
 }
@@ -40,7 +43,8 @@ impl Controller {
         );
         std::fs::write(&config, text)?;
         let log = home.join("log");
-        Ok(Self { name: name.to_owned(), address, metrics, data_dir, log, config, process: None })
+        let (name, version) = (name.to_owned(), Version::default());
+        Ok(Self { name, address, metrics, data_dir, log, version, config, process: None })
     }
 
     /// Adds sections to the configuration; they count from the next start.
@@ -69,6 +73,25 @@ impl Controller {
         run(self.command("join")?.args(["--controller", meet, "--token", token]))
             .with_context(|| format!("{} joins", self.name))?;
         Ok(())
+    }
+
+    /// Becomes the first controller of a cloud that comes back from a backup, which `key` opens.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn restore(&self, backup: &Path, key: &Path) -> Result<()> {
+        run(self.command("restore")?.arg("--from").arg(backup).arg("--identity").arg(key))
+            .context("the restore")?;
+        Ok(())
+    }
+
+    /// Its power and its disks are lost.
+    ///
+    /// # Errors
+    /// When something of it stays.
+    pub fn lose(&mut self) -> Result<()> {
+        self.kill()?;
+        Ok(std::fs::remove_dir_all(&self.data_dir)?)
     }
 
     /// Starts the process; it need not be ready yet.
@@ -126,7 +149,7 @@ impl Controller {
 
     /// The program with a subcommand and the configuration.
     fn command(&self, verb: &str) -> Result<Command> {
-        let mut command = Command::new(binaries::find("tamdao-controller")?);
+        let mut command = Command::new(self.version.find("tamdao-controller")?);
         command.arg(verb).arg("--config").arg(&self.config);
         Ok(command)
     }

@@ -18,6 +18,11 @@ pub fn start(json: Option<PathBuf>) -> Result<()> {
     run("bench-start", json)
 }
 
+/// Measures how long a VM is away when its node is lost.
+pub fn availability(json: Option<PathBuf>, lease_ms: u64) -> Result<()> {
+    run_with("bench-availability", json, &["--lease-ms", &lease_ms.to_string()])
+}
+
 /// Measures plans and applies of manifests.
 pub fn manifests(json: Option<PathBuf>) -> Result<()> {
     run("bench-manifests", json)
@@ -25,13 +30,17 @@ pub fn manifests(json: Option<PathBuf>) -> Result<()> {
 
 /// Builds what is measured and what measures, and runs the latter.
 fn run(bench: &str, json: Option<PathBuf>) -> Result<()> {
+    run_with(bench, json, &[])
+}
+
+fn run_with(bench: &str, json: Option<PathBuf>, more: &[&str]) -> Result<()> {
     let packages = ["tamdao-controller", "tamdao-node-agent", "tamdao-cli", "tamdao-tests"];
     let mut build = vec!["build", "--release", "--bins"];
     build.extend(packages.iter().flat_map(|package| ["-p", package]));
     command("cargo", &build)?;
     let program = root().join("target/release").join(bench);
     let file = json.map(std::path::absolute).transpose()?;
-    let mut arguments = Vec::new();
+    let mut arguments = more.to_vec();
     if let Some(file) = &file {
         arguments.extend(["--json", file.to_str().unwrap_or_default()]);
     }

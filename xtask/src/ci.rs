@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::output::say;
-use crate::{root, tidy};
+use crate::{root, tidy, upgrade};
 
 /// Versions of the tools that are installed where they are missing.
 const NEXTEST: &str = "cargo-nextest@0.9.143";
 const DENY: &str = "cargo-deny@0.18.9";
 
 /// The feature with which binaries and tests are built: it lets a test kill an agent in the middle of a step.
-const HOOKS: &str = "tamdao-node-agent/test-hooks";
+pub const HOOKS: &str = "tamdao-node-agent/test-hooks";
 /// Histories of the simulation.
 const SEEDS: &str = "2000";
 /// For properties, in place of 256.
@@ -35,7 +35,7 @@ pub fn run(long: bool) -> Result<()> {
     // The tests start these as processes, so they are built before.
     steps.run("binaries", || command("cargo", &["build", "--workspace", "--bins", "--features", HOOKS]))?;
     steps.run("tests", || {
-        install("nextest", NEXTEST)?;
+        install_nextest()?;
         nextest(&["--workspace", "--features", HOOKS], &[])
     })?;
     if long {
@@ -71,6 +71,7 @@ fn longer(steps: &mut Steps) -> Result<()> {
         nextest(&province, &[("TAMDAO_TEST_PROVINCE", "whole")])
     })?;
     steps.run("seeds", || simulate(&["--seeds".into(), SEEDS.into()], Some("cases")))?;
+    steps.run("upgrade", upgrade::run)?;
     // A fault that needs luck to be seen gets its chances.
     steps.run("repeats", || {
         nextest(&["--workspace", "--profile", "repeats", "--stress-count", "10", "--features", HOOKS], &[])
@@ -89,7 +90,7 @@ pub fn simulate(arguments: &[String], profile: Option<&str>) -> Result<()> {
 }
 
 /// Runs tests.
-fn nextest(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+pub fn nextest(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let mut command = Command::new("cargo");
     command.args(["nextest", "run"]).args(arguments).envs(environment.iter().copied());
     finish(command)
@@ -140,6 +141,11 @@ fn finish(mut command: Command) -> Result<()> {
         bail!("{command:?} ended with {status}");
     }
     Ok(())
+}
+
+/// What runs the tests.
+pub fn install_nextest() -> Result<()> {
+    install("nextest", NEXTEST)
 }
 
 /// Installs a cargo subcommand where it is missing.

@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod output;
 mod tidy;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Upgrade clouds of real processes from the newest release to this version
+    Upgrade,
     /// Check what the compiler does not: imports between crates, file heads and lengths, words
     Tidy,
 }
@@ -48,6 +51,15 @@ enum Bench {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Availability: how long a VM is away when its node is lost, and how long a drain takes
+    Availability {
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// The nodes' storage lease
+        #[arg(long, value_name = "MS", default_value_t = 60_000)]
+        lease_ms: u64,
     },
     /// Manifests: the province of deploy/examples, and a stack of 5,000 resources
     Manifests {
@@ -79,7 +91,9 @@ enum Bench {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Ci { long } => ci::run(long),
+        Chore::Upgrade => upgrade::run(),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
+        Chore::Bench { what: Bench::Availability { json, lease_ms } } => bench::availability(json, lease_ms),
         Chore::Bench { what: Bench::Manifests { json } } => bench::manifests(json),
         Chore::Bench { what: Bench::Scheduler { json, only, rebalance_seconds } } => {
             bench::scheduler(json, &only, rebalance_seconds)

@@ -17,11 +17,11 @@ use tamdao_model::{NodeId, VmId, limits};
 
 use super::reserve::{Backing, Lost, Room, Spot};
 use super::restarts::Target;
-use super::{Loss, restart_order};
+use super::{Lack, Loss, restart_order};
 use crate::cells::Cells;
 use crate::check::Step;
 use crate::filter::Ask;
-use crate::index::{Amounts, MEMORY, VCPUS};
+use crate::index::{MEMORY, VCPUS};
 use crate::place::{Placement, Ranked, Rejection, place, rejection};
 use crate::shape::{By, VmShape};
 use crate::view::View;
@@ -66,32 +66,9 @@ pub struct Broken {
     pub lack: Lack,
 }
 
-/// What is lacking for a loss to be borne.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lack {
-    /// Counted together, what is lost needs more than is free on all that remains: there is no plan.
-    Vcpus {
-        need: u64,
-        free: u64,
-    },
-    Memory {
-        need_mib: u64,
-        free_mib: u64,
-    },
-    /// No plan was found; there may be one.
-    NotProven,
-}
-
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the loss of {} would leave a VM without a place: ", self.name)?;
-        match self.lack {
-            Lack::Vcpus { need, free } => write!(f, "{need} vCPUs are needed, {free} are free"),
-            Lack::Memory { need_mib, free_mib } => {
-                write!(f, "{need_mib} MiB of memory are needed, {free_mib} MiB are free")
-            }
-            Lack::NotProven => f.write_str("no plan was found"),
-        }
+        write!(f, "the loss of {} would leave a VM without a place: {}", self.name, self.lack)
     }
 }
 
@@ -411,31 +388,5 @@ impl Guarantee {
             }
         }
         None
-    }
-
-    /// What a loss lacks, by sums over all nodes that remain, with one more VM on a node if one is given.
-    fn lack(&self, number: u32, more: Option<(NodeId, &VmShape)>) -> Lack {
-        let lost = self.lost(number);
-        let mut need = Amounts::default();
-        let mut free = Amounts::default();
-        for (slot, row) in self.view.rows() {
-            if !lost.nodes.contains(&slot) {
-                free = std::array::from_fn(|d| free[d].saturating_add(row.entry.free[d]));
-            }
-        }
-        let planned = lost.stocks().iter().flat_map(|stock| stock.held.vms.iter().map(|(vm, _)| &**vm));
-        let all = planned.chain(lost.left_out.values().map(|vm| &**vm)).chain(more.map(|(_, vm)| vm));
-        for vm in all {
-            let held = vm.reservation_on(false);
-            need[VCPUS] += u64::from(held.vcpus);
-            need[MEMORY] = need[MEMORY].saturating_add(held.memory_mib);
-        }
-        if need[VCPUS] > free[VCPUS] {
-            Lack::Vcpus { need: need[VCPUS], free: free[VCPUS] }
-        } else if need[MEMORY] > free[MEMORY] {
-            Lack::Memory { need_mib: need[MEMORY], free_mib: free[MEMORY] }
-        } else {
-            Lack::NotProven
-        }
     }
 }

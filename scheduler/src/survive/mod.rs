@@ -7,6 +7,7 @@
 mod carry;
 mod facts;
 pub mod guarantee;
+mod lack;
 mod lost;
 mod proof;
 mod reserve;
@@ -18,6 +19,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
+
+pub use lack::Lack;
 
 use crate::place::{Placement, Rejection, place_each};
 use crate::shape::VmShape;

@@ -306,7 +306,9 @@ impl<'a> Course<'a> {
         };
         if !unfit.is_empty() {
             // A label that no user can write, on the nodes that it forbids.
-            let label = format!("cannot take {} while it runs", vm.meta.name);
+            let agency = self.view.agencies.get(vm.agency).map(|agency| agency.meta.name.clone());
+            let agency = agency.map_or_else(|| vm.agency.to_string(), |name| name.to_string());
+            let label = format!("cannot take {agency}/{} while it runs", vm.meta.name);
             new.forbidden_labels.insert(label.clone(), String::new());
             for id in unfit {
                 if let Some(mut node) = self.guarantee.view().node(id).cloned() {

@@ -7,7 +7,7 @@ use tamdao_model::convert::agent::{FileState, VolumeSeen};
 use tamdao_model::moves::{MoveEvent, MoveSpec};
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::{GuestState, MaintenancePolicy, Power, Vm, VmPhase};
-use tamdao_model::{Meta, Name, PoolId, Scope};
+use tamdao_model::{AgencyId, Meta, Name, PoolId, Scope};
 use tamdao_store::typed::Draft;
 use uuid::Uuid;
 
@@ -384,7 +384,29 @@ fn a_guest_that_another_node_cannot_run_is_told() {
     scene.draft.put(node);
     let plan = scene.plan(0);
     assert_eq!((plan.rounds.len(), plan.rest[0].what), (0, What::Blocked), "{plan:?}");
-    assert!(plan.rest[0].why.contains("cannot take vm-0"), "{plan:?}");
+    assert!(plan.rest[0].why.contains("/vm-0 while it runs"), "{plan:?}");
+}
+
+/// Two agencies may each have a VM of the same name, and only one of them is bound to what its node is.
+#[test]
+fn what_one_guest_is_bound_to_binds_no_other_agencys_guest_of_the_same_name() {
+    let mut scene = Scene::new(3, false);
+    for at in [1, 2] {
+        let mut node = (*scene.draft.view().nodes.get(node_id(at)).unwrap().value).clone();
+        node.status.inventory.acceleration = "qemu".into();
+        scene.draft.put(node);
+    }
+    let bound = scene.vm(0, 0, 500, Migrate).unwrap();
+    let mut free = scene.vm(1, 2, 500, Migrate).unwrap();
+    free.agency = AgencyId(Uuid::from_u128(0xa2));
+    free.meta.name = bound.meta.name.clone();
+    scene.draft.put(free.clone());
+    scene.drain(&[0, 2], false);
+    let leaving = draining(scene.draft.view(), DrainPhase::Draining);
+    let plan = plan::leaving(scene.draft.view(), &scene.engine(), &leaving, scene.moment.now);
+    let goes: Vec<_> = plan.moves().map(|go| (go.vm, go.to)).collect();
+    assert_eq!(goes, [(free.id(), node_id(1))], "{plan:?}");
+    assert_eq!(plan.rest.iter().map(|rest| rest.vm).collect::<Vec<_>>(), [bound.id()], "{plan:?}");
 }
 
 #[test]

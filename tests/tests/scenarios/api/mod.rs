@@ -1,6 +1,7 @@
 //! Scenarios of the control plane alone.
 
 mod cluster;
+mod creates;
 mod etcd;
 mod fuzz;
 mod input;
@@ -9,3 +10,4 @@ mod manifests;
 mod placement;
 mod province;
 mod simulate;
+mod upgrade;

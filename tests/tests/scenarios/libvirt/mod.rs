@@ -8,3 +8,5 @@ mod life;
 mod loss;
 mod moves;
 mod network;
+mod restore;
+mod upgrade;

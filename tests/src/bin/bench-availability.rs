@@ -1,0 +1,167 @@
+//! The bench of availability: how long a VM is away when its node is lost, and how long a drain takes. `cargo xtask
+//! bench availability` runs it; it needs root. It prints a table on standard error and, with --json FILE, writes the
+//! same as data.
+//!
+//! A cloud of three controllers and three nodes with libvirt, keepers and a shared pool; the guest is tiny. A loss is
+//! from the moment when the node's power or its network and storage are gone, to when the cloud says that the VM runs
+//! elsewhere, looked at every few milliseconds; the node is back and ready before the next.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tamdao_proto::v1::{NodePhase, Vm, VmPhase};
+use tamdao_tests::Cloud;
+use tamdao_tests::api;
+use tamdao_tests::figures::{at, say};
+use tamdao_tests::guest::READY;
+use tamdao_tests::lookout::Lookout;
+use tamdao_tests::wait::BOOT;
+
+/// Losses of each kind.
+const ROUNDS: usize = 10;
+/// Guests of the node that is drained.
+const GUESTS: usize = 20;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long beyond the settings' own time a VM may be away before the bench gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+const SHARED: [&str; 2] = ["--disk", "size=256M,image=tiny,pool=shared"];
+/// The product's default.
+const LEASE_MS: u64 = 60_000;
+const SESSION_MS: u64 = 10_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let (mut file, mut lease_ms) = (None, LEASE_MS);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        match (name.as_str(), arguments.next()) {
+            ("--json", Some(path)) => file = Some(PathBuf::from(path)),
+            ("--lease-ms", Some(number)) => lease_ms = number.parse().context("--lease-ms")?,
+            _ => bail!("usage: bench-availability [--lease-ms MS] [--json FILE]"),
+        }
+    }
+    let cloud = Cloud::builder().controllers(3).nodes(3).leases_of(lease_ms).start().await?;
+    let mut bench = Bench { cloud, lease_ms, rows: Vec::new() };
+    bench.losses().await?;
+    bench.drain().await?;
+    let Bench { cloud, rows, .. } = bench;
+    cloud.done()?;
+    if let Some(file) = file {
+        let report = json!({ "bench": "availability", "rows": rows });
+        std::fs::write(&file, serde_json::to_string_pretty(&report)?)
+            .with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    cloud: Cloud,
+    lease_ms: u64,
+    rows: Vec<Value>,
+}
+
+/// What goes with a node.
+#[derive(Clone, Copy)]
+enum Lost {
+    Power,
+    NetworkAndStorage,
+}
+
+impl Bench {
+    async fn losses(&mut self) -> Result<()> {
+        let arguments = ["vm", "create", "web", "--flavor", "tiny", "--network", "lan"];
+        let _: Vm = self.cloud.cli.json(&[&arguments[..], &SHARED].concat()).await?;
+        self.cloud.guest("web").says(READY, 1).await?;
+        // Silence, then two readings of the lease that are a little more than itself apart (docs/operations/failures.md).
+        let own = Duration::from_millis(SESSION_MS + self.lease_ms * 102 / 100 + 2_000);
+        self.row("by the settings: silence and the lease's end", own);
+        for (lost, words) in
+            [(Lost::Power, "power cut"), (Lost::NetworkAndStorage, "network and storage cut")]
+        {
+            let mut took = Vec::new();
+            for round in 1..=ROUNDS {
+                took.push(self.lose(lost, own).await?);
+                say(&format!("{words}, {round} of {ROUNDS}: {:.1} s", took[round - 1].as_secs_f64()));
+            }
+            took.sort_unstable();
+            self.row(&format!("{words} to running elsewhere, median of {ROUNDS}"), at(&took, 0.5));
+            self.row(&format!("{words} to running elsewhere, worst"), at(&took, 1.0));
+        }
+        self.cloud.cli.run(&["vm", "delete", "web", "--force", "--yes"]).await?;
+        self.cloud.vanishes("web").await
+    }
+
+    /// One loss; how long the VM was away.
+    async fn lose(&mut self, lost: Lost, own: Duration) -> Result<Duration> {
+        let guarded = |vm: &Vm| vm.status.as_ref().is_some_and(|status| status.protected);
+        let vm = self.cloud.becomes("web", "protected", BOOT, guarded).await?;
+        let node = api::node(&vm).to_owned();
+        let lookout = Lookout::start();
+        match lost {
+            Lost::Power => self.cloud.power_cut(&node)?,
+            Lost::NetworkAndStorage => {
+                self.cloud.guarded(&node)?.link(false)?;
+                self.cloud.guarded(&node)?.unmount()?;
+            }
+        }
+        let began = Instant::now();
+        let elsewhere = |vm: &Vm| api::phase(vm) == VmPhase::Running && api::node(vm) != node;
+        while !self.cloud.vm("web").await.is_ok_and(|vm| elsewhere(&vm)) {
+            ensure!(began.elapsed() < own + PATIENCE, "the VM does not come back");
+            tokio::time::sleep(PAUSE).await;
+        }
+        let took = began.elapsed();
+        match lost {
+            Lost::Power => self.cloud.boot(&node).await?,
+            Lost::NetworkAndStorage => {
+                self.cloud.guarded(&node)?.mount()?;
+                self.cloud.guarded(&node)?.link(true)?;
+            }
+        }
+        let ready = |node: &tamdao_proto::v1::Node| {
+            node.status.as_ref().is_some_and(|status| status.phase() == NodePhase::Ready)
+        };
+        self.cloud.node_becomes(&node, "ready again", ready).await?;
+        lookout.end()?;
+        Ok(took)
+    }
+
+    /// A node with many guests is drained; they stand still while they move where they are emulated (decision 0112).
+    async fn drain(&mut self) -> Result<()> {
+        for other in ["n2", "n3"] {
+            self.cloud.cli.run(&["node", "cordon", other]).await?;
+        }
+        let names: Vec<String> = (1..=GUESTS).map(|number| format!("g{number}")).collect();
+        for name in &names {
+            let arguments = ["vm", "create", name, "--flavor", "tiny", "--network", "lan", "--no-wait"];
+            self.cloud.cli.run(&[&arguments[..], &SHARED].concat()).await?;
+        }
+        for name in &names {
+            self.cloud.guest(name).says(READY, 1).await?;
+        }
+        for other in ["n2", "n3"] {
+            self.cloud.cli.run(&["node", "uncordon", other]).await?;
+        }
+        let lookout = Lookout::start();
+        let began = Instant::now();
+        let said = self.cloud.cli.within(10 * PATIENCE, &["node", "drain", "n1", "--yes"]).await?;
+        let took = began.elapsed();
+        ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        lookout.end()?;
+        for name in &names {
+            let vm = self.cloud.vm(name).await?;
+            ensure!(api::phase(&vm) == VmPhase::Running && api::node(&vm) != "n1", "{}", api::told(&vm));
+        }
+        self.row(&format!("drain of a node with {GUESTS} guests of 128 MiB"), took);
+        Ok(())
+    }
+
+    fn row(&mut self, name: &str, value: Duration) {
+        let seconds = value.as_secs_f64();
+        say(&format!("{name:<64} {seconds:>8.1} s"));
+        self.rows.push(json!({ "name": name, "value": seconds, "unit": "s" }));
+    }
+}

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tamdao_model::Scope;
+use tamdao_model::assignment::Intent;
 use tamdao_model::moves::{Cause, Move, MoveEvent, Way};
 use tamdao_model::node::Node;
 use tamdao_model::vm::Vm;
@@ -156,6 +157,15 @@ fn choose<'a>(
         if wanted == source {
             let message = format!("vm {:?} is on {} already", vm.meta.name.as_str(), here.meta.name);
             return Err(Refusal::precondition("SameNode", message));
+        }
+        let left =
+            view.assignment(wanted).vms.get(&vm.id()).is_some_and(|entry| entry.intent == Intent::Stale);
+        if let Some(node) = view.nodes.get(wanted).filter(|_| left) {
+            let name = vm.meta.name.as_str();
+            let message =
+                format!("{} still clears away what vm {name:?} left there when it moved", node.meta.name);
+            return Err(Refusal::precondition("StillLeaving", message)
+                .hint("ask again in a moment; the node has to be heard for it"));
         }
         let verdict = verdicts.iter().find(|verdict| verdict.node == wanted);
         let verdict = verdict.ok_or_else(|| Refusal::not_found(Kind::Node, &wanted.to_string()))?;

@@ -392,6 +392,14 @@ impl Cloud {
     /// When its processes stay.
     pub fn power_cut(&mut self, node: &str) -> Result<()> {
         self.testbed.cut(node)?;
+        self.powerless(node)
+    }
+
+    /// Forgets the processes of a node whose power went in another way.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn powerless(&mut self, node: &str) -> Result<()> {
         self.agent_mut(node)?.forget();
         self.guarded.iter_mut().filter(|guarded| guarded.node == node).for_each(Guarded::end);
         Ok(())

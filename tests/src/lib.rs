@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod binaries;
+pub mod bmc;
 pub mod cli;
 pub mod cloud;
 pub mod controller;

@@ -4,6 +4,7 @@
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use tamdao_proto::v1::{Node, NodePhase, Vm, VmPhase};
+use tamdao_tests::bmc::Bmc;
 use tamdao_tests::guarded::Guarded;
 use tamdao_tests::guest::READY;
 use tamdao_tests::lookout::{Lookout, running};
@@ -91,6 +92,32 @@ async fn a_node_without_storage_and_network_kills_its_guests_before_they_run_els
     ensure!(cloud.testbed.qemus(&lost)?.is_empty(), "and it stays dead there");
     lookout.end()?;
     cloud.check()?;
+    cloud.done()
+}
+
+/// Its BMC takes its power for real, before its storage lease has ended.
+#[tokio::test]
+async fn a_node_that_is_heard_no_more_is_powered_off_and_its_guests_run_elsewhere() -> Result<()> {
+    let mut cloud = cloud(3).await?;
+    let lost = protected(&cloud, "web").await?;
+    let bmc = Bmc::start(&cloud.testbed, &lost).await?;
+    let password = cloud.slot.directory.join("bmc-password");
+    std::fs::write(&password, "secret\n")?;
+    let given = format!("{},user=fencer,password-file={},unverified", bmc.url, password.display());
+    cloud.cli.run(&["node", "update", &lost, "--bmc", &given]).await?;
+    cloud.cli.run(&["node", "fence-drill", &lost]).await?;
+    let lookout = Lookout::start();
+    cloud.guarded(&lost)?.link(false)?;
+    cloud.guarded(&lost)?.unmount()?;
+    runs_elsewhere(&cloud, "web", &lost).await?;
+    ensure!(proof(&cloud, "web").await? == "PowerOff");
+    bmc.has_cut()?;
+    ensure!(cloud.testbed.qemus(&lost)?.is_empty(), "nothing runs there");
+    cloud.powerless(&lost)?;
+    cloud.boot(&lost).await?;
+    cloud.node_becomes(&lost, "ready again", |node| phase(node) == NodePhase::Ready).await?;
+    lookout.end()?;
+    ensure!(running()?.values().all(|processes| processes.len() == 1));
     cloud.done()
 }
 

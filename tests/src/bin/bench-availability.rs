@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tamdao_proto::v1::{NodePhase, Vm, VmPhase};
 use tamdao_tests::Cloud;
 use tamdao_tests::api;
+use tamdao_tests::bmc::Bmc;
 use tamdao_tests::figures::{at, say};
 use tamdao_tests::guest::READY;
 use tamdao_tests::lookout::Lookout;
@@ -66,6 +67,8 @@ struct Bench {
 /// What goes with a node.
 #[derive(Clone, Copy)]
 enum Lost {
+    /// By its BMC, which the cloud asks when it has lost network and storage.
+    ToItsBmc,
     Power,
     NetworkAndStorage,
 }
@@ -78,9 +81,11 @@ impl Bench {
         // Silence, then two readings of the lease that are a little more than itself apart (docs/operations/failures.md).
         let own = Duration::from_millis(SESSION_MS + self.lease_ms * 102 / 100 + 2_000);
         self.row("by the settings: silence and the lease's end", own);
-        for (lost, words) in
-            [(Lost::Power, "power cut"), (Lost::NetworkAndStorage, "network and storage cut")]
-        {
+        for (lost, words) in [
+            (Lost::ToItsBmc, "network and storage cut, with a BMC"),
+            (Lost::Power, "power cut"),
+            (Lost::NetworkAndStorage, "network and storage cut"),
+        ] {
             let mut took = Vec::new();
             for round in 1..=ROUNDS {
                 took.push(self.lose(lost, own).await?);
@@ -99,10 +104,14 @@ impl Bench {
         let guarded = |vm: &Vm| vm.status.as_ref().is_some_and(|status| status.protected);
         let vm = self.cloud.becomes("web", "protected", BOOT, guarded).await?;
         let node = api::node(&vm).to_owned();
+        let bmc = match lost {
+            Lost::ToItsBmc => Some(self.give_bmc(&node).await?),
+            _ => None,
+        };
         let lookout = Lookout::start();
         match lost {
             Lost::Power => self.cloud.power_cut(&node)?,
-            Lost::NetworkAndStorage => {
+            Lost::NetworkAndStorage | Lost::ToItsBmc => {
                 self.cloud.guarded(&node)?.link(false)?;
                 self.cloud.guarded(&node)?.unmount()?;
             }
@@ -114,8 +123,12 @@ impl Bench {
             tokio::time::sleep(PAUSE).await;
         }
         let took = began.elapsed();
+        if let Some(bmc) = bmc {
+            bmc.has_cut()?;
+            self.cloud.powerless(&node)?;
+        }
         match lost {
-            Lost::Power => self.cloud.boot(&node).await?,
+            Lost::Power | Lost::ToItsBmc => self.cloud.boot(&node).await?,
             Lost::NetworkAndStorage => {
                 self.cloud.guarded(&node)?.mount()?;
                 self.cloud.guarded(&node)?.link(true)?;
@@ -126,7 +139,21 @@ impl Bench {
         };
         self.cloud.node_becomes(&node, "ready again", ready).await?;
         lookout.end()?;
+        if matches!(lost, Lost::ToItsBmc) {
+            self.cloud.cli.run(&["node", "update", &node, "--no-bmcs"]).await?;
+        }
         Ok(took)
+    }
+
+    /// A BMC that takes the node's power for real.
+    async fn give_bmc(&self, node: &str) -> Result<Bmc> {
+        let bmc = Bmc::start(&self.cloud.testbed, node).await?;
+        let password = self.cloud.slot.directory.join("bmc-password");
+        std::fs::write(&password, "secret\n")?;
+        let given = format!("{},user=fencer,password-file={},unverified", bmc.url, password.display());
+        self.cloud.cli.run(&["node", "update", node, "--bmc", &given]).await?;
+        self.cloud.cli.run(&["node", "fence-drill", node]).await?;
+        Ok(bmc)
     }
 
     /// A node with many guests is drained; they stand still while they move where they are emulated (decision 0112).

@@ -241,7 +241,11 @@ async fn open_store(config: &Config, identity: &Identity, peers: &Peers) -> Resu
                 heartbeat: config.store.heartbeat,
                 election_min: config.store.election_min,
                 election_max: config.store.election_max,
-                ..RaftConfig::new(config.data_dir.join("raft"), identity.name.as_str(), &config.address)
+                ..RaftConfig::new(
+                    config.data_dir.join(identity::RAFT),
+                    identity.name.as_str(),
+                    &config.address,
+                )
             };
             let raft = RaftStore::open(settings, Arc::new(peers.clone())).await?;
             match identity.seed {

@@ -23,6 +23,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::pki::{self, AdminToken, Authority, ClusterKey, Credentials, Holder, PkiError};
 
+/// Where the store of a controller lies that has one of its own.
+pub const RAFT: &str = "raft";
+/// Where the store of a new group is made ready to take that place; while it is there no controller starts.
+pub const RECOVERED: &str = "raft.recovered";
 const IDENTITY: &str = "identity.json";
 const CLUSTER_KEY: &str = "cluster.key";
 const CA: &str = "ca.pem";
@@ -68,6 +72,8 @@ pub enum IdentityError {
     Used(PathBuf),
     #[error("{0} holds no controller yet; run `tamdao-controller init` or `tamdao-controller join` first")]
     None(PathBuf),
+    #[error("a recovery of {0} broke off; run `tamdao-controller recover` again")]
+    Unfinished(PathBuf),
     #[error("{0} belongs to controller {1}, but the configuration names it {2}")]
     OtherName(PathBuf, Name, Name),
     #[error("{path}: {source}")]
@@ -118,12 +124,9 @@ pub fn found(
     now: TimeMs,
 ) -> Result<(Identity, AdminToken), IdentityError> {
     claim(&config.data_dir, &[])?;
-    let (id, cluster) = (ControllerId(Uuid::new_v4()), ClusterId(Uuid::new_v4()));
+    let cluster = ClusterId(Uuid::new_v4());
     let key = ClusterKey::generate()?;
     let authority = Authority::generate(cluster, now)?;
-    let made = pki::request()?;
-    let public_key = pki::public_key_of(&made.request)?;
-    let certificate = authority.certify(&public_key, cluster, Holder::Controller(id), &hosts(config), now)?;
     let token = AdminToken::generate()?;
     let seed = Cluster {
         id: cluster,
@@ -134,27 +137,40 @@ pub fn found(
         admin_tokens: vec![token.digest()],
         disarmed: None,
         recovery: None,
+        base: 0,
+        former: Vec::new(),
     };
-    keep_token(config, &token)?;
-    let given = Given {
-        id,
-        cluster,
-        key: &key,
-        ca: authority.pem(),
-        certificate: &certificate,
-        private_key: &made.key,
-        seed: Some(&seed),
-    };
-    Ok((store(config, &given)?, token))
+    let first = First { cluster, key: &key, authority: &authority, token: &token, seed: Some(&seed) };
+    Ok((first.write(config, now)?, token))
 }
 
-/// Writes an admin's token where its operator finds it.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn keep_token(config: &Config, token: &AdminToken) -> Result<(), IdentityError> {
-    let text = format!("{}\n", token.expose());
-    write(&config.data_dir.join(ADMIN_TOKEN), text.as_bytes(), Secrecy::Secret)
+/// What a cluster's first controller begins with, be it founded or restored.
+pub struct First<'a> {
+    pub cluster: ClusterId,
+    pub key: &'a ClusterKey,
+    pub authority: &'a Authority,
+    /// Is kept where its operator finds it.
+    pub token: &'a AdminToken,
+    pub seed: Option<&'a Cluster>,
+}
+
+impl First<'_> {
+    /// Writes its identity into the claimed data directory, with a certificate of its own.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made or something cannot be written.
+    pub fn write(&self, config: &Config, now: TimeMs) -> Result<Identity, IdentityError> {
+        let &Self { cluster, key, authority, token, seed } = self;
+        let id = ControllerId(Uuid::new_v4());
+        let made = pki::request()?;
+        let public_key = pki::public_key_of(&made.request)?;
+        let holder = Holder::Controller(id);
+        let certificate = authority.certify(&public_key, cluster, holder, &hosts(config), now)?;
+        let text = format!("{}\n", token.expose());
+        write(&config.data_dir.join(ADMIN_TOKEN), text.as_bytes(), Secrecy::Secret)?;
+        let (ca, certificate, private_key) = (authority.pem(), certificate.as_str(), made.key.as_str());
+        store(config, &Given { id, cluster, key, ca, certificate, private_key, seed })
+    }
 }
 
 /// Makes sure that a data directory exists and is empty, but for what an earlier attempt may have left.
@@ -208,15 +224,16 @@ pub fn store(config: &Config, given: &Given<'_>) -> Result<Identity, IdentityErr
         let seed = serde_json::to_vec_pretty(seed).expect("a record is plain data");
         write(&directory.join(SEED), &seed, Secrecy::Secret)?;
     }
-    let file = IdentityFile {
-        id: given.id,
-        name: config.name.clone(),
-        cluster: given.cluster,
-        hosts: hosts(config),
-    };
-    let file = serde_json::to_vec_pretty(&file).expect("an identity is plain data");
-    write(&directory.join(IDENTITY), &file, Secrecy::Secret)?;
+    let (id, name, cluster) = (given.id, config.name.clone(), given.cluster);
+    IdentityFile { id, name, cluster, hosts: hosts(config) }.write(directory)?;
     load(directory)
+}
+
+impl IdentityFile {
+    fn write(&self, directory: &Path) -> Result<(), IdentityError> {
+        let file = serde_json::to_vec_pretty(self).expect("an identity is plain data");
+        write(&directory.join(IDENTITY), &file, Secrecy::Secret)
+    }
 }
 
 /// Reads what a data directory says.
@@ -258,8 +275,19 @@ impl Identity {
     /// The identity in the configuration's data directory, which must be of the configured name.
     ///
     /// # Errors
-    /// As [`load`]; `OtherName`.
+    /// As [`Self::named`]; `Unfinished` when a recovery of it broke off.
     pub fn of(config: &Config) -> Result<Self, IdentityError> {
+        match config.data_dir.join(RECOVERED).exists() {
+            true => Err(IdentityError::Unfinished(config.data_dir.clone())),
+            false => Self::named(config),
+        }
+    }
+
+    /// The same, even where a recovery broke off.
+    ///
+    /// # Errors
+    /// As [`load`]; `OtherName`.
+    pub fn named(config: &Config) -> Result<Self, IdentityError> {
         let identity = load(&config.data_dir)?;
         match identity.name == config.name {
             true => Ok(identity),
@@ -276,6 +304,20 @@ impl Identity {
     /// When certificate and key do not belong together.
     pub fn credentials(&self) -> Result<Credentials, IdentityError> {
         Ok(Credentials::new(&self.ca, &self.certificate, &self.certificate)?)
+    }
+
+    /// Belongs to another cluster from now on, under the same certificate and key.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn belong_to(&mut self, cluster: ClusterId) -> Result<(), IdentityError> {
+        self.cluster = cluster;
+        self.file().write(&self.directory)
+    }
+
+    fn file(&self) -> IdentityFile {
+        let (name, hosts) = (self.name.clone(), self.hosts.clone());
+        IdentityFile { id: self.id, name, cluster: self.cluster, hosts }
     }
 
     /// Forgets the seed, once the cluster's record is committed.
@@ -338,16 +380,9 @@ impl Renewer {
         let text = format!("{leaf}{}", made.key);
         write(&self.identity.directory.join(CERTIFICATE), text.as_bytes(), Secrecy::Secret)?;
         self.credentials.replace(&leaf, &made.key)?;
-        let file = IdentityFile {
-            id: self.identity.id,
-            name: self.identity.name.clone(),
-            cluster: self.identity.cluster,
-            hosts: self.hosts.clone(),
-        };
-        let file = serde_json::to_vec_pretty(&file).expect("an identity is plain data");
-        write(&self.identity.directory.join(IDENTITY), &file, Secrecy::Secret)?;
-        self.identity.hosts = self.hosts.clone();
-        self.identity.certificate = text;
+        let renewed = Identity { hosts: self.hosts.clone(), certificate: text, ..self.identity.clone() };
+        renewed.file().write(&renewed.directory)?;
+        self.identity = renewed;
         Ok(true)
     }
 }

@@ -23,6 +23,7 @@ pub mod office;
 pub mod peers;
 pub mod pki;
 pub mod reconcile;
+pub mod recover;
 pub mod refusal;
 pub mod restore;
 pub mod serve;

@@ -15,6 +15,7 @@ use tamdao_controller::assembly::Controller;
 use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::config::{Config, LogFormat};
 use tamdao_controller::identity::{self, Identity};
+use tamdao_controller::recover::{self, Found};
 use tamdao_controller::{join, restore};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -63,6 +64,17 @@ enum Command {
         /// The secret key that it was encrypted to, as age-keygen writes it.
         #[arg(long, value_name = "FILE")]
         identity: PathBuf,
+    },
+    /// Make the first controller of a new group out of the last survivor of one that lost its majority for good. Without
+    /// the word that the others are lost it only shows what there is. The new group recovers: it does nothing to any VM
+    /// before every node has been heard and `tamdao recovery end` was run.
+    Recover {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// All other controllers are lost for good, and none of them will ever be started again. What they have and this
+        /// one has not is lost.
+        #[arg(long)]
+        i_have_lost_all_other_controllers: bool,
     },
     /// Join a cluster that there is.
     Join {
@@ -121,6 +133,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Restore { file, from, identity } => {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
             restore(&config, &file.config, &from, &identity)?;
+        }
+        Command::Recover { file, i_have_lost_all_other_controllers } => {
+            let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
+            recover(&config, &file.config, i_have_lost_all_other_controllers)?;
         }
         Command::Join { file, token, controller } => {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
@@ -182,6 +198,44 @@ fn restore(
     say("the cloud recovers: no VM is started, moved or deleted before `tamdao recovery end`");
     say("never start a controller of the lost cluster again");
     say(&format!("next: tamdao-controller run --config {}", path.display()));
+    Ok(())
+}
+
+fn recover(config: &Config, path: &std::path::Path, lost: bool) -> anyhow::Result<()> {
+    let directory = config.data_dir.display();
+    let next = format!("next: tamdao-controller run --config {}", path.display());
+    let survivor = match recover::look(config).with_context(|| directory.to_string())? {
+        Found::Survivor(survivor) => survivor,
+        Found::Completed(identity) => {
+            say(&format!(
+                "a recovery had broken off and is completed: the cluster is {} now",
+                identity.cluster
+            ));
+            say(&next);
+            return Ok(());
+        }
+    };
+    survivor.describe().iter().for_each(|line| say(line));
+    if !lost {
+        say(
+            "nothing was changed. Compare with every other controller whose data directory can be read, and recover the",
+        );
+        say(
+            "one with the highest term, of those the one with the highest entry. Only if the majority is lost for good:",
+        );
+        say("  tamdao-controller recover --config FILE --i-have-lost-all-other-controllers");
+        return Ok(());
+    }
+    let recovered = survivor.recover(SystemClock.now()).with_context(|| directory.to_string())?;
+    say(&format!("the cluster is {} now, with this controller as its only one", recovered.identity.cluster));
+    say(&format!(
+        "revisions count from {} on; the old group's data are in {}",
+        recovered.base,
+        recovered.old.display()
+    ));
+    say("the cloud recovers: no VM is started, moved or deleted before `tamdao recovery end`");
+    say("never start another controller of the old group again; empty its data directory and add it anew");
+    say(&next);
     Ok(())
 }
 

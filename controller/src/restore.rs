@@ -5,7 +5,8 @@
 //! that. Deliberately absent: what becomes of the records (`decide::restore`), and stores that are not of controllers.
 
 use tamdao_backup::{BackupError, Entry, Head, Identities, check};
-use tamdao_model::{ClusterId, ControllerId, TimeMs};
+use tamdao_model::recovery::Cause;
+use tamdao_model::{ClusterId, TimeMs};
 use tamdao_store::backend::raft::{OpenError, RaftConfig, RaftStore};
 use tamdao_store::kv::{Entry as Stored, Key, Revision, StoreError};
 use tamdao_store::mvcc::{self, Applied, Command, Mvcc};
@@ -15,8 +16,8 @@ use uuid::Uuid;
 
 use crate::config::{Backend, Config};
 use crate::decide::restore::{self as decide, Renewed};
-use crate::identity::{self, Given, Identity, IdentityError};
-use crate::pki::{self, AdminToken, Authority, ClusterKey, Holder, PkiError};
+use crate::identity::{self, First, Identity, IdentityError};
+use crate::pki::{AdminToken, Authority, ClusterKey, PkiError};
 use crate::refusal::Refusal;
 
 /// Faults that are told.
@@ -75,64 +76,65 @@ pub fn restore(
         let told: Vec<&str> = faults.iter().take(TOLD).map(String::as_str).collect();
         return Err(RestoreError::Records(format!("{} faults: {}", faults.len(), told.join("; "))));
     }
-    let (id, cluster) = (ControllerId(Uuid::new_v4()), ClusterId(Uuid::new_v4()));
-    let token = AdminToken::generate()?;
-    let (base, new) = (
-        decide::base(Revision(head.about.revision)),
-        Renewed {
-            cluster,
-            token: token.digest(),
-            backup_time: TimeMs(head.about.time_ms),
-            backup_revision: head.about.revision,
-        },
-    );
-    let (state, view) = state(&content.entries, base, head.about.level, now, &new)?;
-    let key = ClusterKey::from_bytes(&content.cluster_key)?;
-    let record = view.cluster().ok_or_else(|| RestoreError::Records("there is no cluster".into()))?;
-    let authority = Authority::open(&record.ca_certificate, &record.ca_key, &key)?;
-    let made = pki::request()?;
-    let public_key = pki::public_key_of(&made.request)?;
-    let hosts = identity::hosts(config);
-    let certificate = authority.certify(&public_key, cluster, Holder::Controller(id), &hosts, now)?;
-    identity::claim(&config.data_dir, &[])?;
-    let settings = RaftConfig::new(config.data_dir.join("raft"), config.name.as_str(), &config.address);
-    RaftStore::found_from(&settings, cluster.0, state)?;
-    identity::keep_token(config, &token)?;
-    let given = Given {
-        id,
+    let (cluster, token) = (ClusterId(Uuid::new_v4()), AdminToken::generate()?);
+    let new = Renewed {
         cluster,
-        key: &key,
-        ca: authority.pem(),
-        certificate: &certificate,
-        private_key: &made.key,
-        seed: None,
+        cause: Cause::Restored,
+        token: Some(token.digest()),
+        backup_time: TimeMs(head.about.time_ms),
+        revision: head.about.revision,
     };
-    Ok(Restored { identity: identity::store(config, &given)?, token, head, base })
+    let entries = content.entries.iter().map(stored).collect::<Result<Vec<_>, StoreError>>()?;
+    let Begun { base, state, view } = begin(entries, head.about.level, now, &new)?;
+    let key = ClusterKey::from_bytes(&content.cluster_key)?;
+    let authority = authority(&view, &key)?;
+    identity::claim(&config.data_dir, &[])?;
+    let settings =
+        RaftConfig::new(config.data_dir.join(identity::RAFT), config.name.as_str(), &config.address);
+    RaftStore::found_from(&settings, cluster.0, state)?;
+    let first = First { cluster, key: &key, authority: &authority, token: &token, seed: None };
+    Ok(Restored { identity: first.write(config, now)?, token, head, base })
 }
 
-/// The backup's records as the store begins with them: renewed by one commit after `base`.
-fn state(
-    entries: &[Entry],
-    base: Revision,
+/// The CA of the records, which proves that the key opens them.
+pub(crate) fn authority(view: &View, key: &ClusterKey) -> Result<Authority, RestoreError> {
+    let record = view.cluster().ok_or_else(|| RestoreError::Records("there is no cluster".into()))?;
+    Ok(Authority::open(&record.ca_certificate, &record.ca_key, key)?)
+}
+
+fn stored(entry: &Entry) -> Result<Stored, StoreError> {
+    Ok(Stored {
+        key: Key::new(&entry.key)?,
+        value: entry.value.clone(),
+        create_revision: Revision(entry.create_revision),
+        mod_revision: Revision(entry.mod_revision),
+    })
+}
+
+/// Records of the past as a store begins with them.
+pub(crate) struct Begun {
+    /// From where its revisions count: above all that agents can have been told.
+    pub base: Revision,
+    pub state: mvcc::View,
+    pub view: View,
+}
+
+/// Renews the records by one commit after the base.
+pub(crate) fn begin(
+    entries: Vec<Stored>,
     level: u32,
     now: TimeMs,
     new: &Renewed,
-) -> Result<(mvcc::View, View), RestoreError> {
-    let entries = entries.iter().map(|entry| {
-        Ok(Stored {
-            key: Key::new(&entry.key)?,
-            value: entry.value.clone(),
-            create_revision: Revision(entry.create_revision),
-            mod_revision: Revision(entry.mod_revision),
-        })
-    });
-    let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
+) -> Result<Begun, RestoreError> {
+    let before = View::of(Revision(new.revision), entries.iter().cloned())?;
+    let told = before.cluster().map_or(0, |cluster| cluster.base) + new.revision;
+    let base = decide::base(Revision(told));
     let mut draft = Draft::new(View::of(base, entries.iter().cloned())?, Uuid::new_v4());
     decide::renew(&mut draft, now, new)?;
     let view = draft.view().clone();
     let mut store = Mvcc::from(mvcc::View::from_entries(base, level, entries));
     match store.apply(Command::Txn(draft.into_txn([]))) {
-        Applied::Committed(_) => Ok((store.view(), view)),
+        Applied::Committed(_) => Ok(Begun { base, state: store.view(), view }),
         other => Err(RestoreError::Records(format!("they contradict themselves: {other:?}"))),
     }
 }

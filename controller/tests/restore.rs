@@ -1,5 +1,6 @@
-//! A cloud of real controllers is lost and comes back from a backup, while its nodes run on: nothing is started twice or
-//! stopped, and what the backup does not know is left alone. The nodes are sessions that remember what they were told.
+//! A cloud of real controllers is lost and comes back, from a backup or from its last controller, while its nodes run on:
+//! nothing is started twice or stopped, and what no record knows is left alone. The nodes are sessions that remember what
+//! they were told.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 use tamdao_backup::Identities;
 use tamdao_controller::assembly::Controller;
 use tamdao_controller::clock::{Clock, SystemClock};
+use tamdao_controller::identity::Identity;
+use tamdao_controller::recover::{self, Found, RecoverError};
 use tamdao_controller::restore;
 use tamdao_proto::agent::v1 as agent;
 use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
@@ -21,6 +24,7 @@ use tamdao_proto::agent::v1::session_request::Message as Said;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
 use tamdao_proto::v1;
 use tamdao_proto::v1::backup_service_client::BackupServiceClient;
+use tamdao_store::kv::{Entry, Kv, Prefix, Read, Revision};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
@@ -239,6 +243,27 @@ async fn lose_and_restore(cloud: &mut Cloud, file: &[u8], identities: &Identitie
     cloud.settled().await;
 }
 
+/// What each node ever started and ended.
+fn history(nodes: &[Node]) -> Vec<(Vec<(String, u64)>, Vec<String>)> {
+    let look = |node: &Node| {
+        let host = node.host.lock().unwrap();
+        (host.started.clone(), host.ended.clone())
+    };
+    nodes.iter().map(look).collect()
+}
+
+fn leader(cloud: &Cloud) -> String {
+    let leads = cloud.running.iter().position(|running| running.controller.shared.leads());
+    cloud.address(leads.unwrap_or_default()).to_owned()
+}
+
+async fn all_reported(admin: &User, at: &str) {
+    eventually("all nodes have said what they run", || async {
+        recovery(admin, at).await["awaited"].as_array().is_none_or(Vec::is_empty).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_cloud_touches_nothing_before_its_operator_says_so() {
     let mut cloud = Cloud::found().await;
@@ -279,13 +304,6 @@ async fn a_restored_cloud_touches_nothing_before_its_operator_says_so() {
     .await;
     nodes.iter_mut().for_each(Node::cut);
     let before: Vec<_> = nodes.iter().map(Node::runs).collect();
-    let history = |nodes: &[Node]| -> Vec<_> {
-        let look = |node: &Node| {
-            let host = node.host.lock().unwrap();
-            (host.started.clone(), host.ended.clone())
-        };
-        nodes.iter().map(look).collect()
-    };
     let done = history(&nodes);
 
     lose_and_restore(&mut cloud, &file, &identities).await;
@@ -310,10 +328,7 @@ async fn a_restored_cloud_touches_nothing_before_its_operator_says_so() {
 
     // The nodes have seen higher revisions than the backup has, and are heard all the same.
     nodes.iter_mut().for_each(|node| node.point_to(&at));
-    eventually("both nodes have said what they run", || async {
-        recovery(&admin, &at).await["awaited"].as_array().is_none_or(Vec::is_empty).then_some(())
-    })
-    .await;
+    all_reported(&admin, &at).await;
     let status = recovery(&admin, &at).await;
     assert_eq!(vms_of(&status["unknown"]), std::slice::from_ref(&new), "{status}");
     assert_eq!(vms_of(&status["down"]), std::slice::from_ref(&deleted), "{status}");
@@ -339,4 +354,106 @@ async fn a_restored_cloud_touches_nothing_before_its_operator_says_so() {
     let again: Vec<_> =
         history(&nodes).into_iter().flat_map(|host| host.0).filter(|(vm, _)| *vm == kept).collect();
     assert_eq!(again.len(), 1, "it was started once, before the loss: {again:?}");
+}
+
+/// Stops all controllers but one, then that one too. Gives what the last had, and its configuration.
+async fn lose_all_but(cloud: &mut Cloud, last: usize) -> (cloud::Running, Vec<Entry>) {
+    let last = cloud.running.remove(last);
+    // It need not be among those that acknowledged the newest commits: here it is given the time to have them.
+    let newest =
+        Revision(cloud.running.iter().map(|one| one.controller.shared.kv.status().revision.0).max().unwrap());
+    let (entries, _) = last.controller.shared.kv.list(&Prefix::all(), Read::AtLeast(newest)).await.unwrap();
+    for running in cloud.running.drain(..) {
+        running.controller.stop().await;
+    }
+    (last, entries)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_three_controllers_begins_a_group_that_has_all_and_touches_nothing() {
+    let mut cloud = Cloud::found().await;
+    cloud.join("c2").await;
+    cloud.join("c3").await;
+    let (at, admin) = (cloud.address(0).to_owned(), cloud.admin());
+    assert_eq!(admin.post(&at, "/v1/agencies", r#"{"metadata": {"name": "health"}}"#).await.status, 200);
+    let mut nodes = vec![Node::join(&cloud, "n1").await, Node::join(&cloud, "n2").await];
+    nodes.iter_mut().for_each(|node| node.point_to(&leader(&cloud)));
+    let (first, second) = (create(&admin, &at, "first").await, create(&admin, &at, "second").await);
+    run_somewhere(&nodes, &[&first, &second]).await;
+    nodes.iter_mut().for_each(Node::cut);
+    let (done, runs) = (history(&nodes), nodes.iter().map(Node::runs).collect::<Vec<_>>());
+
+    let lost: Vec<_> = cloud.running.iter().map(|running| running.config.clone()).collect();
+    let (last, entries) = lose_all_but(&mut cloud, 1).await;
+    let config = last.config.clone();
+    assert!(matches!(recover::look(&config), Err(RecoverError::Store(_))), "it runs");
+    last.controller.stop().await;
+    let Found::Survivor(survivor) = recover::look(&config).unwrap() else { panic!("nothing had broken off") };
+    let had: BTreeMap<_, _> =
+        survivor.remains.state.entries().map(|entry| (entry.key.clone(), entry)).collect();
+    for entry in entries.iter().filter(|entry| entry.mod_revision <= survivor.remains.state.revision) {
+        assert!(had[&entry.key].mod_revision >= entry.mod_revision, "{} is lost", entry.key);
+    }
+    assert_eq!(survivor.view.vms.len(), 2);
+    let recovered = survivor.recover(SystemClock.now()).unwrap();
+    let controller = Controller::start(&config, Identity::of(&config).unwrap()).await.unwrap();
+    cloud.running.push(Running { config, controller });
+    cloud.settled().await;
+    assert!(cloud.running[0].controller.shared.kv.status().revision > recovered.base);
+
+    // It is its only controller, and the cloud recovers; the old tokens work.
+    let at = cloud.address(0).to_owned();
+    let status = recovery(&admin, &at).await;
+    let awaited = status["awaited"].as_array().unwrap().len();
+    assert_eq!(
+        (&status["active"], &status["cause"], awaited),
+        (&json!(true), &json!("RECOVERY_CAUSE_SURVIVOR"), 2)
+    );
+    let more = json!({"metadata": {"name": "x"}, "spec": {"vcpus": 1, "memory_mib": 256}}).to_string();
+    assert_eq!(admin.post(&at, "/v1/agencies/health/vms", &more).await.status, 400);
+    assert_eq!(admin.post(&at, "/v1/cluster:endRecovery", "{}").await.status, 400);
+
+    // Two controllers join, and the nodes come back.
+    cloud.join("c4").await;
+    cloud.join("c5").await;
+    let names = admin.get(&at, "/v1/controllers").await.json();
+    let names: Vec<_> =
+        names["controllers"].as_array().unwrap().iter().map(|one| &one["metadata"]["name"]).collect();
+    assert_eq!(names, [&json!("c2"), &json!("c4"), &json!("c5")]);
+    nodes.iter_mut().for_each(|node| node.point_to(&leader(&cloud)));
+    all_reported(&admin, &at).await;
+    assert_eq!((history(&nodes), nodes.iter().map(Node::runs).collect()), (done.clone(), runs.clone()));
+    let ended = admin.post(&at, "/v1/cluster:endRecovery", "{}").await;
+    assert_eq!(ended.status, 200, "{:?}", ended.body);
+    eventually("the VMs are known to run", || async {
+        let vms = admin.get(&at, "/v1/agencies/health/vms").await.json();
+        let vms = vms["vms"].as_array().unwrap().clone();
+        (vms.len() == 2 && vms.iter().all(|vm| vm["status"]["phase"] == "VM_PHASE_RUNNING")).then_some(())
+    })
+    .await;
+    assert_eq!(
+        (history(&nodes), nodes.iter().map(Node::runs).collect()),
+        (done, runs),
+        "nothing was touched"
+    );
+
+    // The two others were not lost after all, and are a majority. The nodes do not listen to them.
+    nodes.iter_mut().for_each(Node::cut);
+    let mut old = Vec::new();
+    for config in [&lost[0], &lost[2]] {
+        let controller = Controller::start(config, Identity::of(config).unwrap()).await.unwrap();
+        old.push(Running { config: config.clone(), controller });
+    }
+    let leads = eventually("the old group has a leader", || async {
+        old.iter().find(|one| one.controller.shared.leads()).map(|one| one.config.address.clone())
+    })
+    .await;
+    nodes[0].point_to(&leads);
+    eventually("the node refuses, or is refused", || async {
+        (!nodes[0].host.lock().unwrap().refused.is_empty()).then_some(())
+    })
+    .await;
+    for running in old {
+        running.controller.stop().await;
+    }
 }

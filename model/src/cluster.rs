@@ -25,9 +25,16 @@ pub struct Cluster {
     /// While it lasts no node is fenced and no VM is restarted elsewhere by itself.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub disarmed: Option<Disarmed>,
-    /// The cluster was brought back from a backup, and what runs has not been accounted for yet.
+    /// The records were brought back in time, and what runs has not been accounted for yet.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub recovery: Option<Recovery>,
+    /// What is added to every revision and epoch that agents are told, so that none comes again after the store itself
+    /// went back in time.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub base: u64,
+    /// The ids that this cloud had before it was restored or recovered, oldest first.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub former: Vec<ClusterId>,
 }
 
 /// Automatic restarts elsewhere are off, for work on network or storage.

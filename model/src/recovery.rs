@@ -17,12 +17,30 @@ use crate::{ClusterId, NodeId, SessionId, TimeMs, VmId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     pub since: TimeMs,
-    /// The cluster that the backup was of.
+    /// The cluster that the records are of.
     pub cluster: ClusterId,
-    /// The backup's newest commit.
+    /// Their newest commit.
     pub revision: u64,
-    /// When the backup was taken.
+    /// When the backup was taken; 0 where there was none.
     pub backup_time: TimeMs,
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub cause: Cause,
+    /// The records still speak of the present as it was: no node is heard before they have been readied.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub unready: bool,
+}
+
+/// What brought the records back in time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A backup was restored.
+    #[default]
+    Restored,
+    /// A group that had lost its majority was begun anew from what one survivor had.
+    Survivor,
+    /// This node had seen a revision that the store has not reached, as the agents are told revisions.
+    WentBack { node: NodeId, seen: u64, at: u64 },
 }
 
 /// What one node says that it runs.

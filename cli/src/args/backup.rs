@@ -38,7 +38,7 @@ pub enum RecoveryVerb {
     Status,
     /// Let the cloud act again, once all is accounted for
     End {
-        /// End it although nodes are heard that the backup does not know
+        /// End it although nodes are heard that no record knows
         #[arg(long)]
         leave_strangers: bool,
         /// Answer yes to the question

@@ -1,7 +1,7 @@
-//! `tamdao recovery`: how far a restored cloud has found out what runs, and the word that lets it act again.
+//! `tamdao recovery`: how far a cloud that recovers has found out what runs, and the word that lets it act again.
 
 use anyhow::Result;
-use tamdao_proto::v1::{EndRecoveryRequest, FoundGuest, GetRecoveryRequest, Recovery};
+use tamdao_proto::v1::{EndRecoveryRequest, FoundGuest, GetRecoveryRequest, Recovery, RecoveryCause};
 
 use crate::app::{App, now_s};
 use crate::args::RecoveryVerb;
@@ -50,30 +50,40 @@ fn show(app: &App, recovery: &Recovery) -> Result<ExitStatus> {
     };
     app.output.card(&[
         ("Recovers since", Cell::from(since(&recovery.since, now))),
-        (
-            "Backup",
-            Cell::from(format!(
-                "revision {}, taken {} ago",
-                recovery.backup_revision,
-                since(&recovery.backup_time, now)
-            )),
-        ),
+        ("Records", Cell::from(origin(recovery, now))),
         ("Nodes awaited", names(&recovery.awaited)),
         ("Nodes that reported", names(&recovery.reported)),
         ("Nodes proven gone", names(&recovery.gone)),
         ("Strange nodes", names(&recovery.strangers)),
     ])?;
     for (title, guests) in [
-        ("Runs, and is not in the backup: left as it is", &recovery.unknown),
-        ("Runs elsewhere than the backup says: what runs wins", &recovery.moved),
+        ("Runs, and is in no record: left as it is", &recovery.unknown),
+        ("Runs elsewhere than its record says: what runs wins", &recovery.moved),
         ("Runs twice: stop all but one by hand", &recovery.twice),
-        ("In the backup, and does not run: is started when the recovery ends", &recovery.down),
+        ("In the records, and does not run: is started when the recovery ends", &recovery.down),
     ] {
         if !guests.is_empty() {
             app.output.section(title, &table(guests))?;
         }
     }
     Ok(ExitStatus::Done)
+}
+
+/// Of when the records are, and what brought them back.
+fn origin(recovery: &Recovery, now: i64) -> String {
+    let revision = recovery.backup_revision;
+    match recovery.cause() {
+        RecoveryCause::Survivor => {
+            format!("revision {revision}, as the last controller of a lost group had them")
+        }
+        RecoveryCause::WentBack => format!(
+            "revision {revision}, and node {} had seen {}: the store went back in time",
+            recovery.witness, recovery.witness_revision
+        ),
+        RecoveryCause::Restored | RecoveryCause::Unspecified => {
+            format!("revision {revision}, of a backup taken {} ago", since(&recovery.backup_time, now))
+        }
+    }
 }
 
 fn table(guests: &[FoundGuest]) -> Table {

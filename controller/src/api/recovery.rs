@@ -1,7 +1,7 @@
-//! RecoveryService: how far a restored cloud has found out what runs, and the operator's word that it is enough.
+//! RecoveryService: how far a cloud that recovers has found out what runs, and the operator's word that it is enough.
 
 use tamdao_model::convert::metadata::timestamp;
-use tamdao_model::recovery::Found;
+use tamdao_model::recovery::{Cause, Found};
 use tamdao_model::{NodeId, VmId};
 use tamdao_proto::v1;
 use tamdao_proto::v1::recovery_service_server::RecoveryService;
@@ -26,8 +26,18 @@ impl Api {
         };
         let down = |id: &VmId| guest(view, view.vms.get(*id).and_then(|vm| vm.status.node), *id, None);
         let Accounts { awaited, reported, gone, unknown, moved, twice, down: idle } = &accounts;
+        let (cause, witness, witness_revision) = match &on.cause {
+            Cause::Restored => (v1::RecoveryCause::Restored, String::new(), 0),
+            Cause::Survivor => (v1::RecoveryCause::Survivor, String::new(), 0),
+            Cause::WentBack { node, seen, .. } => {
+                (v1::RecoveryCause::WentBack, node_name(view, *node), *seen)
+            }
+        };
         v1::Recovery {
             active: true,
+            cause: cause.into(),
+            witness,
+            witness_revision,
             since: timestamp(on.since),
             backup_time: timestamp(on.backup_time),
             backup_revision: on.revision,
@@ -72,7 +82,7 @@ impl Api {
         let strangers = self.strangers(&view);
         if let Some(first) = strangers.first().filter(|_| !leave_strangers && recovery::is_on(&view)) {
             let message = format!(
-                "{} nodes are heard that the backup does not know, such as {first}; what they run may be started twice",
+                "{} nodes are heard that no record knows, such as {first}; what they run may be started twice",
                 strangers.len()
             );
             return Err(Refusal::precondition("Strangers", message).hint(

@@ -1,4 +1,5 @@
-//! Recovery: what a restored cloud may do before it knows what runs, what it finds out, and when that is enough.
+//! Recovery: what a cloud whose records were brought back in time may do before it knows what runs, what it finds out,
+//! and when that is enough.
 //!
 //! Invariants: while it is on, a node is told nothing, the loops that act rest, and of all changes only those of
 //! [`ADMITTED`] are decided; what runs wins over the records; what runs and is in no record is never stopped, and keeps
@@ -64,8 +65,8 @@ pub fn admit(view: &View, method: &str) -> Result<(), Refusal> {
     if !is_on(view) || is_admitted(method) {
         return Ok(());
     }
-    let message = "the cloud was restored from a backup and does not know yet what runs; until that is accounted for \
-                   nothing is started, moved, deleted or made";
+    let message = "the cloud recovers: its records are older than what runs, and until that is accounted for nothing \
+                   is started, moved, deleted or made";
     Err(recovering(message))
 }
 
@@ -78,14 +79,14 @@ fn recovering(message: impl Into<String>) -> Refusal {
     Refusal::precondition("Recovering", message).hint("tamdao recovery status shows what is awaited")
 }
 
-/// Refuses a node that would join: what it runs could not be told from what nodes of the backup run.
+/// Refuses a node that would join: what it runs could not be told from what known nodes run.
 ///
 /// # Errors
 /// As [`admit`].
 pub fn admit_node(view: &View) -> Result<(), Refusal> {
     match is_on(view) {
         true => Err(recovering(
-            "the cloud was restored from a backup; nodes join it after the recovery has ended",
+            "the cloud recovers: its records are older than what runs; nodes join it after the recovery has ended",
         )),
         false => Ok(()),
     }
@@ -378,8 +379,10 @@ fn follow(draft: &mut Draft, moment: &mut Moment, node: NodeId, id: VmId, found:
         memory_mib: found.memory_mib,
         guarded: false,
     });
-    let message =
-        format!("it was found running there as incarnation {}; the backup said otherwise", found.incarnation);
+    let message = format!(
+        "it was found running there as incarnation {}; the records said otherwise",
+        found.incarnation
+    );
     node_event(draft, moment, &vm, Some(node), Severity::Warning, "FoundElsewhere", message, "recovery");
     put_vm(draft, vm);
 }

@@ -8,11 +8,13 @@ use tamdao_model::cluster::Cluster;
 use tamdao_model::convert::agent::VmSeen;
 use tamdao_model::fence::Evidence;
 use tamdao_model::node::NodePhase;
+use tamdao_model::recovery::Cause;
 use tamdao_model::role;
 use tamdao_model::sealed::Sealed;
 use tamdao_model::vm::{GuestState, Power};
 use tamdao_model::{ClusterId, NodeId, SessionId, TimeMs, VmId};
 use tamdao_proto::agent::v1 as agent;
+use tamdao_store::kv::Revision;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
@@ -51,6 +53,8 @@ impl Restored {
             admin_tokens: Vec::new(),
             disarmed: None,
             recovery: None,
+            base: 0,
+            former: Vec::new(),
         });
         let mut view = draft.view().clone();
         for at in 0..4 {
@@ -59,12 +63,14 @@ impl Restored {
         for (at, node) in [(0, 0), (1, 0), (2, 1)] {
             view = apply(view, &mut moment, &Step::Place { at, node });
         }
+        view.revision = restore::base(Revision(7));
         let mut draft = Draft::new(view, Uuid::from_u128(2));
         let new = Renewed {
             cluster: ClusterId(Uuid::from_u128(2)),
-            token: "digest".into(),
+            cause: Cause::Restored,
+            token: Some("digest".into()),
             backup_time: TimeMs(4),
-            backup_revision: 7,
+            revision: 7,
         };
         restore::renew(&mut draft, moment.now, &new).unwrap();
         Self { draft, moment }

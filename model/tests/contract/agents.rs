@@ -129,6 +129,8 @@ fn events_tokens_and_controllers_are_shown_by_name() {
         admin_tokens: vec![],
         disarmed: None,
         recovery: None,
+        base: 0,
+        former: Vec::new(),
     };
     assert_eq!(cluster::show(&cluster, 9).revision, 9);
 

@@ -8,3 +8,5 @@ mod faults;
 mod members;
 mod memory;
 mod raft;
+mod remains;
+mod seed;

@@ -184,7 +184,7 @@ fn truncate_to_bytes(entries: &mut Vec<LogEntry>, limit: usize) {
     entries.truncate(keep);
 }
 
-fn decode(bytes: Vec<u8>) -> io::Result<LogEntry> {
+pub(super) fn decode(bytes: Vec<u8>) -> io::Result<LogEntry> {
     Ok(codec::read_entry(wire::Entry::decode(bytes::Bytes::from(bytes))?)?)
 }
 

@@ -13,6 +13,7 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+mod remains;
 mod seed;
 mod service;
 mod snapshot;
@@ -34,6 +35,7 @@ use uuid::Uuid;
 
 pub use disk::DiskError;
 pub use network::{Dial, DialError, PlainDial, tune};
+pub use remains::Remains;
 pub use service::Service;
 pub use snapshot::SnapshotError;
 
@@ -52,6 +54,8 @@ use types::Seat;
 
 const NODE_ID: &str = "node_id";
 const CLUSTER_ID: &str = "cluster_id";
+/// In the member's directory.
+const LOG_FILE: &str = "log.redb";
 /// How often the leader compares the members' digests.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 /// After how many vain attempts, a second or more apart, people are told that a new address is not known.
@@ -295,7 +299,7 @@ impl Opened {
         let wrong =
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
         std::fs::create_dir_all(directory).map_err(|error| wrong(error.to_string()))?;
-        let disk = Arc::new(Disk::open(&directory.join("log.redb"))?);
+        let disk = Arc::new(Disk::open(&directory.join(LOG_FILE))?);
         let read = Opened::read_with(config, &disk);
         if read.is_err() {
             // So that the directory is free when the error is told, and not a little later.

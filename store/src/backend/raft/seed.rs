@@ -15,7 +15,7 @@ use super::disk::Disk;
 use super::log::{COMMITTED, PURGED, VOTE};
 use super::snapshot::{Image, Snapshots};
 use super::types::{Ballot, LeaderId, LogId, Membership, Seat, SnapshotMeta, StoredMembership};
-use super::{CLUSTER_ID, NODE_ID, OpenError, RaftConfig, RaftStore, codec};
+use super::{CLUSTER_ID, LOG_FILE, NODE_ID, OpenError, RaftConfig, RaftStore, codec};
 use crate::mvcc::View;
 
 /// The term and the log entry that the state stands for.
@@ -32,7 +32,7 @@ impl RaftStore {
         let wrong =
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
         std::fs::create_dir_all(directory).map_err(|error| wrong(error.to_string()))?;
-        let disk = Arc::new(Disk::open(&directory.join("log.redb"))?);
+        let disk = Arc::new(Disk::open(&directory.join(LOG_FILE))?);
         let written = write(config, &disk, cluster, state);
         disk.stop_now();
         written

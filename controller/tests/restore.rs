@@ -38,6 +38,7 @@ struct Host {
     started: Vec<(String, u64)>,
     ended: Vec<String>,
     highest: (u64, u64),
+    cluster: String,
     refused: Vec<String>,
 }
 
@@ -148,8 +149,9 @@ async fn session(user: &User, host: &Mutex<Host>, address: &str, hello: agent::H
     let (sender, requests) = mpsc::channel(64);
     let say = async |said| sender.send(agent::SessionRequest { message: Some(said) }).await.ok();
     let (highest_revision, highest_epoch) = host.lock().unwrap().highest;
-    let session_id = Uuid::new_v4().to_string();
-    say(Said::Hello(agent::Hello { session_id, highest_revision, highest_epoch, ..hello })).await?;
+    let (session_id, cluster_id) = (Uuid::new_v4().to_string(), host.lock().unwrap().cluster.clone());
+    say(Said::Hello(agent::Hello { session_id, highest_revision, highest_epoch, cluster_id, ..hello }))
+        .await?;
     let mut client = AgentServiceClient::new(user.channel(address));
     let mut responses = client.session(ReceiverStream::new(requests)).await.ok()?.into_inner();
     let mut beat = tokio::time::interval(Duration::from_millis(300));
@@ -170,6 +172,7 @@ async fn session(user: &User, host: &Mutex<Host>, address: &str, hello: agent::H
                     host.lock().unwrap().refused.push("LowerEpoch".into());
                     return None;
                 }
+                host.lock().unwrap().cluster = welcome.cluster_id;
                 let inventory = v1::Inventory {
                     acceleration: "kvm".into(),
                     cpus: 8,
@@ -449,11 +452,112 @@ async fn the_last_of_three_controllers_begins_a_group_that_has_all_and_touches_n
     })
     .await;
     nodes[0].point_to(&leads);
-    eventually("the node refuses, or is refused", || async {
-        (!nodes[0].host.lock().unwrap().refused.is_empty()).then_some(())
+    let refused = eventually("the node is refused", || async {
+        nodes[0].host.lock().unwrap().refused.first().cloned()
     })
     .await;
+    assert_eq!(refused, "OtherCluster");
+    assert_eq!(
+        recovery(&admin, &leads).await["active"],
+        Value::Null,
+        "it does not recover against the new group"
+    );
     for running in old {
         running.controller.stop().await;
     }
+}
+
+/// A copy of all files below a directory.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// Stops the only controller, does something to its data directory, and starts it again.
+async fn while_stopped(cloud: &mut Cloud, act: impl FnOnce(&std::path::Path)) {
+    let Running { config, controller } = cloud.running.remove(0);
+    controller.stop().await;
+    act(&config.data_dir);
+    let controller = Controller::start(&config, Identity::of(&config).unwrap()).await.unwrap();
+    cloud.running.push(Running { config, controller });
+    cloud.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_put_back_makes_the_cloud_recover_and_touches_nothing() {
+    let mut cloud = Cloud::found().await;
+    let (at, admin) = (cloud.address(0).to_owned(), cloud.admin());
+    assert_eq!(admin.post(&at, "/v1/agencies", r#"{"metadata": {"name": "health"}}"#).await.status, 200);
+    let mut nodes = vec![Node::join(&cloud, "n1").await, Node::join(&cloud, "n2").await];
+    let kept = create(&admin, &at, "kept").await;
+    run_somewhere(&nodes, &[&kept]).await;
+    let aside = cloud.directory.path().join("aside");
+    while_stopped(&mut cloud, |data| copy(data, &aside)).await;
+    // After the copy there are a VM more, a stop, and many revisions.
+    let new = create(&admin, &at, "new").await;
+    run_somewhere(&nodes, &[&new]).await;
+    assert_eq!(admin.post(&at, "/v1/agencies/health/vms/kept:stop", "{}").await.status, 200);
+    eventually("it is stopped", || async {
+        nodes.iter().all(|node| !node.runs().contains_key(&kept)).then_some(())
+    })
+    .await;
+    nodes.iter_mut().for_each(Node::cut);
+    let highest = |node: &Node| node.host.lock().unwrap().highest.0;
+    nodes.sort_by_key(|node| std::cmp::Reverse(highest(node)));
+    let (done, runs) = (history(&nodes), nodes.iter().map(Node::runs).collect::<Vec<_>>());
+    let seen = highest(&nodes[0]);
+    while_stopped(&mut cloud, |data| {
+        std::fs::remove_dir_all(data).unwrap();
+        copy(&aside, data);
+    })
+    .await;
+    assert!(cloud.running[0].controller.shared.kv.status().revision.0 < seen, "or nothing went back");
+    assert_eq!(recovery(&admin, &at).await["active"], Value::Null);
+
+    nodes[0].point_to(&at);
+    let witness = eventually("the first has said what it runs", || async {
+        recovery(&admin, &at).await["reported"].as_array().and_then(|names| names.first().cloned())
+    })
+    .await;
+    let status = recovery(&admin, &at).await;
+    let awaited = status["awaited"].as_array().unwrap().len();
+    assert_eq!((&status["cause"], awaited), (&json!("RECOVERY_CAUSE_WENT_BACK"), 1), "{status}");
+    assert_eq!(
+        (&status["witness"], &status["witness_revision"]),
+        (&witness, &json!(seen.to_string())),
+        "{status}"
+    );
+    let events = admin.get(&at, "/v1/events").await;
+    assert!(String::from_utf8_lossy(&events.body).contains("StoreWentBack"), "{:?}", events.body);
+    assert_eq!(admin.post(&at, "/v1/agencies/health/vms/kept:stop", "{}").await.status, 400);
+    nodes[1].point_to(&at);
+    all_reported(&admin, &at).await;
+    let status = recovery(&admin, &at).await;
+    assert_eq!(
+        (vms_of(&status["unknown"]), vms_of(&status["down"])),
+        (vec![new.clone()], vec![kept.clone()]),
+        "{status}"
+    );
+    assert_eq!(
+        (history(&nodes), nodes.iter().map(Node::runs).collect()),
+        (done, runs),
+        "nothing was touched"
+    );
+
+    // Once it is ended the nodes take its orders, though its own revisions are below those that they have seen.
+    let ended = admin.post(&at, "/v1/cluster:endRecovery", "{}").await;
+    assert_eq!(ended.status, 200, "{:?}", ended.body);
+    run_somewhere(&nodes, &[&kept, &new]).await;
+    assert!(nodes.iter().all(|node| node.host.lock().unwrap().refused.is_empty()));
+    assert!(
+        history(&nodes).iter().all(|(_, ended)| !ended.contains(&new)),
+        "what is in no record was stopped"
+    );
 }

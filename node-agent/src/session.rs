@@ -231,6 +231,7 @@ impl Session {
             address: self.address_towards(controller).await,
             host_uuid: self.host_uuid.clone(),
             moves_port: self.moves_port.into(),
+            cluster_id: state.cluster_id.clone(),
         }))
         .await?;
         self.number += 1;

@@ -197,6 +197,7 @@ impl World {
             address: host.name.clone(),
             host_uuid: Uuid::from_u128(0x900 + node as u128).to_string(),
             moves_port: 7003,
+            cluster_id: String::new(),
         };
         let (up, down) = (Way::new(), Way::new());
         let line = Connection { node, life, controller, stream: None, up, down, ended: false };

@@ -20,6 +20,7 @@ pub mod vm_create;
 pub mod vm_delete;
 pub mod vm_power;
 pub mod waiting;
+pub mod went_back;
 
 #[cfg(test)]
 mod move_tests;

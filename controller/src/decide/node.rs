@@ -12,7 +12,7 @@ use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
-use super::{event, is_reachable, move_step, put_vm};
+use super::{event, is_reachable, move_step, put_vm, went_back};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -30,13 +30,17 @@ pub struct Opening {
 /// Records a session before anything is sent on it: what is sent later rests on a state read after this.
 ///
 /// # Errors
-/// When the node is not known or another machine uses its identity.
+/// When the node is not known or another machine uses its identity; `Unavailable` while records that went back in time are
+/// being readied.
 pub fn open_session(
     draft: &mut Draft,
     moment: &mut Moment,
     id: NodeId,
     opening: &Opening,
 ) -> Result<Node, Refusal> {
+    if went_back::is_unready(draft.view()) {
+        return Err(Refusal::unavailable("the records went back in time and are being readied"));
+    }
     let row = draft.view().nodes.get(id).ok_or_else(|| Refusal::not_found(Kind::Node, &id.to_string()))?;
     let mut node = (*row.value).clone();
     if !node.status.host_uuid.is_nil() && node.status.host_uuid != opening.host_uuid {

@@ -3,7 +3,8 @@
 //!
 //! Invariants: while it is on, a node is told nothing, the loops that act rest, and of all changes only those of
 //! [`ADMITTED`] are decided; what runs wins over the records; what runs and is in no record is never stopped, and keeps
-//! its room and its addresses. Deliberately absent: what a restore writes (`restore`), and adopting what no record knows.
+//! its room and its addresses. Deliberately absent: what a restore writes (`restore`), a store that went back
+//! (`went_back`), and adopting what no record knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ use tamdao_scheduler::overhead::overhead_mib;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::{node_event, put_vm};
+use super::{node_event, put_vm, went_back};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -62,7 +63,7 @@ pub fn of(view: &View) -> Option<&Recovery> {
 /// # Errors
 /// `FailedPrecondition` with the reason Recovering.
 pub fn admit(view: &View, method: &str) -> Result<(), Refusal> {
-    if !is_on(view) || is_admitted(method) {
+    if !is_on(view) || is_admitted(method, went_back::is_unready(view)) {
         return Ok(());
     }
     let message = "the cloud recovers: its records are older than what runs, and until that is accounted for nothing \
@@ -70,9 +71,10 @@ pub fn admit(view: &View, method: &str) -> Result<(), Refusal> {
     Err(recovering(message))
 }
 
-fn is_admitted(method: &str) -> bool {
+/// Records that are being readied are changed by nobody else.
+fn is_admitted(method: &str, unready: bool) -> bool {
     let verb = method.rsplit('/').next().unwrap_or_default();
-    READS.iter().any(|read| verb.starts_with(read)) || ADMITTED.contains(&method)
+    READS.iter().any(|read| verb.starts_with(read)) || (!unready && ADMITTED.contains(&method))
 }
 
 fn recovering(message: impl Into<String>) -> Refusal {

@@ -24,6 +24,7 @@ use super::super::node::{self, Opening};
 use super::super::recovery::{self, Accounts, Due};
 use super::super::report::{self, Part};
 use super::super::restore::{self, Renewed};
+use super::super::went_back;
 use super::{NODES, Step, apply, find, node_id, seen, world};
 use crate::admission::Moment;
 use crate::sessions::expand;
@@ -41,7 +42,8 @@ struct Restored {
 }
 
 impl Restored {
-    fn new() -> Self {
+    /// As it was before.
+    fn running() -> Self {
         let mut moment = Moment { now: TimeMs(5) };
         let mut draft = Draft::new(world(), Uuid::from_u128(1));
         draft.put(Cluster {
@@ -63,7 +65,13 @@ impl Restored {
         for (at, node) in [(0, 0), (1, 0), (2, 1)] {
             view = apply(view, &mut moment, &Step::Place { at, node });
         }
-        view.revision = restore::base(Revision(7));
+        view.revision = Revision(7);
+        Self { draft: Draft::new(view, Uuid::from_u128(2)), moment }
+    }
+
+    fn new() -> Self {
+        let Self { draft, moment } = Self::running();
+        let view = View { revision: restore::base(Revision(7)), ..draft.view().clone() };
         let mut draft = Draft::new(view, Uuid::from_u128(2));
         let new = Renewed {
             cluster: ClusterId(Uuid::from_u128(2)),
@@ -335,11 +343,101 @@ fn a_vm_that_runs_twice_is_for_a_person_to_settle() {
     assert_eq!(find(cloud.view(), 0).unwrap().status.node, Some(node_id(1)));
 }
 
+/// One step of what a hello does where the store went back; false when nothing is left.
+fn ready_some(cloud: &mut Restored) -> bool {
+    let Some(what) = went_back::stale(cloud.view()).into_iter().next() else { return false };
+    let floor = restore::incarnations(went_back::told(cloud.view()));
+    restore::freshen(&mut cloud.draft, cloud.moment.now, floor, &what);
+    went_back::set_ready(&mut cloud.draft);
+    true
+}
+
+#[test]
+fn a_store_that_went_back_tells_nothing_and_hears_nobody_before_all_its_records_are_ready() {
+    let mut cloud = Restored::running();
+    cloud.tell(0, vec![cloud.runs(cloud.id(0), 1)]);
+    cloud.open(2);
+    assert_eq!(cloud.told(0).vms.len(), 2);
+    went_back::go_back(&mut cloud.draft, &mut cloud.moment, node_id(1), 5_000, 7);
+    let on = recovery::of(cloud.view()).unwrap();
+    assert_eq!(on.cause, Cause::WentBack { node: node_id(1), seen: 5_000, at: 7 });
+    assert!(went_back::told(cloud.view()).0 > 5_000 && cloud.view().revision == Revision(7));
+    let told: Vec<_> =
+        cloud.view().events.iter().map(|event| (event.reason.as_str(), event.message.clone())).collect();
+    assert!(
+        told.iter().any(|(reason, message)| *reason == "StoreWentBack" && message.contains("5000")),
+        "{told:?}"
+    );
+    // The same again, from the next node's hello, changes nothing.
+    let base = went_back::base(cloud.view());
+    went_back::go_back(&mut cloud.draft, &mut cloud.moment, node_id(2), 4_000, 7);
+    assert_eq!(
+        (went_back::base(cloud.view()), &recovery::of(cloud.view()).unwrap().cause),
+        (base, &Cause::WentBack { node: node_id(1), seen: 5_000, at: 7 })
+    );
+    let mut steps = 0;
+    while {
+        let opening = Opening {
+            session: session(1),
+            boot_id: "b".into(),
+            address: String::new(),
+            host_uuid: Uuid::nil(),
+            moves_port: 0,
+        };
+        let refused = node::open_session(&mut cloud.draft.clone(), &mut cloud.moment, node_id(1), &opening);
+        assert_eq!(refused.unwrap_err().code, tonic::Code::Unavailable);
+        assert!(recovery::admit(cloud.view(), "NodeService/AttestNodeGone").is_err());
+        assert!(cloud.told(0).vms.is_empty());
+        ready_some(&mut cloud) && went_back::is_unready(cloud.view())
+    } {
+        steps += 1;
+    }
+    assert!(steps > 4 && !went_back::is_unready(cloud.view()), "{steps} steps");
+    assert!(recovery::admit(cloud.view(), "NodeService/AttestNodeGone").is_ok());
+    assert_eq!(recovery::accounts(cloud.view()).awaited, (0..NODES).map(node_id).collect::<Vec<_>>());
+    assert!(find(cloud.view(), 0).unwrap().next_incarnation() > 1_000_000);
+    // From here on it is as after a restore.
+    (0..NODES).for_each(|at| cloud.tell(at, Vec::new()));
+    assert_eq!(cloud.end(), Ok(()));
+    assert!(find(cloud.view(), 0).unwrap().status.incarnation > 1_000_000);
+    assert!(went_back::told(cloud.view()).0 > 5_000, "the base stays");
+}
+
+#[test]
+fn a_store_that_goes_back_again_counts_from_higher_still() {
+    let mut cloud = Restored::running();
+    went_back::go_back(&mut cloud.draft, &mut cloud.moment, node_id(0), 5_000, 7);
+    while ready_some(&mut cloud) {}
+    let (base, given) =
+        (went_back::base(cloud.view()), find(cloud.view(), 0).unwrap().status.incarnation_given);
+    went_back::go_back(&mut cloud.draft, &mut cloud.moment, node_id(0), base + 9, base + 7);
+    assert!(went_back::is_unready(cloud.view()), "what was readied is stale again");
+    while ready_some(&mut cloud) {}
+    assert!(went_back::base(cloud.view()) > base + 9);
+    assert!(find(cloud.view(), 0).unwrap().status.incarnation_given > given);
+}
+
+#[test]
+fn an_agent_of_another_cluster_is_heard_only_by_one_that_recovers_or_was_it() {
+    let mut cloud = Restored::new();
+    let ids = [1, 2, 3].map(|id| ClusterId(Uuid::from_u128(id)));
+    assert!(ids.iter().all(|id| went_back::admit_cluster(cloud.view(), *id).is_ok()));
+    (0..NODES).for_each(|at| cloud.tell(at, Vec::new()));
+    assert_eq!(cloud.end(), Ok(()));
+    let heard = ids.map(|id| went_back::admit_cluster(cloud.view(), id).map_err(|refusal| refusal.reason));
+    assert_eq!(heard, [Ok(()), Ok(()), Err("OtherCluster")]);
+}
+
 #[test]
 fn only_what_starts_and_stops_nothing_is_decided() {
     let cloud = Restored::new();
     for method in recovery::ADMITTED {
         assert!(role::TABLE.iter().any(|row| row.method == *method), "{method} is no method");
+        // What is let through is not asked below whether it changes anything.
+        let of = ["Vm", "Volume", "Pool", "Network", "Move", "Image", "Agency", "Flavor", "PlacementGroup"];
+        let acts = ["UncordonNode", "DrainNode", "ReturnNode", "UpdateNode", "DeleteNode"];
+        assert!(!of.iter().any(|service| method.starts_with(&format!("{service}Service/"))), "{method}");
+        assert!(!acts.iter().any(|verb| method.ends_with(verb)), "{method}");
         assert!(recovery::admit(cloud.view(), method).is_ok());
     }
     let verbs = [

@@ -16,7 +16,7 @@ use tamdao_model::{ImageId, NodeId, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
 use tamdao_store::view::View;
 
-use crate::decide::recovery;
+use crate::decide::{recovery, went_back};
 use crate::engine;
 
 /// Opens a sealed secret; none if it is not of this cluster's key.
@@ -75,7 +75,7 @@ pub fn assignment(
     }
     agent::Assignment {
         epoch: 0,
-        revision: view.revision.0,
+        revision: went_back::told(view).0,
         complete: only.is_none(),
         vms,
         volumes,

@@ -8,6 +8,7 @@ pub mod expand;
 mod progress;
 mod stream;
 pub mod tunnel;
+mod went_back;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -43,6 +44,8 @@ pub struct Sessions {
     timeout: Duration,
     /// Looks at other nodes' leases that agents have sent and the fencer has not taken yet.
     readings: Mutex<Vec<LeaseTold>>,
+    /// Held by whoever readies the records of a store that went back in time.
+    readying: tokio::sync::Mutex<()>,
 }
 
 /// What a node said of another node's lease.
@@ -94,6 +97,7 @@ impl Sessions {
             progress: progress::Progress::default(),
             timeout,
             readings: Mutex::default(),
+            readying: tokio::sync::Mutex::default(),
         }
     }
 
@@ -207,8 +211,9 @@ impl Sessions {
             }
         }
         gone.iter().for_each(|session| self.dismiss(session));
-        // What was held back from all of them is told in new sessions, which begin with whole reports.
-        if commits.iter().flat_map(|commit| commit.deltas.iter()).any(ends_recovery) {
+        // What was told before records went back is void, and what was held back since is told anew: in new sessions, which
+        // begin with whole reports.
+        if commits.iter().flat_map(|commit| commit.deltas.iter()).any(changes_recovery) {
             self.end_all();
         }
     }
@@ -247,9 +252,12 @@ impl Sessions {
     }
 }
 
-fn ends_recovery(delta: &Delta) -> bool {
-    let recovers = |record: &Option<Record>| matches!(record, Some(Record::Cluster(cluster)) if cluster.recovery.is_some());
-    recovers(&delta.before) && !recovers(&delta.after)
+fn changes_recovery(delta: &Delta) -> bool {
+    let recovers = |record: &Option<Record>| match record {
+        Some(Record::Cluster(cluster)) => Some((cluster.recovery.is_some(), cluster.base)),
+        _ => None,
+    };
+    delta.before.is_some() && recovers(&delta.before) != recovers(&delta.after)
 }
 
 /// Marks what one change makes new for which sessions.

@@ -29,6 +29,7 @@ use crate::auth::{self, Principal};
 use crate::decide::node::{self as decide, Opening};
 use crate::decide::recovery;
 use crate::decide::report::{self, CHUNK, Part};
+use crate::decide::went_back;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -176,6 +177,10 @@ async fn serve(
     tracing::info!(%node, session = %session.id, epoch = %session.epoch, "session opened");
     shared.sessions.open(session.clone());
     drop(arriving);
+    // Records that went back since end the sessions that are open: this one may have been too late for that.
+    if super::went_back::is_void(&shared.cache.view(), &session) {
+        shared.sessions.close(&session);
+    }
     let (reports, waiting) = mpsc::channel(REPORTS);
     let listening = async {
         let goodbye = listen(&shared, &session, &mut requests, &reports).await;
@@ -219,18 +224,11 @@ async fn open(
         host_uuid: read_id("host_uuid", &hello.host_uuid)?,
         moves_port: u16::try_from(hello.moves_port).unwrap_or_default(),
     };
-    if hello.highest_epoch > office.epoch.0 {
-        // A newer leader exists, or the store went back in time: the barrier below tells which.
-        tracing::warn!(%node, epoch = %office.epoch, theirs = hello.highest_epoch, "agent has seen a higher epoch");
-    }
     let now = shared.kv.barrier().await?;
-    if hello.highest_revision > now.0 {
-        tracing::error!(%node, revision = %now, theirs = hello.highest_revision, "the store went back in time");
-        let message = format!(
-            "the store stands at revision {now}, and this node has seen {}: the store went back in time",
-            hello.highest_revision
-        );
-        return Err(Refusal::precondition("StoreWentBack", message));
+    // Where a newer leader exists nothing is decided here: its office guards each commit.
+    match super::went_back::judge(shared, node, hello, office.epoch, now).await {
+        Err(refusal) if refusal.code == tonic::Code::Unavailable => return Ok(None),
+        judged => judged?,
     }
     if let Some(present) = shared.sessions.get(node)
         && present.boot_id != opening.boot_id
@@ -249,7 +247,8 @@ async fn open(
         Err(refusal) if refusal.code == tonic::Code::Unavailable => return Ok(None),
         Err(refusal) => return Err(refusal),
     };
-    shared.cache.at_least(revision).await?;
+    let view = shared.cache.at_least(revision).await?;
+    let base = went_back::base(&view);
     let heard = Heard { at: shared.clock.instant(), time: shared.clock.now() };
     let session = Session {
         id,
@@ -263,11 +262,11 @@ async fn open(
         closed: tokio_util::sync::CancellationToken::new(),
     };
     let welcome = agent::Welcome {
-        epoch: office.epoch.0,
-        revision: revision.0,
+        epoch: base + office.epoch.0,
+        revision: base + revision.0,
         controllers: addresses(shared),
         session_timeout_ms: u32::try_from(shared.sessions.timeout.as_millis()).unwrap_or(u32::MAX),
-        cluster_id: shared.cache.view().cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+        cluster_id: view.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
     };
     session
         .send(ToAgent::Welcome(welcome))
@@ -303,7 +302,7 @@ async fn listen(
                 let answer = agent::HeartbeatAnswer {
                     sequence: heartbeat.sequence,
                     sent_time: timestamp(shared.clock.now()),
-                    revision: shared.cache.view().revision.0,
+                    revision: went_back::told(&shared.cache.view()).0,
                 };
                 if session.send(ToAgent::Heartbeat(answer)).is_err() {
                     return None;
@@ -419,7 +418,7 @@ async fn tell(shared: Arc<Shared>, session: Arc<Session>) {
             let view = shared.cache.view();
             let only = (!dirty.all).then_some((&dirty.vms, &dirty.volumes));
             let mut assignment = expand::assignment(&view, session.node, only, &open);
-            assignment.epoch = session.epoch.0;
+            assignment.epoch = went_back::base(&view) + session.epoch.0;
             let whole = std::mem::replace(&mut first, false);
             if !whole {
                 leave_out_known(&mut assignment, &mut sent);

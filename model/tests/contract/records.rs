@@ -1,13 +1,13 @@
 //! How records are written: what is as it is by default is left out, and what is left out is read as its default.
 
 use serde_json::{Value, json};
-use tamdao_model::VmId;
 use tamdao_model::agency::Usage;
 use tamdao_model::audit::Audit;
 use tamdao_model::cluster::Cluster;
 use tamdao_model::quota::Measure;
-use tamdao_model::recovery::Finding;
+use tamdao_model::recovery::{Cause, Finding};
 use tamdao_model::vm::Vm;
+use tamdao_model::{NodeId, VmId};
 
 use crate::updates::{node, vm};
 
@@ -95,4 +95,17 @@ fn what_a_cloud_finds_out_is_read_as_the_release_that_began_it_wrote_it() {
     let recovers: Cluster = serde_json::from_value(cluster.clone()).unwrap();
     assert_eq!(recovers.recovery.as_ref().map(|recovery| recovery.revision), Some(7));
     assert_eq!(serde_json::to_value(&recovers).unwrap(), cluster);
+    cluster["recovery"]["cause"] = json!({"went_back": {"node": id(4), "seen": 9, "at": 7}});
+    cluster["recovery"]["unready"] = json!(true);
+    cluster["base"] = json!(1_099_511_627_776u64);
+    cluster["former"] = json!([id(8)]);
+    let back: Cluster = serde_json::from_value(cluster.clone()).unwrap();
+    assert_eq!(
+        back.recovery.as_ref().unwrap().cause,
+        Cause::WentBack { node: NodeId(id(4)), seen: 9, at: 7 }
+    );
+    assert_eq!(serde_json::to_value(&back).unwrap(), cluster);
+    cluster["recovery"]["cause"] = json!("survivor");
+    let survivor: Cluster = serde_json::from_value(cluster).unwrap();
+    assert_eq!(survivor.recovery.unwrap().cause, Cause::Survivor);
 }

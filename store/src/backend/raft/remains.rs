@@ -89,7 +89,7 @@ fn read(config: &RaftConfig, disk: &Arc<Disk>) -> Result<Remains, OpenError> {
     }
     let Opened { id: member, cluster, image, .. } = Opened::read_with(config, disk)?;
     let cluster = cluster.ok_or_else(|| wrong(config, "it holds no member of a group".into()))?;
-    let (mut last, mut membership, state) = match image {
+    let (mut last, mut membership, mut state) = match image {
         Some(image) => (image.meta.last_log_id, image.meta.last_membership, Mvcc::from(image.view)),
         None => (None, StoredMembership::default(), Mvcc::new()),
     };
@@ -101,7 +101,6 @@ fn read(config: &RaftConfig, disk: &Arc<Disk>) -> Result<Remains, OpenError> {
         }
         None => last,
     };
-    let mut state = state;
     loop {
         let from = last.map_or(0, |id| id.index + 1);
         let entries = disk.read(from, from + STEP).map_err(io)?;

@@ -206,11 +206,8 @@ fn recover(config: &Config, path: &std::path::Path, lost: bool) -> anyhow::Resul
     let next = format!("next: tamdao-controller run --config {}", path.display());
     let survivor = match recover::look(config).with_context(|| directory.to_string())? {
         Found::Survivor(survivor) => survivor,
-        Found::Completed(identity) => {
-            say(&format!(
-                "a recovery had broken off and is completed: the cluster is {} now",
-                identity.cluster
-            ));
+        Found::Completed(cluster) => {
+            say(&format!("a recovery had broken off and is completed: the cluster is {cluster} now"));
             say(&next);
             return Ok(());
         }

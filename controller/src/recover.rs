@@ -42,8 +42,8 @@ pub enum RecoverError {
 /// What a data directory holds.
 pub enum Found {
     Survivor(Box<Survivor>),
-    /// A recovery that had broken off after it could not be undone any more: it is completed now.
-    Completed(Identity),
+    /// A recovery that had broken off after it could not be undone any more: it is completed now, as this cluster.
+    Completed(ClusterId),
 }
 
 /// A controller that does not run, and all that it has of its group. Nothing else can open it meanwhile.
@@ -82,7 +82,7 @@ pub fn look(config: &Config) -> Result<Found, RecoverError> {
     let begun = made.directory.exists();
     if begun && RaftStore::remains(&made).is_ok_and(|made| made.cluster == identity.cluster.0) {
         swap(&config.data_dir, identity.cluster)?;
-        return Ok(Found::Completed(identity));
+        return Ok(Found::Completed(identity.cluster));
     }
     let remains = RaftStore::remains(&settings(RAFT))?;
     if remains.cluster != identity.cluster.0 {

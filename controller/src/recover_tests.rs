@@ -110,8 +110,8 @@ async fn a_recovery_that_broke_off_is_done_again_or_completed() {
             fs::rename(&recovered.old, group.path(RAFT)).unwrap();
         }
         assert!(matches!(Identity::of(&group.config), Err(IdentityError::Unfinished(_))));
-        let Found::Completed(identity) = look(&group.config).unwrap() else { panic!("begun anew") };
-        assert_eq!((identity.cluster, group.held(RAFT).0), (recovered.identity.cluster, identity.cluster));
+        let Found::Completed(cluster) = look(&group.config).unwrap() else { panic!("begun anew") };
+        assert_eq!((cluster, group.held(RAFT).0), (recovered.identity.cluster, cluster));
         assert!(recovered.old.exists() && Identity::of(&group.config).is_ok());
     }
 }

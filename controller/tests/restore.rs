@@ -246,8 +246,10 @@ async fn lose_and_restore(cloud: &mut Cloud, file: &[u8], identities: &Identitie
     cloud.settled().await;
 }
 
-/// What each node ever started and ended.
-fn history(nodes: &[Node]) -> Vec<(Vec<(String, u64)>, Vec<String>)> {
+/// What one node ever started and ended.
+type Deeds = (Vec<(String, u64)>, Vec<String>);
+
+fn history(nodes: &[Node]) -> Vec<Deeds> {
     let look = |node: &Node| {
         let host = node.host.lock().unwrap();
         (host.started.clone(), host.ended.clone())

@@ -7,6 +7,7 @@ use crate::app::{App, now_s};
 use crate::args::RecoveryVerb;
 use crate::output::{Cell, Table};
 use crate::problem::ExitStatus;
+use crate::quantity::mib;
 use crate::view::since;
 
 pub async fn run(app: &App, verb: RecoveryVerb) -> Result<ExitStatus> {
@@ -96,8 +97,12 @@ fn table(guests: &[FoundGuest]) -> Table {
             Cell::from(name),
             Cell::from(&guest.node),
             Cell::from(guest.incarnation),
+            match (guest.vcpus, guest.memory_mib) {
+                (0, _) | (_, 0) => Cell::from(""),
+                (vcpus, memory) => Cell::from(format!("{vcpus} vCPUs, {}", mib(memory.into()))),
+            },
             Cell::from(guest.addresses.join(", ")),
         ]
     });
-    Table { headers: vec!["VM", "NODE", "INCARNATION", "ADDRESSES"], rows: rows.collect() }
+    Table { headers: vec!["VM", "NODE", "INCARNATION", "SIZE", "ADDRESSES"], rows: rows.collect() }
 }

@@ -118,6 +118,8 @@ fn guest(view: &View, node: Option<NodeId>, id: VmId, found: Option<&Found>) -> 
         incarnation: found
             .map_or_else(|| vm.map_or(0, |vm| vm.status.incarnation), |found| found.incarnation),
         addresses: addresses.map(ToString::to_string).collect(),
+        vcpus: found.map_or(0, |found| found.vcpus),
+        memory_mib: found.map_or(0, |found| found.memory_mib),
     }
 }
 

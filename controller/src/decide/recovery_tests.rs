@@ -376,7 +376,7 @@ fn a_store_that_went_back_tells_nothing_and_hears_nobody_before_all_its_records_
         (base, &Cause::WentBack { node: node_id(1), seen: 5_000, at: 7 })
     );
     let mut steps = 0;
-    while {
+    loop {
         let opening = Opening {
             session: session(1),
             boot_id: "b".into(),
@@ -388,9 +388,10 @@ fn a_store_that_went_back_tells_nothing_and_hears_nobody_before_all_its_records_
         assert_eq!(refused.unwrap_err().code, tonic::Code::Unavailable);
         assert!(recovery::admit(cloud.view(), "NodeService/AttestNodeGone").is_err());
         assert!(cloud.told(0).vms.is_empty());
-        ready_some(&mut cloud) && went_back::is_unready(cloud.view())
-    } {
         steps += 1;
+        if !ready_some(&mut cloud) || !went_back::is_unready(cloud.view()) {
+            break;
+        }
     }
     assert!(steps > 4 && !went_back::is_unready(cloud.view()), "{steps} steps");
     assert!(recovery::admit(cloud.view(), "NodeService/AttestNodeGone").is_ok());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use tamdao_proto::v1::{
-    AddressRange, Disk, DiskTemplate, Interface, PlacementRule, PlacementRuleKind, Subnet, disk,
+    AddressRange, Bmc, Disk, DiskTemplate, Interface, PlacementRule, PlacementRuleKind, Subnet, disk,
 };
 
 use crate::problem::Problem;
@@ -42,6 +42,30 @@ pub fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>> {
         _ => Err(Problem::usage(format!("--{flag} {pair}: expected KEY=VALUE")).into()),
     };
     given.iter().map(split).collect()
+}
+
+/// A BMC: "URL,user=NAME,password-file=FILE,ca=FILE".
+pub fn bmc(text: &str) -> Result<Bmc> {
+    let mut parts = text.split(',');
+    let mut bmc = Bmc { url: parts.next().unwrap_or_default().to_owned(), ..Bmc::default() };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("user", name)) => name.clone_into(&mut bmc.username),
+            Some(("password-file", file)) => {
+                bmc.password = self::text(Path::new(file))?.trim_end_matches(['\r', '\n']).to_owned();
+            }
+            Some(("ca", file)) => bmc.ca_certificates = self::text(Path::new(file))?,
+            Some(("fingerprint", digest)) => digest.clone_into(&mut bmc.fingerprint),
+            None if part == "unverified" => bmc.unverified = true,
+            // It may be a password that somebody has put on the line.
+            _ => {
+                let message = "--bmc: expected URL,user=NAME,password-file=FILE and one of ca=FILE, fingerprint=SHA256, \
+                               unverified";
+                return Err(Problem::usage(message).into());
+            }
+        }
+    }
+    Ok(bmc)
 }
 
 /// Changes a map by "key=value" to set and "key-" to remove.

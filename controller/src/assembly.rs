@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use crate::admission::Writer;
 use crate::api::Api;
 use crate::auth::{Gate, Strangers};
+use crate::bmc::Redfish;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Backend, Config};
 use crate::engine::Follower;
@@ -130,6 +131,7 @@ impl Controller {
             sessions: Arc::new(Sessions::new(config.session_timeout)),
             journals: journals.clone(),
             trail: trail.clone(),
+            bmc: Arc::new(Redfish::default()),
             images: images.clone(),
             engine: Follower::default(),
             strangers: Strangers::default(),

@@ -7,6 +7,7 @@ pub mod api;
 pub mod assembly;
 pub mod audit;
 pub mod auth;
+pub mod bmc;
 pub mod clock;
 pub mod config;
 pub mod decide;

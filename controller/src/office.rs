@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::reconcile::drainer::Drainer;
+use crate::reconcile::driller::Driller;
 use crate::reconcile::drive;
 use crate::reconcile::evacuator::Evacuator;
 use crate::reconcile::fencer::Fencer;
@@ -88,6 +89,7 @@ pub fn duties(shared: &Arc<Shared>, leadership: &Leadership) -> Vec<BoxFuture<'s
         drive(Mover, shared(), office()).boxed(),
         drive(Drainer::default(), shared(), office()).boxed(),
         drive(Fencer::new(since), shared(), office()).boxed(),
+        drive(Driller, shared(), office()).boxed(),
         drive(Evacuator::default(), shared(), office()).boxed(),
         drive(Reaper::default(), shared(), office()).boxed(),
         drive(Seater, shared(), office()).boxed(),

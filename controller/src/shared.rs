@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::admission::Writer;
 use crate::auth::Strangers;
+use crate::bmc::Bmc;
 use crate::clock::Clock;
 use crate::engine::Follower;
 use crate::forward::Leader;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub journals: Arc<Journals>,
     /// What goes into this controller's own journal beside the commits.
     pub trail: Arc<Trail>,
+    /// Nodes' power.
+    pub bmc: Arc<dyn Bmc>,
     /// The bytes of images.
     pub images: Arc<Images>,
     /// The placement engine, for those who decide by it and those who ask what it would do.

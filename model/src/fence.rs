@@ -2,7 +2,8 @@
 //!
 //! Invariants: a proof names one node, one boot of it and its last session, so that it says nothing of a node that has
 //! come back since; it rests on a state that was observed, by a reader that could have seen the opposite. Silence is
-//! believed only of a host with an armed watchdog. Deliberately absent: who gathers evidence and when, and which VMs
+//! believed only of a host with an armed watchdog, and Off only if it was read twice after it was asked for, of the machine
+//! that the node is. Deliberately absent: who gathers evidence and when, and which VMs
 //! go where.
 
 use std::collections::BTreeSet;
@@ -10,7 +11,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tamdao_seams::{Mutant, has};
+use uuid::Uuid;
 
+use crate::bmc::{self, Power, Seen, Wrong};
 use crate::node::NodePhase;
 use crate::vm::{GuestState, Vm};
 use crate::{NodeId, PoolId, SessionId, TimeMs};
@@ -193,6 +196,56 @@ pub struct RecordSeen {
     pub released: bool,
 }
 
+/// One look at a host's power. Times are ms of the looking controller's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    pub began_ms: u64,
+    pub ended_ms: u64,
+    pub seen: Seen,
+}
+
+/// How far apart two looks at a host's power have to be, ms: what a BMC says from memory it has looked up anew by then.
+pub const LOOKS_APART_MS: u64 = 2_000;
+
+/// Why two looks at a host's power prove nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PowerDoubt {
+    #[error("{}", .0.message)]
+    Machine(Wrong),
+    #[error("says that the power is not off")]
+    NotOff,
+    #[error("was looked at before it was asked to power off")]
+    TooEarly,
+    #[error("was looked at twice within too short a time")]
+    TooClose,
+}
+
+/// Whether two looks at the power of a host show that it went off after `asked_ms`, when that was asked for.
+///
+/// # Errors
+/// The doubt that is left.
+pub fn power_off(host: Uuid, asked_ms: u64, first: &Look, second: &Look) -> Result<(), PowerDoubt> {
+    for look in [first, second] {
+        bmc::check_machine(host, look.seen.system_uuid).map_err(PowerDoubt::Machine)?;
+        if look.seen.power != Power::Off {
+            return Err(PowerDoubt::NotOff);
+        }
+        if look.began_ms < asked_ms {
+            return Err(PowerDoubt::TooEarly);
+        }
+    }
+    if second.began_ms < first.ended_ms.saturating_add(LOOKS_APART_MS) {
+        return Err(PowerDoubt::TooClose);
+    }
+    Ok(())
+}
+
+/// How long a lease record of this length has to stand still before its holder is not seen alive, ms: a living keeper
+/// renews it after each sixth of the lease.
+pub fn not_alive_after_ms(lease_ms: u64) -> u64 {
+    (lease_ms / 6).saturating_add(2_000)
+}
+
 /// What two readings have shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silence {
@@ -268,7 +321,6 @@ pub fn silence(boot_id: &str, first: &Reading, second: &Reading) -> Result<Silen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     const PHASES: [NodePhase; 7] = [
         NodePhase::Joining,
@@ -312,6 +364,30 @@ mod tests {
         assert_eq!(next(NodePhase::Fencing, NodeEvent::Heard), Ok(NodePhase::Unreachable));
         assert!(next(NodePhase::Ready, NodeEvent::Proven).is_err());
         assert!(next(NodePhase::Returning, NodeEvent::Healthy).is_err());
+    }
+
+    const HOST: Uuid = Uuid::from_u128(0xA);
+
+    fn look(began_ms: u64) -> Look {
+        Look { began_ms, ended_ms: began_ms + 5, seen: Seen { system_uuid: HOST, power: Power::Off } }
+    }
+
+    #[test]
+    fn off_read_twice_after_it_was_asked_for_proves_and_nothing_less_does() {
+        assert_eq!(power_off(HOST, 100, &look(100), &look(2_105)), Ok(()));
+        assert_eq!(power_off(HOST, 101, &look(100), &look(2_105)), Err(PowerDoubt::TooEarly));
+        assert_eq!(power_off(HOST, 100, &look(100), &look(2_104)), Err(PowerDoubt::TooClose));
+        assert_eq!(power_off(HOST, 100, &look(100), &look(100)), Err(PowerDoubt::TooClose));
+        for (power, at) in [(Power::On, 0), (Power::On, 1), (Power::Between, 0), (Power::Between, 1)] {
+            let mut looks = [look(100), look(9_000)];
+            looks[at].seen.power = power;
+            assert_eq!(power_off(HOST, 100, &looks[0], &looks[1]), Err(PowerDoubt::NotOff));
+        }
+        for at in 0..2 {
+            let mut looks = [look(100), look(9_000)];
+            looks[at].seen.system_uuid = Uuid::from_u128(0xB);
+            assert!(matches!(power_off(HOST, 100, &looks[0], &looks[1]), Err(PowerDoubt::Machine(_))));
+        }
     }
 
     fn reading(began_ms: u64, own: u64) -> Reading {

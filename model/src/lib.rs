@@ -6,6 +6,7 @@ pub mod address;
 pub mod agency;
 pub mod assignment;
 pub mod audit;
+pub mod bmc;
 pub mod cluster;
 pub mod condition;
 pub mod convert;

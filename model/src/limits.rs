@@ -75,6 +75,14 @@ pub const RESERVE_MEMORY_DEFAULT_MIB: u64 = 512;
 pub const VMS_PER_NODE: usize = 1_000;
 /// A stored image, bytes.
 pub const IMAGE_BYTES: u64 = 1 << 40;
+/// BMCs of one node.
+pub const BMCS: usize = 4;
+/// The account of a BMC, characters.
+pub const BMC_USERNAME_CHARS: usize = 64;
+/// Its password, bytes.
+pub const BMC_PASSWORD_BYTES: usize = 256;
+/// The certificates of the CAs that are trusted for one BMC, bytes of PEM.
+pub const BMC_CA_BYTES: usize = 32 * 1024;
 /// An agency's contact, characters.
 pub const CONTACT_CHARS: usize = 200;
 /// An image's URL, bytes.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::assignment::Reservation;
+use crate::bmc::{Bmc, Drilled};
 use crate::condition::Conditions;
 use crate::fence::{Fence, Goodbye};
 use crate::limits;
@@ -40,6 +41,9 @@ pub struct NodeSpec {
     /// YYYY-MM-DD, or empty.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub support_ends: String,
+    /// By which it is powered off when it is lost, in the order in which they are tried.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub bmcs: Vec<Bmc>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +88,9 @@ pub struct NodeStatus {
     /// Its drain or return; none while there is none.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub drain: Option<Drain>,
+    /// What was last found out about its BMCs, in the order of the spec; none of one that was set since.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub fence_drill: Vec<Drilled>,
 }
 
 /// A drain, from the asking for it until the node is uncordoned or has returned. Its owner is the drainer; what is

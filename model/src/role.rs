@@ -130,7 +130,7 @@ pub const TABLE: &[Row] = table! {
     "NodeService" {
         GetNode Cloud SEE_HOSTS; ListNodes Cloud SEE_HOSTS; WatchNodes Cloud SEE_HOSTS;
         UpdateNode Cloud HOSTS; DeleteNode Cloud HOSTS; CordonNode Cloud HOSTS; UncordonNode Cloud HOSTS;
-        AttestNodeGone Cloud HOSTS;
+        AttestNodeGone Cloud HOSTS; DrillFencing Cloud HOSTS;
         DrainNodes Cloud HOSTS; CancelDrain Cloud HOSTS; ReturnNodes Cloud HOSTS;
     }
     "PlacementGroupService" {

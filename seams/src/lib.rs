@@ -41,10 +41,14 @@ pub enum Mutant {
     UsageForgotten,
     /// A VM grows without a look at whether its node has room.
     NoRoomTaken,
+    /// A BMC that takes the command to power off is believed without a look at the power.
+    PowerOffUnread,
+    /// A BMC is believed whatever machine it stands for.
+    WrongMachineBelieved,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::EvacuateWithoutProof,
         Self::SilenceWithoutWatchdog,
         Self::LeaseCountedFromReceipt,
@@ -61,6 +65,8 @@ impl Mutant {
         Self::UnknownIsDone,
         Self::UsageForgotten,
         Self::NoRoomTaken,
+        Self::PowerOffUnread,
+        Self::WrongMachineBelieved,
     ];
 }
 

@@ -30,6 +30,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::SESSION_TIMEOUT;
+use crate::bmc::SimBmc;
 use crate::store::{Outbox, SimKv};
 use crate::tasks::{SimClock, Tasks};
 
@@ -39,6 +40,7 @@ pub struct Process {
     pub shared: Arc<Shared>,
     pub local: MemoryStore,
     pub outbox: Outbox,
+    pub bmc: SimBmc,
     office: Arc<watch::Sender<Option<Leadership>>>,
     /// Turns true when the office is lost; none while it has none.
     pub lost: Option<watch::Sender<bool>>,
@@ -102,7 +104,7 @@ impl Process {
     pub fn start(at: usize, truth: &MemoryStore, clock: Arc<SimClock>) -> Self {
         let name = format!("c{}", at + 1);
         let local = truth.follower(&name);
-        let outbox = Outbox::default();
+        let (outbox, bmc) = (Outbox::default(), SimBmc::default());
         let kv: Arc<dyn Kv> = Arc::new(SimKv { local: local.clone(), outbox: outbox.clone() });
         let clock: Arc<dyn Clock> = clock;
         let (cache, feed) = Cache::new(kv.clone());
@@ -128,6 +130,7 @@ impl Process {
             journals: Arc::new(Journals::default()),
             // Nothing passes a gate here.
             trail: Arc::new(Trail::new(ControllerId(Uuid::from_u128(0x500 + at as u128)), PathBuf::new())),
+            bmc: Arc::new(bmc.clone()),
             images,
             engine: Follower::default(),
             strangers: Default::default(),
@@ -136,7 +139,7 @@ impl Process {
         let mut tasks = Tasks::default();
         tasks.spawn(async move { drop(feed.run().await) });
         tasks.spawn(desk.run());
-        Self { tasks, shared, local, outbox, office: Arc::new(office), lost: None, epoch: None }
+        Self { tasks, shared, local, outbox, bmc, office: Arc::new(office), lost: None, epoch: None }
     }
 
     /// Takes office, once it knows all that came before. What `office::run` does, on one task.
@@ -183,6 +186,11 @@ fn idle() -> (Arc<Images>, ClusterKey) {
         make_idle().expect("keys and a directory for no images can be made")
     });
     (images.clone(), key.clone())
+}
+
+/// The key that seals every history's secrets.
+pub fn key() -> ClusterKey {
+    idle().1
 }
 
 fn make_idle() -> anyhow::Result<(Arc<Images>, ClusterKey, tempfile::TempDir)> {

@@ -4,6 +4,7 @@
 //! Deliberately absent: real time, real files, and openraft, whose semantics are injected (`quorum`).
 
 pub mod agent;
+pub mod bmc;
 pub mod chance;
 pub mod check;
 pub mod controller;
@@ -104,8 +105,9 @@ impl World {
             let ppm = world.chance.between(992_000, 1_008_000);
             world.nodes.push(Host::new(at, rack, ppm, watchdog));
         }
+        world.bmcs = Bmcs::draw(seed, nodes);
         let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
-        records(&mut draft, &world.nodes, guarded);
+        records(&mut draft, &world.nodes, &world.bmcs, guarded);
         let founded = world.truth.apply(draft.into_txn([]));
         founded.expect("an empty store takes the first records");
         for controller in 0..3 {
@@ -127,7 +129,7 @@ fn meta(id: impl Into<Uuid>, name: &str) -> Meta {
     Meta::new(id, Name::new(name).expect("the names here are names"), TimeMs(1))
 }
 
-fn records(draft: &mut Draft, nodes: &[Host], guarded: bool) {
+fn records(draft: &mut Draft, nodes: &[Host], bmcs: &Bmcs, guarded: bool) {
     draft.create(Agency { meta: meta(AGENCY, "health"), spec: AgencySpec::default() });
     let first = std::net::IpAddr::from([10, 0, 0, 1]);
     let range = AddressRange { first, last: std::net::IpAddr::from([10, 0, 0, 250]) };
@@ -163,6 +165,7 @@ fn records(draft: &mut Draft, nodes: &[Host], guarded: bool) {
         let spec = NodeSpec {
             failure_domains: BTreeMap::from([("rack".to_owned(), racks)]),
             cpu_overcommit_percent: 200,
+            bmcs: bmcs.manners[at].iter().map(|_| bmc::record(&controller::key(), at)).collect(),
             ..NodeSpec::default()
         };
         draft.create(Node { meta: meta(node_id(at), &host.name), spec, status: NodeStatus::default() });

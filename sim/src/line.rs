@@ -195,7 +195,7 @@ impl World {
             highest_revision: host.ledger.revision,
             highest_epoch: host.ledger.epoch,
             address: host.name.clone(),
-            host_uuid: Uuid::from_u128(0x900 + node as u128).to_string(),
+            host_uuid: crate::bmc::host_uuid(node).to_string(),
             moves_port: 7003,
             cluster_id: String::new(),
         };

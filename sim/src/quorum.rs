@@ -52,6 +52,7 @@ impl World {
         if !process.tasks.run() {
             return;
         }
+        let asked = process.bmc.take();
         let letters = std::mem::take(&mut *process.outbox.lock().expect("no holder of the lock panics"));
         for letter in letters {
             match letter {
@@ -61,6 +62,9 @@ impl World {
                     self.plan(delay, Event::Barrier { from: at, reply, tries: 0 });
                 }
             }
+        }
+        for asked in asked {
+            self.ask_bmc(asked);
         }
         self.pump(at);
     }

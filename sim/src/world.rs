@@ -16,6 +16,7 @@ use tamdao_store::view::View;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::bmc::{Answer, Asked, Bmcs};
 use crate::chance::Chance;
 use crate::check::{Breach, Checks};
 use crate::controller::Controller;
@@ -139,6 +140,13 @@ pub enum Event {
         access: Access,
     },
     Work,
+    /// A question has come to a BMC, an answer back from it, and the power has gone.
+    BmcIsAsked(Asked),
+    BmcAnswers(Answer),
+    BmcSwitches {
+        node: usize,
+        boot: u64,
+    },
 }
 
 pub type Reply = oneshot::Sender<tamdao_store::kv::Result<Revision>>;
@@ -185,6 +193,7 @@ pub struct World {
     pub controllers: Vec<Controller>,
     pub nodes: Vec<Host>,
     pub storage: Storage,
+    pub bmcs: Bmcs,
     pub truth: Truth,
     pub connections: BTreeMap<u64, Connection>,
     pub next_connection: u64,
@@ -247,6 +256,7 @@ impl World {
             controllers,
             nodes: Vec::new(),
             storage: Storage::default(),
+            bmcs: Bmcs::draw(seed, 0),
             truth: Truth::new(),
             connections: BTreeMap::new(),
             next_connection: 0,
@@ -332,6 +342,9 @@ impl World {
             Event::Heals(fault) => self.heal(fault),
             Event::Decays { node, access } => self.decays(node, access),
             Event::Work => self.ask(),
+            Event::BmcIsAsked(asked) => self.bmc_is_asked(asked),
+            Event::BmcAnswers(answer) => answer.give(),
+            Event::BmcSwitches { node, boot } => self.bmc_switches(node, boot),
         }
     }
 

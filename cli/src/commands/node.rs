@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tamdao_proto::v1::{
     AttestNodeGoneRequest, ControllerRole, CordonNodeRequest, CreateJoinTokenRequest,
-    CreateJoinTokenResponse, JoinTokenKind, ListControllersRequest, ListJoinTokensRequest, Node, NodePhase,
-    RevokeJoinTokenRequest, UncordonNodeRequest,
+    CreateJoinTokenResponse, DrillFencingRequest, JoinTokenKind, ListControllersRequest,
+    ListJoinTokensRequest, Node, NodePhase, RevokeJoinTokenRequest, UncordonNodeRequest,
 };
 
 use super::drain::Nodes;
@@ -17,7 +17,7 @@ use crate::args::{
 };
 use crate::client::request_id;
 use crate::given;
-use crate::output::{Cell, Table};
+use crate::output::{Cell, Table, Tone};
 use crate::problem::{ExitStatus, Problem};
 use crate::quantity::{count, duration, until};
 use crate::resource::{Editable, Place, Resource, word};
@@ -29,6 +29,7 @@ pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
         NodeVerb::Cordon(args) => cordon(app, &args).await,
         NodeVerb::Uncordon(args) => uncordon(app, &args).await,
         NodeVerb::AttestGone(args) => attest_gone(app, &args).await,
+        NodeVerb::FenceDrill(args) => fence_drill(app, &args).await,
         NodeVerb::Update(args) => update(app, &args).await,
         NodeVerb::Drain(args) => drain::drain(app, Nodes::named(app, &args.names)?, &args.terms).await,
         NodeVerb::Return(args) => drain::bring_back(app, Nodes::named(app, &args.names)?, &args.common).await,
@@ -66,6 +67,30 @@ async fn attest_gone(app: &App, args: &AttestGoneArgs) -> Result<ExitStatus> {
     let node = app.client()?.ask(request).await;
     let node = node.map_err(|problem| problem.about(&args.name))?;
     standard::done(app, &node, "fenced on your word; its VMs are restarted elsewhere")
+}
+
+async fn fence_drill(app: &App, args: &NameArg) -> Result<ExitStatus> {
+    let name = app.place::<Node>(&args.name, false)?.name;
+    let node = app.client()?.ask(DrillFencingRequest { name }).await;
+    let node = node.map_err(|problem| problem.about(&args.name))?;
+    let drills = node.status.iter().flat_map(|status| &status.fence_drill);
+    let good = drills.clone().any(|drill| drill.good);
+    let status = if good { ExitStatus::Done } else { ExitStatus::Failed };
+    if app.output.is_machine() {
+        app.output.value(&node)?;
+        return Ok(status);
+    }
+    let rows = drills.map(|drill| {
+        let tone = if drill.good { Tone::Good } else { Tone::Bad };
+        vec![Cell::from(&drill.url), Cell::toned(&drill.reason, tone), Cell::from(&drill.message)]
+    });
+    let table = Table { headers: vec!["BMC", "DRILL", "WHAT IT IS"], rows: rows.collect() };
+    app.output.table(&table, "it has no BMC")?;
+    app.output.note(match good {
+        true => "it could be powered off today",
+        false => "it could not be powered off today; a loss is left to its storage leases and to people",
+    });
+    Ok(status)
 }
 
 /// Removes lost nodes on somebody's word: fences them by it, and asks until nothing of them is left.
@@ -132,6 +157,10 @@ async fn update(app: &App, args: &NodeUpdateArgs) -> Result<ExitStatus> {
         if let Some(date) = &args.support_ends {
             date.clone_into(&mut spec.support_ends);
             masked("support_ends");
+        }
+        if args.no_bmcs || !args.bmcs.is_empty() {
+            spec.bmcs = args.bmcs.iter().map(|text| given::bmc(text)).collect::<Result<_>>()?;
+            masked("bmcs");
         }
         Ok(())
     })

@@ -289,6 +289,7 @@ impl View for Node {
                 }),
             ),
             ("Support ends", Cell::from(&spec.support_ends)),
+            ("BMCs", Cell::toned(bmcs(self, now_s), bmcs_tone(self))),
         ]
     }
 }
@@ -315,6 +316,22 @@ fn drain(node: &Node) -> String {
         told += &format!(": {}", drain.reason);
     }
     told + ")"
+}
+
+/// Each BMC with what it was found to be, and when.
+fn bmcs(node: &Node, now_s: i64) -> String {
+    let drilled = |url: &str| node.status.as_ref()?.fence_drill.iter().find(|drill| drill.url == url);
+    let bmcs = node.spec.iter().flat_map(|spec| &spec.bmcs);
+    let told = bmcs.map(|bmc| match drilled(&bmc.url) {
+        None => format!("{} (not drilled yet)", bmc.url),
+        Some(drill) => format!("{} ({}, {})", bmc.url, drill.reason, ago(since(&drill.time, now_s))),
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+fn bmcs_tone(node: &Node) -> Tone {
+    let good = node.status.iter().flat_map(|status| &status.fence_drill).any(|drill| drill.good);
+    if good { Tone::Plain } else { Tone::Busy }
 }
 
 fn failure_domains(node: &Node) -> String {

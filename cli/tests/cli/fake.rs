@@ -252,6 +252,11 @@ impl node_service_server::NodeService for Fake {
         Ok(Response::new(request.into_inner().node.unwrap()))
     }
 
+    async fn drill_fencing(&self, request: Request<DrillFencingRequest>) -> Result<Response<Node>, Status> {
+        self.asked("drill_fencing", &request)?;
+        found(&self.world().nodes, &request.get_ref().name, |node| &node.metadata)
+    }
+
     async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
         self.asked("cordon_node", &request)?;
         found(&self.world().nodes, &request.get_ref().name, |node| &node.metadata)

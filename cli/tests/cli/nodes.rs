@@ -252,3 +252,50 @@ async fn a_drain_shows_its_plan_asks_and_goes_on() {
     let asked = fake.world().asked.iter().filter(|(method, _)| method.contains("drain")).count();
     assert_eq!(asked, 5, "two plans, a plan with its drain, and a cancel: {:?}", fake.world().asked);
 }
+
+#[tokio::test]
+async fn bmcs_are_set_without_their_password_being_seen_and_drilled() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    fake.world().nodes = vec![node("n1")];
+    tamdao.file("word", b"hush\n");
+    let set = "node update n1 --bmc https://10.0.9.11,user=fencer,password-file=word,unverified";
+    let said = tamdao.story(set).await;
+    assert!(said.contains("n1: updated") && !said.contains("hush"), "{said}");
+    let request = fake.world().asked.last().unwrap().1.clone();
+    assert!(
+        request.contains(r#"paths: ["spec.bmcs"]"#) && request.contains(r#"password: "hush""#),
+        "{request}"
+    );
+    let wrong = tamdao.story("node update n1 --bmc https://10.0.9.11,user=fencer,password=hush").await;
+    assert!(wrong.contains("exit code: 2") && !wrong.contains("hush"), "{wrong}");
+
+    let drill = |url: &str, good, reason: &str, message: &str| FenceDrill {
+        url: url.into(),
+        time: ago(60),
+        good,
+        reason: reason.into(),
+        message: message.into(),
+    };
+    let bmc = |url: &str| Bmc {
+        url: url.into(),
+        username: "fencer".into(),
+        unverified: true,
+        ..Default::default()
+    };
+    let mut drilled = node("n1");
+    drilled.spec.as_mut().unwrap().bmcs = vec![bmc("https://a"), bmc("https://b"), bmc("https://c")];
+    drilled.status.as_mut().unwrap().fence_drill = vec![
+        drill("https://a", true, "Good", "stands for this node and says On"),
+        drill("https://b", false, "TooSlow", "did not answer within 8 s"),
+    ];
+    fake.world().nodes = vec![drilled];
+    assert_snapshot!("fence-drill", tamdao.story("node fence-drill n1").await);
+    let shown = tamdao.story("node get n1").await;
+    for part in ["https://a (Good, 1m ago)", "https://b (TooSlow, 1m ago)", "https://c (not drilled yet)"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    fake.world().nodes[0].status.as_mut().unwrap().fence_drill.remove(0);
+    let bad = tamdao.story("node fence-drill n1").await;
+    assert!(bad.contains("exit code: 1") && bad.contains("could not be powered off today"), "{bad}");
+}

@@ -1,21 +1,26 @@
 //! NodeService. Nodes come by enrolment, so there is no create.
 
 use tamdao_model::assignment::{Assignment, Intent, VmEntry};
+use tamdao_model::bmc::Bmc;
+use tamdao_model::convert::Public;
 use tamdao_model::convert::agent::show_inventory;
 use tamdao_model::event::Severity;
 use tamdao_model::fence::Evidence;
 use tamdao_model::node::{Node, NodePhase};
-use tamdao_model::{Scope, convert::metadata::timestamp};
+use tamdao_model::{Kind, Scope, convert::metadata::timestamp, limits};
 use tamdao_proto::v1;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use tonic::{Request, Response, Status};
 
-use super::standard::{Standard, Writable, replace, service};
-use super::{Api, Asked, find};
+use super::standard::{Standard, Writable, based_on, replace, service};
+use super::{Api, Asked, check_revision, find};
 use crate::access::Asking;
 use crate::admission::Moment;
+use crate::bmc::{self, Access};
 use crate::decide::{self, fence};
+use crate::pki::ClusterKey;
+use crate::reconcile::driller;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -90,6 +95,23 @@ impl Writable for Node {
     }
 }
 
+/// What takes the place of a password: its sealed form, or nothing where it is the one that is known.
+fn sealed(key: &ClusterKey, known: &[Bmc], new: &v1::Bmc, field: &str) -> Result<String, Refusal> {
+    if new.password.is_empty() {
+        return Ok(String::new());
+    }
+    if new.password.len() > limits::BMC_PASSWORD_BYTES {
+        return Err(Refusal::field(field, format!("takes {} bytes at most", limits::BMC_PASSWORD_BYTES)));
+    }
+    let before = known.iter().find(|old| (&old.url, &old.username) == (&new.url, &new.username));
+    let same = |old: &Bmc| Access::open(key, old).is_ok_and(|access| access.password.0 == new.password);
+    if before.is_some_and(same) {
+        return Ok(String::new());
+    }
+    let sealed = bmc::seal(key, &new.password).map_err(|error| Refusal::internal(error.to_string()))?;
+    Ok(sealed.to_text())
+}
+
 impl Api {
     async fn cordon(&self, asked: Asked, name: String, cordoned: bool) -> Result<v1::Node, Refusal> {
         self.change(asked.clone(), move |draft, moment| {
@@ -102,6 +124,43 @@ impl Api {
             replace::<Node>(draft, moment, &row.value, node, &asked.caller)
         })
         .await
+    }
+
+    async fn change_node(&self, asked: Asked, request: v1::UpdateNodeRequest) -> Result<v1::Node, Refusal> {
+        let v1::UpdateNodeRequest { name, node, update_mask, .. } = request;
+        let mut node = node.unwrap_or_default();
+        let revision = based_on(node.metadata.as_ref());
+        // Sealing needs chance, which decisions have none of: so it comes first, and what is known already is kept.
+        let view = self.fresh().await?;
+        let known =
+            find::<Node>(&view, Scope::Cluster, &name).map(|row| row.spec.bmcs.clone()).unwrap_or_default();
+        for (i, bmc) in node.spec.iter_mut().flat_map(|spec| &mut spec.bmcs).enumerate() {
+            let field = format!("node.spec.bmcs[{i}].password");
+            bmc.password = sealed(&self.shared.key, &known, bmc, &field)?;
+        }
+        self.change(asked.clone(), move |draft, moment| {
+            let row = find::<Node>(draft.view(), Scope::Cluster, &name)?.clone();
+            check_revision(&row, revision)?;
+            let new = row.value.update(node.clone(), update_mask.as_ref(), draft.view())?;
+            replace::<Node>(draft, moment, &row.value, new, &asked.caller)
+        })
+        .await
+    }
+
+    /// Asks a node's BMCs now.
+    async fn drill_fencing_of(&self, asking: Asking, name: &str) -> Result<v1::Node, Refusal> {
+        let (view, _) = self.admitted(&asking).await?;
+        let row = find::<Node>(&view, Scope::Cluster, name)?;
+        if row.spec.bmcs.is_empty() {
+            let message = format!("node {:?} has no BMC", row.meta.name.as_str());
+            return Err(Refusal::precondition("NoBmc", message)
+                .hint("tamdao node update NAME --bmc https://ADDRESS,user=NAME,password-file=FILE,ca=FILE"));
+        }
+        let id = row.id();
+        driller::drill(&self.shared, id).await?;
+        let view = self.fresh().await?;
+        let row = view.nodes.get(id).ok_or_else(|| Refusal::not_found(Kind::Node, name))?;
+        Ok(self.show(row, &view))
     }
 
     /// Takes a person's word that a lost node runs nothing.
@@ -133,7 +192,6 @@ service! {
     node_service_server::NodeService, Node, node, nodes, cluster, phase,
     get get_node(GetNodeRequest) list list_nodes(ListNodesRequest -> ListNodesResponse)
     watch watch_nodes(WatchNodesRequest -> WatchNodesResponse as WatchNodesStream)
-    update update_node(UpdateNodeRequest)
     delete delete_node(DeleteNodeRequest)
     extra {
         async fn cordon_node(
@@ -158,6 +216,23 @@ service! {
         ) -> Result<Response<v1::Node>, Status> {
             let asked = Asked::new(&request, &request.get_ref().request_id, false)?;
             Ok(Response::new(self.attest_gone(asked, request.into_inner()).await?))
+        }
+
+        async fn update_node(
+            &self,
+            request: Request<v1::UpdateNodeRequest>,
+        ) -> Result<Response<v1::Node>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.change_node(asked, request.into_inner()).await?))
+        }
+
+        async fn drill_fencing(
+            &self,
+            request: Request<v1::DrillFencingRequest>,
+        ) -> Result<Response<v1::Node>, Status> {
+            let asking = Asking::of(&request);
+            Ok(Response::new(self.drill_fencing_of(asking, &request.into_inner().name).await?))
         }
 
         async fn drain_nodes(

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use tamdao_model::bmc::{self, Bmc, Drilled};
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::event::Severity;
 use tamdao_model::fence::{self, Evidence, FenceProof, NodeEvent};
@@ -16,12 +17,15 @@ use tamdao_scheduler::from_model::{self, Stays};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::{event, move_step};
+use super::{brake, event, move_step, recovery};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
 /// The type of the condition that tells how the search for evidence stands.
 pub const CONDITION: &str = "Fenced";
+
+/// The type of the condition that tells how taking its power stands.
+pub const POWER: &str = "PoweredOff";
 
 /// What is not proven yet of a lost node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,23 +98,98 @@ pub fn seek(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: Option<
     }
 }
 
+/// Whether a node whose last session was `session` may be powered off: it is lost, and it does not look as if that were
+/// the network's fault, or the cloud's own.
+pub fn may_power_off(view: &View, id: NodeId, session: Option<SessionId>, now: TimeMs) -> bool {
+    let lost = view.nodes.get(id).is_some_and(|node| {
+        let phase =
+            matches!(node.status.phase, NodePhase::Unreachable | NodePhase::Fencing | NodePhase::Fenced);
+        phase && node.status.session == session
+    });
+    let disarmed = view.cluster().is_some_and(|cluster| cluster.is_disarmed(now));
+    lost && !disarmed && !recovery::is_on(view) && brake::applied(view).is_none()
+}
+
+/// Records that a lost node is powered off by the BMC of this url, before it is. Says whether it may be.
+pub fn power_off(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    session: Option<SessionId>,
+    url: &str,
+) -> bool {
+    let leave = may_power_off(draft.view(), id, session, moment.now);
+    if leave {
+        let message = format!("it is powered off by its BMC {url}, to be sure that it runs nothing");
+        tell(draft, moment, id, POWER, "PoweringOff", &message);
+    }
+    leave
+}
+
 /// Records how the search stands, for people. Says it in an event when it is another reason than before.
-pub fn tell(draft: &mut Draft, moment: &mut Moment, id: NodeId, reason: &str, message: &str) {
+pub fn tell(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    condition: &str,
+    reason: &str,
+    message: &str,
+) {
     let Some(row) = draft.view().nodes.get(id) else { return };
     if !matches!(row.status.phase, NodePhase::Unreachable | NodePhase::Fencing | NodePhase::Fenced) {
         return;
     }
     let mut node = (*row.value).clone();
-    let old = node.status.conditions.get(CONDITION).map(|condition| condition.reason.clone());
+    let old = node.status.conditions.get(condition).map(|condition| condition.reason.clone());
     let generation = node.meta.generation;
     let unknown = ConditionStatus::Unknown;
-    if !node.status.conditions.set(CONDITION, unknown, reason, message, generation, moment.now) {
+    if !node.status.conditions.set(condition, unknown, reason, message, generation, moment.now) {
         return;
     }
     if old.as_deref() != Some(reason) {
         event(draft, moment, &node, Severity::Warning, reason, message, "fencer");
     }
     draft.put(node);
+}
+
+/// Records what a drill has found out about some of a node's BMCs, each as it was when it was asked.
+pub fn drilled(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    found: &[(Bmc, Drilled)],
+) -> Result<Node, Refusal> {
+    let row = draft.view().nodes.get(id).ok_or_else(|| Refusal::not_found(Kind::Node, &id.to_string()))?;
+    let mut node = (*row.value).clone();
+    let old = std::mem::take(&mut node.status.fence_drill);
+    let mut news = Vec::new();
+    for bmc in &node.spec.bmcs {
+        let before = old.iter().find(|drilled| drilled.url == bmc.url);
+        let now = found.iter().find(|(asked, _)| asked == bmc).map(|(_, drilled)| drilled);
+        if let Some(now) = now.filter(|now| before.is_none_or(|before| before.reason != now.reason)) {
+            news.push(now.clone());
+        }
+        node.status.fence_drill.extend(now.or(before).cloned());
+    }
+    let told = node.status.fence_drill.iter().map(|one| format!("BMC {} {}", one.url, one.message));
+    let told = told.collect::<Vec<_>>().join("; ");
+    let bad = node.status.fence_drill.iter().find(|one| !one.is_good());
+    let (holds, reason) = match (node.is_fenceable(), bad) {
+        (true, _) => (ConditionStatus::True, bmc::GOOD),
+        (false, bad) => (ConditionStatus::False, bad.map_or("NotDrilled", |bad| bad.reason.as_str())),
+    };
+    let reason = reason.to_owned();
+    let generation = node.meta.generation;
+    node.status.conditions.set(bmc::CONDITION, holds, &reason, &told, generation, moment.now);
+    for now in news {
+        let (severity, what) = match now.is_good() {
+            true => (Severity::Info, "FenceDrillPassed"),
+            false => (Severity::Warning, "FenceDrillFailed"),
+        };
+        event(draft, moment, &node, severity, what, format!("BMC {} {}", now.url, now.message), "driller");
+    }
+    draft.put(node.clone());
+    Ok(node)
 }
 
 /// Takes a proof: from here on the VMs that it covers may be restarted elsewhere.
@@ -135,6 +214,9 @@ pub fn prove(draft: &mut Draft, moment: &mut Moment, proof: FenceProof) -> Resul
     let message = format!("{} (observed by {})", proof.evidence, proof.observed_by);
     let (yes, generation) = (ConditionStatus::True, node.meta.generation);
     node.status.conditions.set(CONDITION, yes, proof.evidence.word(), &message, generation, moment.now);
+    if matches!(proof.evidence, Evidence::PowerOff { .. }) {
+        node.status.conditions.set(POWER, yes, "Off", &message, generation, moment.now);
+    }
     if node.status.phase != phase {
         node.status.phase = phase;
         node.status.phase_time = moment.now;
@@ -186,6 +268,9 @@ pub fn protection(view: &View, vm: &Vm) -> Result<(), Unprotected> {
     let Some(node) = vm.status.node.and_then(|id| view.nodes.get(id)) else {
         return no("NotPlaced", "it has no node yet");
     };
+    if node.is_fenceable() {
+        return Ok(());
+    }
     let pools = shared_pools(view, vm);
     if pools.is_empty() {
         return no("NoSharedDisk", "no disk of it lies in a shared pool, so no storage lease speaks of it");

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use tamdao_model::assignment::{Intent, Reservation};
+use tamdao_model::bmc::{self, Bmc, Drilled, Trust};
+use tamdao_model::condition::ConditionStatus;
 use tamdao_model::fence::{Evidence, Silence};
 use tamdao_model::node::NodePhase;
+use tamdao_model::sealed::Sealed;
 use tamdao_model::vm::{GuestState, OnNodeLoss};
 use tamdao_model::{NodeId, SessionId, TimeMs, VmId};
 use tamdao_store::typed::Draft;
@@ -269,4 +272,72 @@ fn a_full_node_takes_nobody() {
     let to_itself: NodeId = node_id(LOST);
     let places = [Place { node: to_itself, reservation: Reservation::default(), ..place }];
     assert_eq!(evacuate::evacuate(&mut lost.draft, &mut lost.moment, node_id(LOST), &places), 0);
+}
+
+#[test]
+fn nothing_is_powered_off_while_the_brake_holds() {
+    let mut lost = Lost::new();
+    let may = |lost: &mut Lost, session| {
+        fence::power_off(&mut lost.draft, &mut lost.moment, node_id(LOST), Some(session), "https://bmc")
+    };
+    assert!(!may(&mut lost, AGAIN), "another session than the one that is known to have ended");
+    assert!(lost.node().status.conditions.get(fence::POWER).is_none(), "what is not done is not told");
+    for other in 1..3 {
+        node::lose(&mut lost.draft, &mut lost.moment, node_id(other), "silent");
+        assert_eq!(may(&mut lost, SESSION), other == 1, "with {} of 3 silent", other + 1);
+    }
+    let told = lost.node().status.conditions.get(fence::POWER).cloned().unwrap();
+    assert!(told.reason == "PoweringOff" && told.message.contains("https://bmc"), "{told:?}");
+}
+
+#[test]
+fn a_node_that_is_heard_again_is_not_powered_off() {
+    let mut lost = Lost::new();
+    lost.hello();
+    lost.report_well();
+    assert!(!fence::may_power_off(lost.draft.view(), node_id(LOST), Some(AGAIN), lost.moment.now));
+}
+
+#[test]
+fn power_off_speaks_of_every_vm() {
+    let mut lost = Lost::new();
+    assert!(
+        lost.prove(Evidence::PowerOff { bmc: "https://bmc".into(), system_uuid: Uuid::nil().to_string() })
+    );
+    assert_eq!(lost.due(), [lost.id(0), lost.id(1)].into());
+    assert_eq!(lost.node().status.conditions.get(fence::POWER).unwrap().reason, "Off");
+    lost.hello();
+    lost.report_well();
+    assert_eq!(lost.node().status.conditions.get(fence::POWER), None, "it is on again");
+}
+
+#[test]
+fn a_drill_is_recorded_for_what_was_asked_and_told_when_it_turns() {
+    let mut lost = Lost::new();
+    let bmc = |at: u8| Bmc {
+        url: format!("https://bmc{at}"),
+        username: "fencer".into(),
+        password: Sealed(vec![at]),
+        trust: Trust::Unverified,
+    };
+    let mut node = lost.node();
+    node.spec.bmcs = vec![bmc(1), bmc(2)];
+    lost.draft.put(node);
+    let found = |at, reason: &str| {
+        let (url, message) = (bmc(at).url, "is so".to_owned());
+        (bmc(at), Drilled { url, time: TimeMs(7), reason: reason.into(), message, said_on: None })
+    };
+    let mut drill = |found: &[(Bmc, Drilled)]| {
+        let node = fence::drilled(&mut lost.draft, &mut lost.moment, node_id(LOST), found).unwrap();
+        let told = node.status.conditions.get(bmc::CONDITION).unwrap().clone();
+        let events = lost.draft.view().events.iter().filter(|event| event.actor == "driller").count();
+        (node.status.fence_drill.len(), told.status, told.reason, events)
+    };
+    let (yes, no) = (ConditionStatus::True, ConditionStatus::False);
+    assert_eq!(drill(&[found(2, "SaysOff")]), (1, no, "SaysOff".into(), 1));
+    assert_eq!(drill(&[found(1, "Good"), found(2, "SaysOff")]), (2, yes, "Good".into(), 2));
+    assert_eq!(drill(&[found(1, "Good"), found(2, "SaysOff")]), (2, yes, "Good".into(), 2), "no news");
+    let another = (Bmc { username: "another".into(), ..bmc(1) }, found(1, "TooSlow").1);
+    assert_eq!(drill(&[another]), (2, yes, "Good".into(), 2), "it was asked as it is no more");
+    assert_eq!(drill(&[found(1, "TooSlow")]), (2, no, "TooSlow".into(), 3));
 }

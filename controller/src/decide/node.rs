@@ -152,7 +152,10 @@ fn advance(
         node.status.fence = None;
     }
     let back = matches!(phase, NodePhase::Ready | NodePhase::NotReady);
-    let told = back && node.status.conditions.clear(super::fence::CONDITION);
+    let told = back
+        && [super::fence::CONDITION, super::fence::POWER]
+            .map(|condition| node.status.conditions.clear(condition))
+            .contains(&true);
     if node.status.phase != phase {
         node.status.phase = phase;
         node.status.phase_time = moment.now;

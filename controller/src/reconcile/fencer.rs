@@ -1,21 +1,28 @@
 //! The fencer: looks for evidence that a lost node runs none of its protected VMs. It reads the silence of storage leases
-//! through nodes that hold the same pools, and takes a goodbye for what it is.
+//! through nodes that hold the same pools, takes its power by its BMCs, and takes a goodbye for what it is.
 //!
 //! Invariants: nobody is judged before a whole session timeout has passed since this leader began to accept sessions, and
 //! nobody who has a session; what is committed is a proof or a word about the search, and what lies between two readings
-//! is lost with the office, so that the next leader reads anew. Deliberately absent: power fencing, and restarting
-//! anything.
+//! is lost with the office, so that the next leader reads anew. Nothing is powered off while the brake holds, the cloud
+//! recovers, or a storage lease of the node is seen alive, nor before that it will be is committed. Deliberately absent:
+//! restarting anything, and powering on.
 
-use std::collections::BTreeMap;
+mod power;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tamdao_model::fence::{Doubt, Evidence, Reading, Silence, apart_ms, silence};
+use tamdao_model::fence::{
+    Doubt, Evidence, FenceProof, Reading, Silence, apart_ms, not_alive_after_ms, silence,
+};
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::{NodeId, PoolId, SessionId};
 use tamdao_seams::{Mutant, has};
 use tamdao_store::view::View;
 use tokio::time::Instant;
+
+use power::{Taking, Turn};
 
 use super::Loop;
 use crate::decide::fence;
@@ -31,12 +38,15 @@ const RETRY: Duration = Duration::from_secs(3);
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// More than what is needed between two readings, because two clocks count it.
 const MARGIN: Duration = Duration::from_millis(300);
+/// A lease that nobody could read for so long is not seen alive.
+const BLIND: Duration = Duration::from_secs(20);
 
 /// See the module. One is made for each office.
 pub struct Fencer {
     /// When this leader began to accept sessions.
     since: Instant,
     searches: BTreeMap<(NodeId, PoolId), Search>,
+    takings: BTreeMap<NodeId, Taking>,
 }
 
 /// How the silence of one node on one pool is being found out.
@@ -48,11 +58,54 @@ struct Search {
     asked: Option<Instant>,
     next: Instant,
     first: Option<(Reading, Instant)>,
+    pulse: Pulse,
+    /// Whether the node could be powered off, so that it is worth knowing soon that the lease stands still.
+    quick: bool,
+}
+
+/// Whether somebody renews a lease, whatever its silence would prove.
+struct Pulse {
+    since: Instant,
+    /// The first reading since the record last changed, and for how long it has stood still since, ms.
+    mark: Option<(Reading, u64)>,
+    seen_alive: bool,
+}
+
+impl Pulse {
+    fn new(since: Instant) -> Self {
+        Self { since, mark: None, seen_alive: false }
+    }
+
+    fn take(&mut self, reading: &Reading) {
+        let by = |reading: &Reading| (reading.reader, reading.session);
+        match &mut self.mark {
+            Some((mark, _)) if mark.record != reading.record => {
+                self.seen_alive = true;
+                self.mark = Some((reading.clone(), 0));
+            }
+            Some((mark, stood_ms)) if by(mark) == by(reading) => {
+                *stood_ms = reading.began_ms.saturating_sub(mark.ended_ms);
+                self.seen_alive &= !self.stands();
+            }
+            _ => self.mark = Some((reading.clone(), 0)),
+        }
+    }
+
+    fn stands(&self) -> bool {
+        let mark = self.mark.as_ref();
+        mark.is_some_and(|(mark, stood_ms)| *stood_ms >= not_alive_after_ms(mark.record.lease_ms))
+    }
+
+    /// Whether the node may be powered off for all that this lease says.
+    fn allows(&self, now: Instant) -> bool {
+        let blind = now.saturating_duration_since(self.since) > BLIND;
+        self.stands() || (blind && !self.seen_alive)
+    }
 }
 
 impl Fencer {
     pub fn new(since: Instant) -> Self {
-        Self { since, searches: BTreeMap::new() }
+        Self { since, searches: BTreeMap::new(), takings: BTreeMap::new() }
     }
 }
 
@@ -88,7 +141,7 @@ impl Loop for Fencer {
         });
         let lost: Vec<_> = lost.map(|node| node.value.clone()).collect();
         let mut open = 0;
-        let mut asked = Vec::new();
+        let (mut asked, mut taken) = (Vec::new(), Vec::new());
         for node in &lost {
             let question = fence::question(&view, node);
             if question.vms.is_empty() || view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now()))
@@ -102,7 +155,8 @@ impl Loop for Fencer {
                 // An agent that is only restarted is back before.
                 let gone_ms = shared.clock.now().since(node.status.phase_time);
                 if u128::from(gone_ms) > timeout.as_millis() {
-                    prove(shared, node, Evidence::Goodbye, "its own agent".into()).await?;
+                    let by = "its own agent".to_owned();
+                    prove(shared, fence::proof_of(node, Evidence::Goodbye, by, shared.clock.now())).await?;
                 }
                 continue;
             }
@@ -114,51 +168,117 @@ impl Loop for Fencer {
                 });
                 sought.await?;
             }
-            if question.pools.is_empty() {
+            let power = !node.spec.bmcs.is_empty();
+            if question.pools.is_empty() && !power {
                 let message = "no keeper guards its VMs on a shared pool, so nothing but its power or a person can say \
                                that they do not run: tamdao node attest-gone";
-                tell(shared, node, "NoEvidence", message).await?;
+                tell(shared, node, fence::CONDITION, "NoEvidence", message).await?;
             }
-            for pool in question.pools {
+            // A lease that proves nothing of a VM may still show that the node lives.
+            let held = node.status.pools.iter().filter(|(_, seen)| power && seen.lease.is_some());
+            let pools: BTreeSet<PoolId> = held.map(|(pool, _)| *pool).chain(question.pools.clone()).collect();
+            let mut proven = false;
+            for pool in pools {
                 asked.push((node.id(), pool));
-                self.search(shared, &view, node, pool, &readings).await?;
+                let proves = question.pools.contains(&pool);
+                proven |= self.search(shared, &view, node, pool, proves, &readings).await?;
+            }
+            // What that proof leaves open is asked by the next pass.
+            if power && !proven {
+                taken.push(node.id());
+                self.take_power(shared, &view, node).await?;
             }
         }
         self.searches.retain(|search, _| asked.contains(search));
+        self.takings.retain(|node, _| taken.contains(node));
         Ok(open)
     }
 }
 
 impl Fencer {
-    /// Takes the readings of one node's lease on one pool further.
+    /// Goes on with taking a node's power.
+    async fn take_power(&mut self, shared: &Shared, view: &View, node: &Node) -> Result<(), Refusal> {
+        let now = shared.clock.instant();
+        let id = node.id();
+        let taking = self.takings.entry(id).or_insert_with(|| Taking::new(node, now));
+        if taking.about != (node.status.boot_id.clone(), node.status.session) {
+            *taking = Taking::new(node, now);
+        }
+        match taking.turn(node, &shared.key, &shared.bmc, now, self.since) {
+            Turn::Wait => Ok(()),
+            Turn::Failed(troubles) => {
+                let message: Vec<&str> = troubles.iter().map(|trouble| trouble.message.as_str()).collect();
+                let reason = troubles.first().map_or("NoBmc", |trouble| trouble.reason);
+                tell(shared, node, fence::POWER, reason, &message.join("; ")).await
+            }
+            Turn::Ready(url) => {
+                let lives =
+                    self.searches.iter().any(|((of, _), search)| *of == id && !search.pulse.allows(now));
+                if lives || !fence::may_power_off(view, id, node.status.session, shared.clock.now()) {
+                    return Ok(());
+                }
+                // Committed first: who no longer leads powers nothing off.
+                let session = node.status.session;
+                let decided = shared
+                    .writer
+                    .submit(move |draft, moment| Ok(fence::power_off(draft, moment, id, session, &url)));
+                let (leave, _) = decided.await?;
+                let silent = shared.sessions.silence(id, shared.clock.instant());
+                if leave && silent.is_none_or(|silence| silence > shared.sessions.timeout()) {
+                    tracing::warn!(node = %id, "node is powered off");
+                    taking.command(node, &shared.key, &shared.bmc, shared.clock.instant());
+                }
+                Ok(())
+            }
+            Turn::Proven(evidence) => {
+                let by = format!("controller {}", shared.me.name);
+                let (boot_id, session) = taking.about.clone();
+                let proof = FenceProof {
+                    boot_id,
+                    session,
+                    ..fence::proof_of(node, evidence, by, shared.clock.now())
+                };
+                self.takings.remove(&id);
+                prove(shared, proof).await
+            }
+        }
+    }
+
+    /// Takes the readings of one node's lease on one pool further; `proves` if its silence would speak of some VM. Says
+    /// whether that was proven.
     async fn search(
         &mut self,
         shared: &Shared,
         view: &View,
         node: &Node,
         pool: PoolId,
+        proves: bool,
         readings: &[LeaseTold],
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let now = shared.clock.instant();
         let about = (node.status.boot_id.clone(), node.status.session);
-        let new = Search { about: about.clone(), reader: None, asked: None, next: now, first: None };
-        let search = self.searches.entry((node.id(), pool)).or_insert(new);
+        let new = || Search::new(about.clone(), now);
+        let search = self.searches.entry((node.id(), pool)).or_insert_with(new);
         if search.about != about {
-            *search = Search { about, reader: None, asked: None, next: now, first: None };
+            *search = new();
         }
+        search.quick = !node.spec.bmcs.is_empty() && !search.pulse.stands();
         let pool_name =
             view.pools.get(pool).map_or_else(|| pool.to_string(), |pool| pool.meta.name.to_string());
         for told in readings.iter().filter(|told| (told.node, told.pool) == (node.id(), pool)) {
             match search.take(told, now) {
+                Step::Proven(_) | Step::Doubt(_) if !proves => {}
                 Step::Proven(silence) => {
                     let reader = view.nodes.get(told.reader);
                     let reader =
                         reader.map_or_else(|| told.reader.to_string(), |row| row.meta.name.to_string());
-                    return prove(shared, node, Evidence::StorageSilence { pool, silence }, reader).await;
+                    let evidence = Evidence::StorageSilence { pool, silence };
+                    prove(shared, fence::proof_of(node, evidence, reader, shared.clock.now())).await?;
+                    return Ok(true);
                 }
                 Step::Doubt(doubt) => {
                     let (reason, message) = explain(doubt, &pool_name);
-                    tell(shared, node, reason, &message).await?;
+                    tell(shared, node, fence::CONDITION, reason, &message).await?;
                 }
                 Step::Failed(error) => {
                     tracing::debug!(node = %node.id(), error, "lease not read");
@@ -171,7 +291,7 @@ impl Fencer {
             search.give_up(now);
         }
         if search.asked.is_some() || now < search.next {
-            return Ok(());
+            return Ok(false);
         }
         match reader(shared, view, node.id(), pool, search.reader, search.first.is_some()) {
             Some(reader) => {
@@ -181,17 +301,19 @@ impl Fencer {
                 if shared.sessions.ask_for_lease(reader, pool, node.id()) {
                     search.asked = Some(now);
                 }
-                Ok(())
             }
             None => {
                 search.next = now + RETRY;
                 search.first = None;
-                let message = format!(
-                    "no node that is heard holds a lease of its own on pool {pool_name}, so nobody can look"
-                );
-                tell(shared, node, "NoReader", &message).await
+                if proves {
+                    let message = format!(
+                        "no node that is heard holds a lease of its own on pool {pool_name}, so nobody can look"
+                    );
+                    tell(shared, node, fence::CONDITION, "NoReader", &message).await?;
+                }
             }
         }
+        Ok(false)
     }
 }
 
@@ -204,6 +326,19 @@ enum Step {
 }
 
 impl Search {
+    fn new(about: (String, Option<SessionId>), now: Instant) -> Self {
+        let pulse = Pulse::new(now);
+        Self { about, reader: None, asked: None, next: now, first: None, pulse, quick: false }
+    }
+
+    /// Between two looks: often enough to say soon that a lease is alive.
+    fn pause(&self, lease_ms: u64) -> Duration {
+        match self.quick {
+            true => Duration::from_millis((lease_ms / 20).clamp(200, 3_000)),
+            false => Duration::from_millis((lease_ms / 3).clamp(200, 20_000)),
+        }
+    }
+
     fn take(&mut self, told: &LeaseTold, now: Instant) -> Step {
         if self.asked.is_none() || self.reader != Some(told.reader) {
             return Step::Wait;
@@ -217,6 +352,7 @@ impl Search {
             }
         };
         let lease_ms = reading.record.lease_ms;
+        self.pulse.take(&reading);
         let Some((first, at)) = &self.first else {
             self.begin(reading, now);
             return Step::Wait;
@@ -225,7 +361,8 @@ impl Search {
             Ok(silence) => Step::Proven(silence),
             Err(Doubt::TooClose) => {
                 let due = *at + Duration::from_millis(apart_ms(lease_ms)) + MARGIN;
-                self.next = due.min(now + pause(lease_ms)).max(now + RETRY.min(pause(lease_ms)));
+                let pause = self.pause(lease_ms);
+                self.next = due.min(now + pause).max(now + RETRY.min(pause));
                 Step::Wait
             }
             Err(doubt) => {
@@ -236,18 +373,13 @@ impl Search {
     }
 
     fn begin(&mut self, reading: Reading, now: Instant) {
-        self.next = now + pause(reading.record.lease_ms);
+        self.next = now + self.pause(reading.record.lease_ms);
         self.first = Some((reading, now));
     }
 
     fn give_up(&mut self, now: Instant) {
         (self.asked, self.first, self.next) = (None, None, now + RETRY);
     }
-}
-
-/// Between two looks: often enough to say soon that a lease is alive.
-fn pause(lease_ms: u64) -> Duration {
-    Duration::from_millis((lease_ms / 3).clamp(200, 20_000))
 }
 
 /// Who reads: the one who has begun, as long as it may; else the next after the one who failed.
@@ -289,29 +421,35 @@ fn explain(doubt: Doubt, pool: &str) -> (&'static str, String) {
     (reason, message)
 }
 
-async fn prove(shared: &Shared, node: &Node, evidence: Evidence, by: String) -> Result<(), Refusal> {
-    tracing::warn!(node = %node.id(), evidence = %evidence, "node is fenced");
-    let proof = fence::proof_of(node, evidence, by, shared.clock.now());
+async fn prove(shared: &Shared, proof: FenceProof) -> Result<(), Refusal> {
+    let node = proof.node;
+    tracing::warn!(%node, evidence = %proof.evidence, "node is fenced");
     let decided = shared.writer.submit(move |draft, moment| fence::prove(draft, moment, proof.clone()));
     match decided.await {
         Ok(_) => Ok(()),
         // It was heard in the last moment: the next pass sees it as it is.
         Err(refusal) if refusal.code == tonic::Code::FailedPrecondition => {
-            tracing::info!(node = %node.id(), error = %refusal, "proof not taken");
+            tracing::info!(%node, error = %refusal, "proof not taken");
             Ok(())
         }
         Err(refusal) => Err(refusal),
     }
 }
 
-async fn tell(shared: &Shared, node: &Node, reason: &str, message: &str) -> Result<(), Refusal> {
-    let told = node.status.conditions.get(fence::CONDITION);
+async fn tell(
+    shared: &Shared,
+    node: &Node,
+    condition: &'static str,
+    reason: &str,
+    message: &str,
+) -> Result<(), Refusal> {
+    let told = node.status.conditions.get(condition);
     if told.is_some_and(|told| told.reason == reason && told.message == message) {
         return Ok(());
     }
     let (id, reason, message) = (node.id(), reason.to_owned(), message.to_owned());
     let decided = shared.writer.submit(move |draft, moment| {
-        fence::tell(draft, moment, id, &reason, &message);
+        fence::tell(draft, moment, id, condition, &reason, &message);
         Ok(())
     });
     decided.await.map(|_| ())
@@ -355,8 +493,7 @@ mod tests {
     #[tokio::test]
     async fn two_readings_far_enough_apart_prove_and_one_that_moved_begins_anew() {
         let now = Instant::now();
-        let about = ("b1".to_owned(), None);
-        let mut search = Search { about, reader: None, asked: None, next: now, first: None };
+        let mut search = Search::new(("b1".to_owned(), None), now);
         assert!(matches!(search.take(&told(READER, 1_000, 7), now), Step::Wait), "nobody was asked");
         assert!(search.first.is_none());
         assert!(matches!(ask(&mut search, now, &told(READER, 1_000, 7)), Step::Wait));
@@ -374,10 +511,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lease_that_moves_forbids_power_off_until_it_stands_and_one_that_nobody_reads_does_not_for_long()
+     {
+        let now = Instant::now();
+        let reading = |at_ms, counter| told(READER, at_ms, counter).reading.unwrap();
+        let mut pulse = Pulse::new(now);
+        assert!(!pulse.allows(now) && !pulse.allows(now + BLIND), "nobody has looked yet");
+        assert!(pulse.allows(now + BLIND + RETRY), "nobody can");
+        // A lease of six seconds is renewed every second.
+        for (at_ms, counter, allows) in [
+            (1_000, 7, false),
+            (2_000, 8, false),
+            (4_500, 8, false),
+            (5_005, 8, true),
+            (5_600, 9, false),
+            (8_605, 9, true),
+        ] {
+            pulse.take(&reading(at_ms, counter));
+            assert_eq!(pulse.allows(now), allows, "at {at_ms} ms");
+        }
+        pulse.take(&reading(9_000, 10));
+        assert!(
+            !pulse.allows(now + BLIND + RETRY),
+            "who was seen alive last is not taken for dead by the blind"
+        );
+        // Another reader's clock says nothing of how long it stood.
+        let other = Reading { reader: LOST, ..reading(90_000, 10) };
+        pulse.take(&other);
+        assert!(!pulse.allows(now));
+    }
+
+    #[tokio::test]
     async fn a_reading_that_fails_begins_anew() {
         let now = Instant::now();
-        let about = ("b1".to_owned(), None);
-        let mut search = Search { about, reader: None, asked: None, next: now, first: None };
+        let mut search = Search::new(("b1".to_owned(), None), now);
         ask(&mut search, now, &told(READER, 1_000, 7));
         let failed = LeaseTold { reading: Err("it hangs".into()), ..told(READER, 2_000, 7) };
         assert!(matches!(ask(&mut search, now, &failed), Step::Failed(_)));

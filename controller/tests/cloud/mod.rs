@@ -3,6 +3,9 @@
 
 #![allow(dead_code)]
 
+pub mod bmc;
+pub mod node;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,9 +120,15 @@ impl Cloud {
 
     /// The same, with more keys in the table of images.
     pub async fn found_with(more: &str) -> Self {
+        Self::found_as(more, |_| {}).await
+    }
+
+    /// The same, with a configuration that is changed by hand.
+    pub async fn found_as(more: &str, change: impl FnOnce(&mut Config)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
-        let config = config_with(directory.path(), "c1", more);
+        let mut config = config_with(directory.path(), "c1", more);
+        change(&mut config);
         let (identity, token) = identity::found(&config, "test", SystemClock.now()).unwrap();
         let ca = identity.ca.clone();
         let controller = Controller::start(&config, identity).await.unwrap();

@@ -8,10 +8,12 @@ use tamdao_proto::v1;
 
 use super::update::{self, Update};
 use super::{Checks, Invalid, New, Public, Shown, Twin, Violation, agent, check, metadata, syntax};
+use crate::bmc::{self, Bmc, Drilled, Trust};
 use crate::limits;
 use crate::lookup::Lookup;
 use crate::node::{Drain, Node, NodeSpec};
 use crate::placement_group::NODE;
+use crate::sealed::Sealed;
 
 impl Shown for Node {
     type Proto = v1::Node;
@@ -31,6 +33,7 @@ impl Shown for Node {
                 memory_overcommit_percent: spec.memory_overcommit_percent,
                 reserve_memory_mib: spec.reserve_memory_mib,
                 support_ends: spec.support_ends.clone(),
+                bmcs: spec.bmcs.iter().map(show_bmc).collect(),
             }),
             status: Some(v1::NodeStatus {
                 phase: self.phase_number(),
@@ -42,6 +45,7 @@ impl Shown for Node {
                 foreign: status.foreign,
                 keeper_version: status.keeper.clone(),
                 drain: status.drain.as_ref().map(show_drain),
+                fence_drill: status.fence_drill.iter().map(show_drilled).collect(),
                 fence_proofs: status.fence.iter().flat_map(|f| &f.proofs).map(agent::show_proof).collect(),
                 ..Default::default()
             }),
@@ -50,6 +54,27 @@ impl Shown for Node {
 
     fn phase_number(&self) -> i32 {
         self.status.phase.number()
+    }
+}
+
+/// All but its password.
+fn show_bmc(bmc: &Bmc) -> v1::Bmc {
+    let mut shown = v1::Bmc { url: bmc.url.clone(), username: bmc.username.clone(), ..v1::Bmc::default() };
+    match &bmc.trust {
+        Trust::Ca(certificates) => shown.ca_certificates.clone_from(certificates),
+        Trust::Fingerprint(fingerprint) => shown.fingerprint.clone_from(fingerprint),
+        Trust::Unverified => shown.unverified = true,
+    }
+    shown
+}
+
+fn show_drilled(drilled: &Drilled) -> v1::FenceDrill {
+    v1::FenceDrill {
+        url: drilled.url.clone(),
+        time: metadata::timestamp(drilled.time),
+        good: drilled.is_good(),
+        reason: drilled.reason.clone(),
+        message: drilled.message.clone(),
     }
 }
 
@@ -82,7 +107,7 @@ impl Public for Node {
         lookup: &dyn Lookup,
     ) -> Result<Self, Invalid> {
         let Update { proto, mut meta, mut checks, .. } = update::begin(self, proto, mask, &[], lookup)?;
-        let spec = read(&mut checks, proto.spec.unwrap_or_default());
+        let spec = read(&mut checks, proto.spec.unwrap_or_default(), &self.spec.bmcs);
         let memory_mib = self.status.inventory.memory_mib;
         if memory_mib > 0 && u64::from(spec.reserve_memory_mib) >= memory_mib {
             let reserve = check::grouped(spec.reserve_memory_mib);
@@ -91,11 +116,20 @@ impl Public for Node {
             checks.wrong("spec.reserve_memory_mib", message);
         }
         update::raise(&mut meta, spec != self.spec);
-        checks.finish(Self { meta, spec, status: self.status.clone() })
+        let mut status = self.status.clone();
+        // What was found out about a BMC says nothing of another one.
+        status.fence_drill.retain(|drilled| {
+            let of = |bmcs: &[Bmc]| bmcs.iter().find(|bmc| bmc.url == drilled.url).cloned();
+            of(&spec.bmcs).is_some_and(|bmc| of(&self.spec.bmcs) == Some(bmc))
+        });
+        if spec.bmcs != self.spec.bmcs {
+            status.conditions.clear(bmc::CONDITION);
+        }
+        checks.finish(Self { meta, spec, status })
     }
 }
 
-fn read(checks: &mut Checks<'_>, spec: v1::NodeSpec) -> NodeSpec {
+fn read(checks: &mut Checks<'_>, spec: v1::NodeSpec, known: &[Bmc]) -> NodeSpec {
     let failure_domains = read_domains(checks, spec.failure_domains);
     if spec.cpu_overcommit_percent > 0 {
         let (range, default) = (limits::CPU_OVERCOMMIT_PERCENT, limits::CPU_OVERCOMMIT_DEFAULT_PERCENT);
@@ -117,7 +151,61 @@ fn read(checks: &mut Checks<'_>, spec: v1::NodeSpec) -> NodeSpec {
         memory_overcommit_percent: spec.memory_overcommit_percent,
         reserve_memory_mib: spec.reserve_memory_mib,
         support_ends: spec.support_ends,
+        bmcs: read_bmcs(checks, spec.bmcs, known),
     }
+}
+
+fn read_bmcs(checks: &mut Checks<'_>, bmcs: Vec<v1::Bmc>, known: &[Bmc]) -> Vec<Bmc> {
+    if !checks.count("spec.bmcs", bmcs.len(), limits::BMCS) {
+        return Vec::new();
+    }
+    let mut read: Vec<Bmc> = Vec::new();
+    for (i, bmc) in bmcs.into_iter().enumerate() {
+        let at = format!("spec.bmcs[{i}]");
+        checks.ok(&format!("{at}.url"), syntax::bmc_url(&bmc.url, bmc.unverified));
+        if read.iter().any(|other| other.url == bmc.url) {
+            checks.wrong(&format!("{at}.url"), "is given twice");
+        }
+        if bmc.username.is_empty() || bmc.username.contains(':') {
+            checks.wrong(&format!("{at}.username"), "must be given, and without a colon");
+        }
+        checks.text(&format!("{at}.username"), bmc.username.clone(), limits::BMC_USERNAME_CHARS);
+        let trust = read_trust(checks, &at, &bmc);
+        let before = known.iter().find(|old| (&old.url, &old.username) == (&bmc.url, &bmc.username));
+        let password = match bmc.password.as_str() {
+            "" => before.map(|old| old.password.clone()),
+            // The caller has put it there in place of the word that came.
+            sealed => Sealed::from_text(sealed),
+        };
+        if password.is_none() {
+            checks.wrong(&format!("{at}.password"), "must be given for a url or username that is new");
+        }
+        let password = password.unwrap_or(Sealed(Vec::new()));
+        read.push(Bmc { url: bmc.url, username: bmc.username, password, trust });
+    }
+    read
+}
+
+fn read_trust(checks: &mut Checks<'_>, at: &str, bmc: &v1::Bmc) -> Trust {
+    let given = [!bmc.ca_certificates.is_empty(), !bmc.fingerprint.is_empty(), bmc.unverified];
+    if given.iter().filter(|given| **given).count() != 1 {
+        let message = "needs exactly one of ca_certificates, fingerprint and unverified, by which its answers are believed";
+        checks.wrong(at, message);
+    }
+    if !bmc.fingerprint.is_empty() {
+        let fingerprint = syntax::sha256(&bmc.fingerprint.replace(':', ""));
+        return Trust::Fingerprint(checks.ok(&format!("{at}.fingerprint"), fingerprint).unwrap_or_default());
+    }
+    if bmc.unverified {
+        return Trust::Unverified;
+    }
+    let field = format!("{at}.ca_certificates");
+    if bmc.ca_certificates.len() > limits::BMC_CA_BYTES {
+        checks.wrong(&field, format!("is longer than {} bytes", check::grouped(limits::BMC_CA_BYTES as u32)));
+    } else if given[0] && !bmc.ca_certificates.contains("-----BEGIN CERTIFICATE-----") {
+        checks.wrong(&field, "holds no certificate in PEM");
+    }
+    Trust::Ca(bmc.ca_certificates.clone())
 }
 
 fn read_domains(

@@ -126,6 +126,28 @@ pub fn url(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Where a BMC is: a host, or one system of it. A refused one is not repeated, for it may hold a password.
+pub fn bmc_url(text: &str, plain: bool) -> Result<(), String> {
+    if text.len() > limits::URL_BYTES {
+        return Err(format!("has {} bytes, {} are allowed", text.len(), limits::URL_BYTES));
+    }
+    let uri: http::Uri = text.parse().map_err(|_| "is not a URL; such as https://10.0.9.11 is needed")?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("holds a user name or password; these have fields of their own".into());
+    }
+    let known = matches!(uri.scheme_str(), Some("https" | "http"));
+    if !known || uri.host().is_none_or(str::is_empty) {
+        return Err("names no host; such as https://10.0.9.11 is needed".into());
+    }
+    if !plain && !text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
+        return Err("must begin with https://; http:// is for what is unverified".into());
+    }
+    if text.contains(['?', '#']) {
+        return Err("has a query or fragment, which no BMC's address has".into());
+    }
+    Ok(())
+}
+
 /// A calendar date.
 pub fn date(text: &str) -> Result<(), String> {
     let wrong = || format!("is {}; a date such as 2031-06-30 is needed", quote(text));

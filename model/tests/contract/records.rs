@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use tamdao_model::agency::Usage;
 use tamdao_model::audit::Audit;
+use tamdao_model::bmc::Trust;
 use tamdao_model::cluster::Cluster;
+use tamdao_model::node::Node;
 use tamdao_model::quota::Measure;
 use tamdao_model::recovery::{Cause, Finding};
 use tamdao_model::vm::Vm;
@@ -76,6 +78,24 @@ fn audit_records_are_read_and_written_as_at_first() {
     }
     let least: Audit = serde_json::from_str(&REFUSED.replace(",\"count\":17", "")).unwrap();
     assert_eq!((least.count, least.is_refused()), (1, true));
+}
+
+#[test]
+fn a_node_with_bmcs_is_read_as_the_release_that_began_them_wrote_it() {
+    let mut written = serde_json::to_value(node()).unwrap();
+    let before: Node = serde_json::from_value(written.clone()).unwrap();
+    assert!(before.spec.bmcs.is_empty() && before.status.fence_drill.is_empty(), "as 0.1.0 wrote it");
+    written["spec"]["bmcs"] = json!([
+        {"url": "https://a", "username": "u", "password": "AAEC", "trust": {"ca": "PEM"}},
+        {"url": "https://b", "username": "u", "password": "AAEC", "trust": {"fingerprint": "00ff"}},
+        {"url": "https://c", "username": "u", "password": "AAEC", "trust": "unverified"}]);
+    written["status"]["fence_drill"] = json!([
+        {"url": "https://a", "time": 5, "reason": "Good", "message": "says On", "said_on": 5},
+        {"url": "https://b", "time": 5, "reason": "TooSlow", "message": "did not answer"}]);
+    let node: Node = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(node.spec.bmcs[2].trust, Trust::Unverified);
+    assert!(node.is_fenceable());
+    assert_eq!(serde_json::to_value(&node).unwrap(), written);
 }
 
 #[test]

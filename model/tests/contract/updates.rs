@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pbjson_types::FieldMask;
 use serde_json::{Value, json};
+use tamdao_model::bmc::{CONDITION, Drilled, GOOD};
 use tamdao_model::condition::{ConditionStatus, Conditions};
 use tamdao_model::convert::{
     Public, RepeatedTemplate, Shown, UpdatedVm, UserDataChange, check_template, vm as requests,
@@ -287,4 +288,33 @@ fn a_repeated_template_does_not_grow_its_volume_silently() {
     assert_eq!((said(0), said(1000)), (None, None));
     let expected = "vm.spec.disks[1].create.size_mib: is 2,000, the volume web-0 has 1,000; update the volume to make it larger";
     assert_eq!(said(2000).as_deref(), Some(expected));
+}
+
+#[test]
+fn a_bmc_keeps_its_password_and_what_was_found_out_while_it_is_the_same() {
+    let bmc = |user: &str| json!({"url": "https://a", "username": user, "unverified": true});
+    let first = json!({"spec": {"bmcs": [{"url": "https://a", "username": "u", "password": "AAEC", "unverified": true}]}});
+    let paths = mask(&["spec.bmcs"]);
+    let mut node = node().update(parse(first), paths.as_ref(), &world()).unwrap();
+    assert_eq!(node.spec.bmcs[0].password, Sealed(vec![0, 1, 2]));
+    let drilled = Drilled {
+        url: "https://a".into(),
+        time: NOW,
+        reason: GOOD.into(),
+        message: "is so".into(),
+        said_on: Some(NOW),
+    };
+    node.status.fence_drill = vec![drilled];
+    node.status.conditions.set(CONDITION, ConditionStatus::True, GOOD, "is so", 2, NOW);
+    let shown = node.show(7, &world());
+    assert_eq!(shown.spec.as_ref().unwrap().bmcs[0].password, "");
+    assert_eq!(node.update(shown, None, &world()).unwrap(), node, "it can be put back as it is shown");
+    let same = node.update(parse(json!({"spec": {"bmcs": [bmc("u")]}})), paths.as_ref(), &world()).unwrap();
+    assert_eq!(same, node);
+    let other = node.update(parse(json!({"spec": {"bmcs": [bmc("v")]}})), paths.as_ref(), &world());
+    assert!(other.unwrap_err().to_string().contains("bmcs[0].password: must be given"));
+    let mut other = bmc("v");
+    other["password"] = json!("AAEC");
+    let other = node.update(parse(json!({"spec": {"bmcs": [other]}})), paths.as_ref(), &world()).unwrap();
+    assert_eq!((other.status.fence_drill.len(), other.status.conditions.get(CONDITION)), (0, None));
 }

@@ -209,6 +209,39 @@ fn node_updates() {
         ("repeats itself", json!({"metadata": {"name": "n1", "id": "00000000-0000-0000-0000-000000000001"}})),
     ];
     assert_snapshot!(table(rows, |p: v1::Node| node().update(p, None, &world())));
+    let bmc = |bmc: Value| {
+        let mut whole =
+            json!({"url": "https://10.0.9.11", "username": "u", "password": "AAAA", "unverified": true});
+        whole.as_object_mut().unwrap().extend(bmc.as_object().unwrap().clone());
+        spec(json!({"bmcs": [whole]}))
+    };
+    let ca = "-----BEGIN CERTIFICATE-----";
+    let rows = [
+        ("good", bmc(json!({}))),
+        ("CA", bmc(json!({"unverified": false, "ca_certificates": ca}))),
+        ("fingerprint", bmc(json!({"unverified": false, "fingerprint": "AA:".repeat(31) + "AA"}))),
+        ("no trust", bmc(json!({"unverified": false}))),
+        ("two trusts", bmc(json!({"ca_certificates": ca}))),
+        ("no CA", bmc(json!({"unverified": false, "ca_certificates": "CA"}))),
+        ("long CA", bmc(json!({"unverified": false, "ca_certificates": ca.repeat(2000)}))),
+        ("no fingerprint", bmc(json!({"unverified": false, "fingerprint": "AA"}))),
+        ("plain", bmc(json!({"url": "http://10.0.9.11", "unverified": false, "ca_certificates": ca}))),
+        ("no url", bmc(json!({"url": "10.0.9.11"}))),
+        ("password in the url", bmc(json!({"url": "https://u:secret@10.0.9.11"}))),
+        ("query", bmc(json!({"url": "https://10.0.9.11/?a=b"}))),
+        ("no user", bmc(json!({"username": ""}))),
+        ("colon", bmc(json!({"username": "a:b"}))),
+        ("no password", bmc(json!({"password": ""}))),
+        ("unsealed", bmc(json!({"password": "a word"}))),
+        ("many", spec(json!({"bmcs": [{}, {}, {}, {}, {}]}))),
+        (
+            "twice",
+            spec(json!({"bmcs": [
+            {"url": "https://a", "username": "u", "password": "AAAA", "unverified": true},
+            {"url": "https://a", "username": "v", "password": "AAAA", "unverified": true}]})),
+        ),
+    ];
+    assert_snapshot!("node_bmcs", table(rows, |p: v1::Node| node().update(p, None, &world())));
     let create = [("create", json!({"metadata": {"name": "n3"}}))];
     assert_snapshot!("node_create", table(create, |p: v1::Node| Node::create(p, cluster(), &world())));
 }

@@ -32,10 +32,14 @@ impl Proofs {
         let why = match &proof.evidence {
             Evidence::StorageSilence { .. } if !host.watchdog => "silence of a host without a watchdog",
             Evidence::Goodbye => "a goodbye that was never said",
-            Evidence::PowerOff { .. } | Evidence::Attestation { .. } => "evidence that nobody gave",
-            Evidence::StorageSilence { .. } if !speaks_of(proof, before, after) => {
+            Evidence::Attestation { .. } => "evidence that nobody gave",
+            Evidence::StorageSilence { .. } | Evidence::PowerOff { .. }
+                if !speaks_of(proof, before, after) =>
+            {
                 "a proof of an earlier session"
             }
+            Evidence::PowerOff { .. } if host.up && host.boot_id == proof.boot_id => "its power, which is on",
+            Evidence::PowerOff { .. } => return None,
             Evidence::StorageSilence { .. } => return false_silence(host),
         };
         Some(Breach { rule: "proofs", what: format!("{} is fenced by {why}", host.name) })

@@ -1,0 +1,121 @@
+//! Nodes that are sessions only: they do at once what they are told, and remember it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tamdao_proto::agent::v1 as agent;
+use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
+use tamdao_proto::agent::v1::session_request::Message as Said;
+use tamdao_proto::agent::v1::session_response::Message as Heard;
+use tamdao_proto::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use uuid::Uuid;
+
+use super::{Cloud, User};
+
+/// What a node runs: by VM, its incarnation.
+type Guests = Arc<Mutex<BTreeMap<String, u64>>>;
+
+pub struct Node {
+    pub name: String,
+    pub host_uuid: Uuid,
+    guests: Guests,
+    session: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    /// Joins and holds a session.
+    pub async fn join(cloud: &Cloud, name: &str) -> Self {
+        let (_, user, host_uuid) = cloud.host(name).await;
+        let guests = Guests::default();
+        let (address, kept) = (cloud.address(0).to_owned(), guests.clone());
+        let boot_id = Uuid::new_v4().to_string();
+        let session = tokio::spawn(async move {
+            loop {
+                // A session that breaks is followed by the next.
+                let _ = session(&user, &kept, &address, &boot_id, host_uuid).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self { name: name.into(), host_uuid, guests, session }
+    }
+
+    /// Is never heard again. What it runs, it runs on.
+    pub fn cut(&self) {
+        self.session.abort();
+    }
+
+    pub fn runs(&self) -> BTreeMap<String, u64> {
+        self.guests.lock().unwrap().clone()
+    }
+}
+
+fn obey(guests: &Guests, assignment: &agent::Assignment) -> agent::Report {
+    let mut guests = guests.lock().unwrap();
+    let mut vms = Vec::new();
+    for vm in &assignment.vms {
+        let runs = vm.intent() == agent::Intent::Wanted && vm.power() == v1::Power::On;
+        match runs {
+            true => drop(guests.insert(vm.vm_id.clone(), vm.incarnation)),
+            false => drop(guests.remove(&vm.vm_id)),
+        }
+        let state = if runs { agent::GuestState::Running } else { agent::GuestState::Absent };
+        vms.push(agent::VmReport {
+            vm_id: vm.vm_id.clone(),
+            incarnation: vm.incarnation,
+            generation: vm.generation,
+            state: state.into(),
+            gone: !runs,
+            vcpus: 1,
+            memory_mib: 256,
+            ..agent::VmReport::default()
+        });
+    }
+    agent::Report { complete: assignment.complete, vms, ..agent::Report::default() }
+}
+
+async fn session(user: &User, guests: &Guests, address: &str, boot_id: &str, host_uuid: Uuid) -> Option<()> {
+    let (sender, requests) = mpsc::channel(64);
+    let say = async |said| sender.send(agent::SessionRequest { message: Some(said) }).await.ok();
+    let hello = agent::Hello {
+        session_id: Uuid::new_v4().to_string(),
+        boot_id: boot_id.into(),
+        agent_version: "test".into(),
+        level: 1,
+        address: "127.0.0.1".into(),
+        host_uuid: host_uuid.to_string(),
+        ..agent::Hello::default()
+    };
+    say(Said::Hello(hello)).await?;
+    let mut client = AgentServiceClient::new(user.channel(address));
+    let mut responses = client.session(ReceiverStream::new(requests)).await.ok()?.into_inner();
+    let mut beat = tokio::time::interval(Duration::from_millis(300));
+    let mut sequence = 0;
+    loop {
+        let message = tokio::select! {
+            _ = beat.tick() => {
+                sequence += 1;
+                say(Said::Heartbeat(agent::Heartbeat { sequence, sent_time: None })).await?;
+                continue;
+            }
+            message = responses.message() => message.ok()??.message?,
+        };
+        match message {
+            Heard::Welcome(_) => {
+                let inventory = v1::Inventory {
+                    acceleration: "kvm".into(),
+                    cpus: 8,
+                    memory_mib: 16_384,
+                    firmware: vec!["bios".into(), "uefi".into()],
+                    ..v1::Inventory::default()
+                };
+                say(Said::Inventory(inventory)).await?;
+            }
+            Heard::Assignment(assignment) => say(Said::Report(obey(guests, &assignment))).await?,
+            Heard::Refusal(_) | Heard::Redirect(_) => return None,
+            Heard::Heartbeat(_) | Heard::OpenTunnel(_) | Heard::ReadLease(_) => {}
+        }
+    }
+}

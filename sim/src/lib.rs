@@ -33,6 +33,7 @@ use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
+use bmc::Bmcs;
 use check::Breach;
 use host::Host;
 use world::{Event, World, node_id};

@@ -9,7 +9,6 @@ use tamdao_proto::agent::v1 as wire;
 use tamdao_proto::agent::v1::session_request::Message as Said;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
 use tokio::sync::mpsc::error::TryRecvError;
-use uuid::Uuid;
 
 use crate::SESSION_TIMEOUT;
 use crate::controller::Stream;

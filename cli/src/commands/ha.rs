@@ -57,12 +57,15 @@ async fn status(app: &App) -> Result<ExitStatus> {
         let name = node.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
         let tone = if status.phase() == NodePhase::Ready { Tone::Plain } else { Tone::Busy };
         let keeper = if status.keeper_version.is_empty() { "none" } else { &status.keeper_version };
-        let fenced = status.conditions.iter().find(|condition| condition.r#type == "Fenced");
+        let sought =
+            status.conditions.iter().filter(|of| matches!(of.r#type.as_str(), "Fenced" | "PoweredOff"));
+        let mut evidence: Vec<&str> = sought.map(|condition| condition.message.as_str()).collect();
+        evidence.dedup();
         vec![
             Cell::from(name),
             Cell::toned(word(status.phase().as_str_name(), "NODE_PHASE_"), tone),
             Cell::from(keeper),
-            Cell::from(fenced.map_or("", |condition| &condition.message)),
+            Cell::from(evidence.join("; ")),
         ]
     });
     let table = Table { headers: vec!["NODE", "PHASE", "KEEPER", "EVIDENCE"], rows: rows.collect() };

@@ -24,8 +24,9 @@ use crate::pki::ClusterKey;
 const OFF_WITHIN: Duration = Duration::from_secs(40);
 /// Between two looks while it goes off.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Before all BMCs are tried anew.
+/// Before all BMCs are tried anew: at first, and when that has doubled each time.
 const AGAIN_AFTER: Duration = Duration::from_secs(15);
+const AGAIN_AFTER_AT_MOST: Duration = Duration::from_secs(300);
 
 /// How the power of one node is being taken.
 pub struct Taking {
@@ -35,6 +36,7 @@ pub struct Taking {
     /// The BMC whose turn it is.
     at: usize,
     step: Step,
+    pause: Duration,
     /// What was wrong with those whose turn is over.
     wrong: Vec<Trouble>,
 }
@@ -89,7 +91,7 @@ impl Taking {
     pub fn new(node: &Node, now: Instant) -> Self {
         let about = (node.status.boot_id.clone(), node.status.session);
         let step = Step::Begin { not_before: now };
-        Self { about, host: node.status.host_uuid, at: 0, step, wrong: Vec::new() }
+        Self { about, host: node.status.host_uuid, at: 0, step, pause: AGAIN_AFTER, wrong: Vec::new() }
     }
 
     /// Goes on as far as it can without waiting. `since` is where the looks' ms count from.
@@ -178,7 +180,8 @@ impl Taking {
             self.step = Step::Begin { not_before: now };
             return Turn::Wait;
         }
-        (self.at, self.step) = (0, Step::Begin { not_before: now + AGAIN_AFTER });
+        (self.at, self.step) = (0, Step::Begin { not_before: now + self.pause });
+        self.pause = (self.pause * 2).min(AGAIN_AFTER_AT_MOST);
         Turn::Failed(std::mem::take(&mut self.wrong))
     }
 }

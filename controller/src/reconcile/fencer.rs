@@ -201,7 +201,7 @@ impl Fencer {
         let now = shared.clock.instant();
         let id = node.id();
         let taking = self.takings.entry(id).or_insert_with(|| Taking::new(node, now));
-        if taking.about != (node.status.boot_id.clone(), node.status.session) {
+        if !taking.is_about(node) {
             *taking = Taking::new(node, now);
         }
         match taking.turn(node, &shared.key, &shared.bmc, now, self.since) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tamdao_model::SessionId;
-use tamdao_model::bmc::{Seen, check_machine};
+use tamdao_model::bmc::{Bmc as Record, Seen, check_machine};
 use tamdao_model::fence::{Evidence, Look, PowerDoubt, power_off};
 use tamdao_model::node::Node;
 use tamdao_seams::{Mutant, has};
@@ -33,6 +33,7 @@ pub struct Taking {
     /// The lost node's boot and session that this is about.
     pub about: (String, Option<SessionId>),
     host: Uuid,
+    bmcs: Vec<Record>,
     /// The BMC whose turn it is.
     at: usize,
     step: Step,
@@ -90,8 +91,14 @@ pub enum Turn {
 impl Taking {
     pub fn new(node: &Node, now: Instant) -> Self {
         let about = (node.status.boot_id.clone(), node.status.session);
-        let step = Step::Begin { not_before: now };
-        Self { about, host: node.status.host_uuid, at: 0, step, pause: AGAIN_AFTER, wrong: Vec::new() }
+        let (step, bmcs) = (Step::Begin { not_before: now }, node.spec.bmcs.clone());
+        Self { about, host: node.status.host_uuid, bmcs, at: 0, step, pause: AGAIN_AFTER, wrong: Vec::new() }
+    }
+
+    /// Whether this is still about the node as its record has it. One BMC's command says nothing of another one's looks.
+    pub fn is_about(&self, node: &Node) -> bool {
+        let session = (&self.about.0, self.about.1) == (&node.status.boot_id, node.status.session);
+        session && self.host == node.status.host_uuid && self.bmcs == node.spec.bmcs
     }
 
     /// Goes on as far as it can without waiting. `since` is where the looks' ms count from.
@@ -103,11 +110,7 @@ impl Taking {
         now: Instant,
         since: Instant,
     ) -> Turn {
-        let Some(bmc) = node.spec.bmcs.get(self.at) else {
-            // The list has become shorter.
-            (self.at, self.step) = (0, Step::Begin { not_before: now });
-            return Turn::Wait;
-        };
+        let Some(bmc) = node.spec.bmcs.get(self.at) else { return Turn::Wait };
         let access = match Access::open(key, bmc) {
             Ok(access) => access,
             Err(fault) => return self.fail(node, now, fault.reason(), &fault.to_string()),
@@ -272,7 +275,7 @@ mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
-    use tamdao_model::bmc::{Bmc as Record, Drilled, GOOD, Power, Trust};
+    use tamdao_model::bmc::{Drilled, GOOD, Power, Trust};
     use tamdao_model::node::{NodeSpec, NodeStatus};
     use tamdao_model::{Meta, Name, TimeMs};
 
@@ -397,6 +400,16 @@ mod tests {
             let (end, _, sent) = ends(&[true], looks.clone(), command);
             assert_eq!((end.as_str(), sent), (ended, commands), "{looks:?}");
         }
+    }
+
+    #[test]
+    fn another_bmc_in_its_place_begins_anew() {
+        let key = ClusterKey::generate().unwrap();
+        let mut node = node(&key, &[true]);
+        let taking = Taking::new(&node, Instant::now());
+        assert!(taking.is_about(&node));
+        node.spec.bmcs[0].username = "another".into();
+        assert!(!taking.is_about(&node));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub enum NodeVerb {
     Return(NodeReturnArgs),
     /// Answer for a lost node running nothing any more: its VMs are then restarted elsewhere
     AttestGone(AttestGoneArgs),
-    /// Find out whether a node could be powered off if it were lost: asks its BMCs, switches nothing
+    /// Find out, without switching anything, whether a node could be powered off if lost
     FenceDrill(NameArg),
     /// Change labels, failure domains, overcommit or BMCs
     Update(NodeUpdateArgs),
@@ -155,10 +155,9 @@ pub struct NodeUpdateArgs {
     /// Date on which the vendor's support ends
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub support_ends: Option<String>,
-    /// By what it is powered off when it is lost: URL,user=NAME,password-file=FILE and one of ca=FILE, fingerprint=SHA256 and
-    /// unverified. Repeat for more, the first to be tried first; all that were set before are replaced. Without
-    /// password-file the password stays that it was
-    #[arg(long = "bmc", value_name = "URL,…")]
+    /// How it is powered off when lost: URL,user=NAME,password-file=FILE and ca=FILE, fingerprint=SHA256 or unverified; repeat
+    /// for more, in order; replaces all. Without password-file the password stays
+    #[arg(long = "bmc", value_name = "URL,...")]
     pub bmcs: Vec<String>,
     /// Take all its BMCs away
     #[arg(long, conflicts_with = "bmcs")]

@@ -225,7 +225,8 @@ impl Client {
                 }
                 Err(status) if passes(&status) => status,
                 Err(status) if asks_again(&status) && Instant::now() < deadline => {
-                    tokio::time::sleep(pause).await;
+                    let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                    tokio::time::sleep(told.unwrap_or_default().clamp(pause, ANSWER)).await;
                     continue;
                 }
                 Err(status) => return Err(Problem::from_status(&status)),
@@ -347,11 +348,15 @@ pub fn passes(status: &Status) -> bool {
 }
 
 /// True where the same request again, with its request_id, brings the answer: others changed the same records at the same
-/// time, or the outcome was lost with the leader.
+/// time, the outcome was lost with the leader, or too much was asked in a short time.
 fn asks_again(status: &Status) -> bool {
     let reason = status.get_details_error_info().map(|info| info.reason);
-    status.code() == Code::Aborted
-        && reason.is_some_and(|reason| reason == "Conflict" || reason == "OutcomeUnknown")
+    let reasons: &[&str] = match status.code() {
+        Code::Aborted => &["Conflict", "OutcomeUnknown"],
+        Code::ResourceExhausted => &["TooManyRequests"],
+        _ => &[],
+    };
+    reason.is_some_and(|reason| reasons.contains(&reason.as_str()))
 }
 
 fn wrong_certificate(status: &Status) -> bool {

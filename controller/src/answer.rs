@@ -2,10 +2,12 @@
 //!
 //! Its invariant: both carry the same code, message and details, and the JSON has snake_case names as everywhere.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -23,19 +25,31 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// A refusal as the caller's face tells it. `headers` are the request's.
 pub fn refuse(headers: &HeaderMap, refusal: Refusal) -> Response {
-    let too_large = refusal.reason == TOO_LARGE;
+    let (too_large, wait) = (refusal.reason == TOO_LARGE, refusal.wait());
     let status = Status::from(refusal);
-    if is_grpc(headers) {
-        let refused = Refused::of(&status);
-        let mut response = status.into_http();
-        response.extensions_mut().insert(refused);
-        return response;
-    }
-    let mut response = json_response(&status);
-    if too_large {
+    let mut response = match is_grpc(headers) {
+        true => grpc_response(status),
+        false => json_response(&status),
+    };
+    if too_large && !is_grpc(headers) {
         *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
     }
+    if let Some(wait) = wait {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+    }
     response
+}
+
+fn grpc_response(status: Status) -> Response {
+    let refused = Refused::of(&status);
+    let mut response = status.into_http();
+    response.extensions_mut().insert(refused);
+    response
+}
+
+/// Rounded up, so that whoever waits so long is let in.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 /// A status as REST tells it.
@@ -77,6 +91,12 @@ pub fn details(status: &Status) -> Vec<Value> {
             "field_violations": violations.collect::<Vec<_>>(),
         }));
     }
+    if let Some(wait) = found.retry_info().and_then(|info| info.retry_delay) {
+        details.push(json!({
+            "@type": "type.googleapis.com/google.rpc.RetryInfo",
+            "retry_delay": format!("{}.{:09}s", wait.as_secs(), wait.subsec_nanos()),
+        }));
+    }
     details
 }
 
@@ -101,6 +121,21 @@ pub fn http_status(code: Code) -> StatusCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_faces_say_when_to_come_back() {
+        let refusal = Refusal::new(Code::ResourceExhausted, "TooManyRequests", "too often")
+            .retry_after(Duration::from_millis(1_499));
+        assert_eq!(json_of(&refusal.clone().into())["details"][1]["retry_delay"], "1.500000000s");
+        let mut headers = HeaderMap::new();
+        let rest = refuse(&headers, refusal.clone());
+        assert_eq!((rest.status().as_u16(), &rest.headers()["retry-after"]), (429, &"2".parse().unwrap()));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let grpc = refuse(&headers, refusal);
+        let status = Status::from_header_map(grpc.headers()).unwrap();
+        assert_eq!(grpc.headers()["retry-after"], "2");
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(Duration::from_millis(1_500)));
+    }
 
     #[test]
     fn both_faces_tell_the_same() {

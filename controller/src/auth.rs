@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::decide::recovery;
 use crate::methods::catalogue;
 use crate::pki::{AdminToken, Holder, TokenSecret};
+use crate::rate::{self, Allowances, Rates};
 use crate::refusal::Refusal;
 use crate::trail::Trail;
 
@@ -207,12 +208,26 @@ pub struct Gate {
     clock: Arc<dyn Clock>,
     trail: Arc<Trail>,
     strangers: Strangers,
+    rates: Arc<Rates>,
 }
 
 impl Gate {
     /// What is refused goes to the trail.
-    pub fn new(cache: Cache, clock: Arc<dyn Clock>, trail: Arc<Trail>, strangers: Strangers) -> Self {
-        Self { cache, clock, trail, strangers }
+    pub fn new(
+        cache: Cache,
+        clock: Arc<dyn Clock>,
+        trail: Arc<Trail>,
+        strangers: Strangers,
+        allowances: Allowances,
+    ) -> Self {
+        Self { cache, clock, trail, strangers, rates: Arc::new(Rates::new(allowances)) }
+    }
+
+    /// Takes a request from the allowance of who asks here; what another controller sends on was counted there.
+    fn count(&self, asker: &Asker) -> Result<(), Refusal> {
+        let (None, Principal::Token { id, .. }) = (asker.via, &asker.principal) else { return Ok(()) };
+        let agency = self.cache.view().tokens.get(id).and_then(|token| token.agency);
+        self.rates.take(&id.to_string(), agency)
     }
 
     /// Finds out who asks and from where, and takes from the headers what nobody outside may say.
@@ -317,7 +332,7 @@ pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -
     let raft = method.starts_with("/tamdao.raft.v1.");
     let (asker, found) = gate.authenticate(peer, request.headers_mut(), raft);
     let passed = match found {
-        Ok(()) => authorize(&asker.principal, &method),
+        Ok(()) => authorize(&asker.principal, &method).and_then(|()| gate.count(&asker)),
         // Bad credentials do not shut what is open to those who have none.
         Err(refusal) => authorize(&Principal::Anonymous, &method).map_err(|_| refusal),
     };
@@ -333,7 +348,11 @@ pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -
             slip.clone().carry(next.run(request)).await
         }
         Err(refusal) => {
-            tracing::warn!(method, reason = refusal.reason, error = %refusal, "request refused");
+            // Who asks too often must not fill the log; a metric and the audit log count it.
+            match refusal.reason {
+                rate::TOO_OFTEN => tracing::debug!(method, error = %refusal, "request refused"),
+                reason => tracing::warn!(method, reason, error = %refusal, "request refused"),
+            }
             let unknown = refusal.reason == UNKNOWN && matches!(peer.holder, Some(Holder::Controller(_)));
             let mut response = answer::refuse(request.headers(), refusal);
             if unknown {

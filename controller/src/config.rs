@@ -5,6 +5,7 @@
 //! data directory, and what the whole cloud must agree on, which lies in the store.
 
 mod etcd;
+mod rates;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,9 @@ use tamdao_store::backend::etcd::EtcdConfig;
 use tamdao_store::journal::Keep;
 
 use etcd::EtcdFile;
+use rates::RatesFile;
+
+use crate::rate::Allowances;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct Config {
     pub images: ImagesConfig,
     /// What this controller's own journal keeps.
     pub journal: Keep,
+    /// What callers and agencies may ask of this controller.
+    pub allowances: Allowances,
 }
 
 /// Where the state lives, and how fast a lost leader is replaced.
@@ -183,6 +189,8 @@ struct File {
     images: ImagesFile,
     #[serde(default)]
     journal: JournalFile,
+    #[serde(default)]
+    limits: RatesFile,
 }
 
 #[derive(Debug, Deserialize)]
@@ -333,6 +341,7 @@ impl File {
         within("images.max_size_mib", self.images.max_size_mib, 1, limits::IMAGE_BYTES >> 20);
         let virtual_mib = self.images.max_virtual_size_mib;
         within("images.max_virtual_size_mib", virtual_mib.into(), 1, (*limits::VOLUME_MIB.end()).into());
+        let allowances = self.limits.check(&mut within);
         within("journal.keep_days", self.journal.keep_days, 1, 36_500);
         within("journal.max_size_mib", self.journal.max_size_mib, 128, 1 << 24);
         let ca = read_certificates(&self.images.ca_file);
@@ -367,6 +376,7 @@ impl File {
                 max_virtual_mib: virtual_mib,
                 ca_pem: ca?,
             },
+            allowances,
             journal: Keep {
                 bytes: self.journal.max_size_mib << 20,
                 age_ms: self.journal.keep_days * 24 * 60 * 60 * 1_000,
@@ -398,7 +408,7 @@ mod tests {
         let text = "name = 'C1'\naddress = 'c1'\nlisten = 'x'\ndata_dir = 'd'\nsession_timeout_ms = 5\n\
             [store]\nheartbeat_ms = 900\nelection_min_ms = 1000\nelection_max_ms = 1000\n\
             [log]\nlevel = 'a=b=c'\n[metrics]\nlisten = '9'\n[images]\nmax_size_mib = 0\nca_file = '/none.pem'\n\
-            [journal]\nkeep_days = 0\nmax_size_mib = 1";
+            [journal]\nkeep_days = 0\nmax_size_mib = 1\n[limits]\nagency_burst = 0";
         let error = parse(text).unwrap_err();
         for key in [
             "name = \"C1\"",
@@ -414,6 +424,7 @@ mod tests {
             "images.ca_file = \"/none.pem\" is not allowed: a file that can be read",
             "journal.keep_days = \"0\"",
             "journal.max_size_mib = \"1\"",
+            "limits.agency_burst = \"0\" is not allowed: 1 to 1000000",
         ] {
             assert!(error.contains(key), "{key} is missing in: {error}");
         }

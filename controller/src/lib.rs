@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod office;
 pub mod peers;
 pub mod pki;
+pub mod rate;
 pub mod reconcile;
 pub mod recover;
 pub mod refusal;

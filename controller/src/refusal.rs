@@ -2,6 +2,7 @@
 //! with details at the very edge.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tamdao_model::Kind;
 use tamdao_model::convert::Invalid;
@@ -27,12 +28,15 @@ pub struct Refusal {
     pub hint: String,
     /// Further facts for programs, such as counts of reasons.
     pub facts: Vec<(String, String)>,
+    /// When the same request may be let in, ms; 0 where that is not known.
+    pub retry_after_ms: u32,
 }
 
 impl Refusal {
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let (fields, facts) = (Vec::new(), Vec::new());
-        Self { code, reason, message: message.into(), fields, hint: String::new(), facts }
+        let hint = String::new();
+        Self { code, reason, message: message.into(), fields, hint, facts, retry_after_ms: 0 }
     }
 
     #[must_use]
@@ -45,6 +49,18 @@ impl Refusal {
     pub fn fact(mut self, name: impl Into<String>, value: impl ToString) -> Self {
         self.facts.push((name.into(), value.to_string()));
         self
+    }
+
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        // Rounded up, so that whoever waits so long is let in.
+        self.retry_after_ms = u32::try_from(wait.as_millis() + 1).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// How long to wait, where that is known.
+    pub fn wait(&self) -> Option<Duration> {
+        (self.retry_after_ms > 0).then(|| Duration::from_millis(self.retry_after_ms.into()))
     }
 
     /// One field is wrong.
@@ -121,6 +137,7 @@ impl From<StoreError> for Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
+        let wait = refusal.wait();
         let mut facts: HashMap<String, String> = refusal.facts.into_iter().collect();
         if !refusal.hint.is_empty() {
             facts.insert("hint".into(), refusal.hint);
@@ -128,6 +145,9 @@ impl From<Refusal> for Status {
         let mut details = ErrorDetails::with_error_info(refusal.reason, DOMAIN, facts);
         for (field, message) in refusal.fields {
             details.add_bad_request_violation(field, message);
+        }
+        if wait.is_some() {
+            details.set_retry_info(wait);
         }
         Status::with_error_details(refusal.code, refusal.message, details)
     }

@@ -16,6 +16,7 @@ use tamdao_store::kv::Revision;
 use tokio::sync::watch;
 
 use crate::auth::Principal;
+use crate::rate::TOO_OFTEN;
 
 const MINUTE_MS: u64 = 60_000;
 /// Records of one sort that are told one by one in a minute.
@@ -53,6 +54,8 @@ pub struct Reached {
 enum Sort {
     RefusedAnonymous,
     Refused,
+    /// Only counted: it is all alike, and must not hide what else is refused.
+    TooOften,
     Done,
 }
 
@@ -81,11 +84,12 @@ impl Trail {
         let sort = match record.is_refused() {
             false => Sort::Done,
             true if record.principal == Principal::Anonymous.to_string() => Sort::RefusedAnonymous,
+            true if record.reason == TOO_OFTEN => Sort::TooOften,
             true => Sort::Refused,
         };
         let full = waiting.queue.len() >= QUEUE;
         let told = waiting.singles.entry(sort).or_default();
-        if *told < SINGLES && !full {
+        if *told < SINGLES && !full && sort != Sort::TooOften {
             *told += 1;
             waiting.push(record);
         } else {
@@ -233,6 +237,18 @@ mod tests {
         // The rest follows with the next minute: one for each of 32 callers, and one for all others.
         assert_eq!(write(&trail, MINUTE_MS), (FOLDS + 1, 10_000 - SINGLES));
         assert_eq!(write(&trail, 9 * MINUTE_MS), (0, 0));
+    }
+
+    #[test]
+    fn who_asks_too_often_is_counted_and_hides_no_other_refusal() {
+        let trail = trail();
+        for at in 0..10_000 {
+            let noisy = record(at % 1_000, "token:x:noisy", 1, "ResourceExhausted");
+            trail.note(Audit { reason: TOO_OFTEN.into(), ..noisy });
+        }
+        trail.note(record(999, "token:x:deploy", 1, "PermissionDenied"));
+        assert_eq!(write(&trail, 1_000), (1, 1));
+        assert_eq!(write(&trail, MINUTE_MS), (1, 10_000));
     }
 
     #[test]

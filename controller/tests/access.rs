@@ -323,3 +323,48 @@ async fn nobody_gives_a_role_that_he_has_not_and_no_list_shows_a_secret() {
     ));
     assert_eq!(forged.get(&at, "/v1/flavors").await.status, 401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_noisy_agency_changes_no_answer_of_others() {
+    let limits = "[limits]\ncaller_per_second = 1\ncaller_burst = 20\nagency_per_second = 1\nagency_burst = 30";
+    let cloud = Cloud::found_with(limits).await;
+    let (at, admin) = (cloud.address(0).to_owned(), cloud.admin());
+    for name in ["noisy", "quiet"] {
+        let body = json!({"metadata": {"name": name}}).to_string();
+        assert_eq!(admin.post(&at, "/v1/agencies", &body).await.status, 200);
+    }
+    let noisy = token(&cloud, &admin, "a", "ROLE_VIEWER", "noisy").await;
+    let colleague = token(&cloud, &admin, "b", "ROLE_VIEWER", "noisy").await;
+    let quiet = token(&cloud, &admin, "a", "ROLE_VIEWER", "quiet").await;
+    let until_refused = async |user: &User| loop {
+        let answer = user.get(&at, "/v1/flavors").await;
+        if answer.status != 200 {
+            return answer;
+        }
+    };
+    let refused = until_refused(&noisy).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.json()["details"][0]["reason"], "TooManyRequests");
+    assert_eq!(refused.headers["retry-after"], "1");
+    // Its colleagues have what is left of their agency's, and no more.
+    assert_eq!(colleague.get(&at, "/v1/flavors").await.status, 200);
+    let refused = until_refused(&colleague).await;
+    assert!(String::from_utf8_lossy(&refused.body).contains("agency asks too often"), "{:?}", refused.body);
+    // Over the other face the same.
+    let mut grpc = VmServiceClient::new(noisy.channel(&at));
+    let status = loop {
+        if let Err(status) = grpc.list_vms(noisy.ask(v1::ListVmsRequest::default())).await {
+            break status;
+        }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
+    // And nobody else notices: not another agency, not an admin, not an agent, which may call as often as it likes.
+    assert_eq!(quiet.get(&at, "/v1/flavors").await.status, 200);
+    let (_, node) = cloud.node("n1").await;
+    for _ in 0..50 {
+        assert_eq!(admin.get(&at, "/v1/flavors").await.status, 200);
+        let (code, said) = call(&node, &at, "/tamdao.agent.v1.AgentService/Session", &[]).await;
+        assert_ne!(code, Code::ResourceExhausted, "{said}");
+    }
+}

@@ -161,6 +161,9 @@ async fn a_log_shows_what_its_reader_may_see_and_what_is_asked_for() {
     for agency in ["parent", "own", "child", "foreign"] {
         made(&admin, &at, &format!("/v1/agencies/{agency}/vms"), vm("web")).await;
     }
+    // The cloud's own is the cloud's, though every agency may read it.
+    let flavor = json!({"metadata": {"name": "small"}, "spec": {"vcpus": 1, "memory_mib": 512}});
+    made(&admin, &at, "/v1/flavors", flavor).await;
     assert_eq!(head.get(&at, "/v1/agencies/foreign").await.status, 404);
     assert_eq!(foreign.get(&at, "/v1/agencies/own").await.status, 404);
     let seen = |records: Vec<v1::AuditRecord>| -> Vec<String> {
@@ -189,6 +192,7 @@ async fn a_log_shows_what_its_reader_may_see_and_what_is_asked_for() {
     let auditor = token(&cloud, &at, "", "auditor", "ROLE_AUDITOR").await;
     let (all, whole) = (records(&auditor, &at).await, records(&admin, &at).await);
     assert_eq!(all, whole);
+    assert!(all.iter().any(|record| record.method == "FlavorService/CreateFlavor"), "{all:#?}");
     let asked = async |request| {
         let told = log(&auditor, &at, request).await;
         seen(told.into_iter().map(|message| message.record.unwrap()).collect())

@@ -125,8 +125,13 @@ async fn layers(cloud: &Cloud, leader: Leader) -> (String, CancellationToken) {
     };
     let forward = Forward::new(move || leader.clone(), peers).patience(Duration::from_millis(300));
     let shared = &cloud.running[0].controller.shared;
-    let gate =
-        Gate::new(shared.cache.clone(), shared.clock.clone(), shared.trail.clone(), shared.strangers.clone());
+    let gate = Gate::new(
+        shared.cache.clone(),
+        shared.clock.clone(),
+        shared.trail.clone(),
+        shared.strangers.clone(),
+        cloud.running[0].config.allowances,
+    );
     let echo =
         |request: axum::extract::Request| async move { auth::of_headers(request.headers()).to_string() };
     let router = axum::Router::new()

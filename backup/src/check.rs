@@ -20,6 +20,7 @@ use tamdao_model::node::Node;
 use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
 use tamdao_model::recovery::Finding;
+use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::token::Token;
 use tamdao_model::vm::Vm;
@@ -64,6 +65,7 @@ pub const KINDS: &[Reader] = kinds![
     PlacementGroup,
     Pool,
     Request,
+    RoleBinding,
     SchedulingPolicy,
     Token,
     Usage,

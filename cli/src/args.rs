@@ -10,6 +10,7 @@ mod moves;
 mod node;
 mod placement;
 mod plain;
+mod role_binding;
 mod simulate;
 mod token;
 mod vm;
@@ -28,6 +29,7 @@ pub use moves::*;
 pub use node::*;
 pub use placement::*;
 pub use plain::*;
+pub use role_binding::*;
 pub use simulate::*;
 pub use token::*;
 pub use vm::*;
@@ -120,6 +122,9 @@ pub enum Noun {
     /// Ways in for programs and people, each with one role at one place
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Who has which role where
+    #[command(subcommand, visible_alias = "rb")]
+    RoleBinding(RoleBindingVerb),
     /// Moves of VMs from node to node
     #[command(subcommand)]
     Move(MoveVerb),

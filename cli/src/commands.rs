@@ -21,6 +21,7 @@ mod node;
 mod placement_group;
 mod pool;
 mod recovery;
+mod role_binding;
 mod scheduling_policy;
 mod simulate;
 mod stack;
@@ -50,6 +51,7 @@ pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
         Noun::PlacementGroup(verb) => placement_group::run(app, verb).await,
         Noun::Agency(verb) => agency::run(app, verb).await,
         Noun::Token(verb) => token::run(app, verb).await,
+        Noun::RoleBinding(verb) => role_binding::run(app, verb).await,
         Noun::Move(verb) => moves::run(app, verb).await,
         Noun::Node(verb) => node::run(app, verb).await,
         Noun::FailureDomain(verb) => drain::run(app, verb).await,

@@ -19,6 +19,7 @@ use tamdao_proto::v1::network_service_client::NetworkServiceClient;
 use tamdao_proto::v1::node_service_client::NodeServiceClient;
 use tamdao_proto::v1::placement_group_service_client::PlacementGroupServiceClient;
 use tamdao_proto::v1::pool_service_client::PoolServiceClient;
+use tamdao_proto::v1::role_binding_service_client::RoleBindingServiceClient;
 use tamdao_proto::v1::token_service_client::TokenServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tamdao_proto::v1::volume_service_client::VolumeServiceClient;
@@ -358,6 +359,12 @@ resource!(Pool, "pool", "pools", Cluster, PoolServiceClient, get GetPoolRequest,
     phase PoolPhase "POOL_PHASE_" phase, conditions conditions);
 editable!(Pool, UpdatePoolRequest, DeletePoolRequest, pool);
 makeable!(Pool, CreatePoolRequest, pool);
+
+resource!(RoleBinding, "role_binding", "role_bindings", Either, RoleBindingServiceClient,
+    get GetRoleBindingRequest, list ListRoleBindingsRequest role_bindings,
+    watch watch_role_bindings WatchRoleBindingsRequest role_binding, agency agency);
+editable!(RoleBinding, UpdateRoleBindingRequest, DeleteRoleBindingRequest, role_binding, agency agency);
+makeable!(RoleBinding, CreateRoleBindingRequest, role_binding, agency agency);
 
 resource!(Token, "token", "tokens", Either, TokenServiceClient, get GetTokenRequest, list ListTokensRequest tokens,
     watch watch_tokens WatchTokensRequest token, agency agency);

@@ -7,6 +7,7 @@
 use prost::Message;
 use tamdao_model::agency::Agency;
 use tamdao_model::role::{self, Grant, Place, Role, Row, Target, Verdict};
+use tamdao_model::role_binding::Subject;
 use tamdao_model::{AgencyId, Kind, Scope, TimeMs};
 use tamdao_store::view::View;
 use tonic::{Code, Request};
@@ -136,6 +137,10 @@ impl Asking {
         let held: Vec<String> = grants.iter().map(|grant| word(grant.role)).collect();
         let needed: Vec<String> = self.row.roles.iter().map(|role| word(*role)).collect();
         let message = format!("{} may not call {} here", self.principal, self.row.method);
+        if held.is_empty() {
+            let hint = "nobody has given it a role: tamdao role-binding create NAME --user or --group";
+            return Refusal::new(Code::PermissionDenied, "NotAllowed", message).hint(hint);
+        }
         Refusal::new(Code::PermissionDenied, "NotAllowed", message).hint(format!(
             "it has the role {}; one of {} is needed",
             held.join(", "),
@@ -162,14 +167,23 @@ impl Caller {
         role::sees_hosts(&self.grants)
     }
 
-    /// Whether he may give others this role at this agency, or at the cloud: nobody gives what he has not.
-    pub fn may_give(&self, view: &View, role: Role, at: Option<AgencyId>) -> bool {
-        let line = at.map(|at| line(view, at)).unwrap_or_default();
-        self.grants.iter().any(|grant| {
+    /// Whether he may give others this role at this place: nobody gives what he has not. `name` is his.
+    ///
+    /// # Errors
+    /// `PermissionDenied`.
+    pub fn check_gift(&self, view: &View, gift: Grant, name: &str) -> Result<(), Refusal> {
+        let line = gift.at.map(|at| line(view, at)).unwrap_or_default();
+        let may = self.grants.iter().any(|grant| {
             let over = grant.at.is_none_or(|place| line.contains(&place));
             over && (grant.role == Role::CloudAdmin
-                || grant.role == Role::AgencyAdmin && role.is_of_agencies() && at.is_some())
-        })
+                || grant.role == Role::AgencyAdmin && gift.role.is_of_agencies() && gift.at.is_some())
+        });
+        if may {
+            return Ok(());
+        }
+        let message = format!("{name} has not the role {} to give", word(gift.role));
+        Err(Refusal::new(Code::PermissionDenied, "NotAllowed", message)
+            .hint("a role can be given by a cloud admin, or below an agency by its admin"))
     }
 }
 
@@ -193,9 +207,17 @@ fn line_of(view: &View, name: &str) -> Vec<AgencyId> {
     found.map(|row| line(view, row.id())).unwrap_or_default()
 }
 
-/// The role that somebody holds now; none for those who hold none.
+/// The role that somebody holds now; none for those who hold none, or several at several places.
 pub fn held(view: &View, principal: &Principal, now: TimeMs) -> Option<Grant> {
-    grants(view, principal, now).ok().and_then(|grants| grants.first().copied())
+    let grants = grants(view, principal, now).unwrap_or_default();
+    let first = grants.first().copied()?;
+    grants.iter().all(|grant| grant.at == first.at).then_some(first)
+}
+
+/// Whether any role is given to this group of the identity provider.
+pub fn is_bound(view: &View, group: &str) -> bool {
+    let of_group = |subject: &Subject| matches!(subject, Subject::Group(name) if name == group);
+    view.role_bindings.iter().any(|binding| of_group(&binding.subject))
 }
 
 /// The roles that somebody holds now.
@@ -203,9 +225,25 @@ fn grants(view: &View, principal: &Principal, now: TimeMs) -> Result<Vec<Grant>,
     match principal {
         Principal::Admin { .. } => Ok(vec![Grant { role: Role::CloudAdmin, at: None }]),
         Principal::Token { id, .. } => match view.tokens.get(id).filter(|token| token.is_valid(now)) {
-            Some(token) => Ok(vec![Grant { role: token.role, at: token.agency }]),
+            Some(token) => {
+                let own = Grant { role: token.role, at: token.agency };
+                let given = given(view, |subject| *subject == Subject::Token(*id));
+                Ok(std::iter::once(own).chain(given).collect())
+            }
             None => Err(auth::unknown_token()),
         },
+        Principal::Person(person) if now >= person.until => Err(auth::expired()),
+        Principal::Person(person) => Ok(given(view, |subject| match subject {
+            Subject::User(name) => *name == person.name,
+            Subject::Group(name) => person.groups.contains(name),
+            Subject::Token(_) => false,
+        })
+        .collect()),
         Principal::Node(_) | Principal::Controller(_) | Principal::Anonymous => Ok(Vec::new()),
     }
+}
+
+/// What is given to those who are meant.
+fn given(view: &View, is_meant: impl Fn(&Subject) -> bool) -> impl Iterator<Item = Grant> {
+    view.role_bindings.iter().filter(move |row| is_meant(&row.subject)).map(|row| row.grant())
 }

@@ -33,6 +33,7 @@ use crate::images::{self, ImageError, Images};
 use crate::journals::Journals;
 use crate::metrics::{self, Readiness};
 use crate::office;
+use crate::oidc::Issuer;
 use crate::peers::Peers;
 use crate::pki::PkiError;
 use crate::reconcile::journalist::Journalist;
@@ -56,6 +57,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("the images cannot be opened: {0}")]
     Images(#[from] ImageError),
+    #[error("the identity provider cannot be asked: {0}")]
+    Issuer(#[from] reqwest::Error),
     #[error(transparent)]
     Serve(#[from] ServeError),
 }
@@ -137,6 +140,7 @@ impl Controller {
             strangers: Strangers::default(),
             board: Board::default(),
         });
+        let issuer = config.oidc.clone().map(Issuer::new).transpose()?.map(Arc::new);
         let readiness = Readiness::new(cache.clone(), shared.kv.clone(), shared.writer.clone(), leader);
         let router = serve::router(
             Faces {
@@ -157,7 +161,8 @@ impl Controller {
                     trail,
                     shared.strangers.clone(),
                     config.allowances,
-                ),
+                )
+                .with_people_of(issuer.clone()),
                 forward: forward.clone(),
                 readiness: readiness.clone(),
             },
@@ -194,6 +199,9 @@ impl Controller {
                 stop.run_until_cancelled(drive(journalist, shared, None)).await;
             }
         });
+        if let Some(issuer) = issuer {
+            tasks.spawn(issuer.run(stop.clone()));
+        }
         tasks.spawn(introduce(shared.clone(), identity.clone(), stop.clone()));
         let hosts = identity::hosts(config);
         let renewer = Renewer { identity, hosts, credentials, cache, clock };

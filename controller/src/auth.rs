@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use tamdao_model::{ControllerId, Name, NodeId, TimeMs, TokenId};
 use tamdao_store::cache::Cache;
@@ -20,11 +22,13 @@ use tamdao_store::view::View;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
+use crate::access;
 use crate::answer;
 use crate::audit::{Slip, Subject};
 use crate::clock::Clock;
 use crate::decide::recovery;
 use crate::methods::catalogue;
+use crate::oidc::{self, Issuer, Person};
 use crate::pki::{AdminToken, Holder, TokenSecret};
 use crate::rate::{self, Allowances, Rates};
 use crate::refusal::Refusal;
@@ -41,6 +45,10 @@ const PEER: HeaderName = HeaderName::from_static("x-tamdao-peer");
 const OURS: &str = "x-tamdao-";
 /// The reason for refusing a certificate whose holder is not in the store.
 const UNKNOWN: &str = "UnknownHolder";
+/// Begins a person in a header.
+const PERSON: &str = "person";
+/// Groups of one person to which roles are given; they go along in a header.
+const GROUPS: usize = 64;
 /// How much of a token's digest names its owner in events and logs.
 const NAME_CHARS: usize = 8;
 
@@ -56,6 +64,8 @@ pub enum Principal {
         id: TokenId,
         name: Name,
     },
+    /// A person whom the identity provider vouches for.
+    Person(Person),
     Node(NodeId),
     Controller(ControllerId),
     Anonymous,
@@ -66,9 +76,23 @@ impl fmt::Display for Principal {
         match self {
             Self::Admin { name } => write!(f, "admin:{name}"),
             Self::Token { id, name } => write!(f, "token:{id}:{name}"),
+            Self::Person(person) => write!(f, "user:{}", person.name),
             Self::Node(id) => write!(f, "node:{id}"),
             Self::Controller(id) => write!(f, "controller:{id}"),
             Self::Anonymous => f.write_str("anonymous"),
+        }
+    }
+}
+
+impl Principal {
+    /// As it goes in a header, with all that is known of it; [`FromStr`] reads it. What people read is the display.
+    fn wire(&self) -> String {
+        match self {
+            Self::Person(person) => {
+                let json = serde_json::to_vec(person).expect("texts and numbers");
+                format!("{PERSON}:{}", URL_SAFE_NO_PAD.encode(json))
+            }
+            other => other.to_string(),
         }
     }
 }
@@ -89,6 +113,10 @@ impl FromStr for Principal {
                 let (id, name) = rest.split_once(':').ok_or_else(no)?;
                 let (id, name) = (id.parse().map_err(|_| no())?, Name::new(name).map_err(|_| no())?);
                 Ok(Self::Token { id, name })
+            }
+            Some((PERSON, rest)) => {
+                let json = URL_SAFE_NO_PAD.decode(rest).map_err(|_| no())?;
+                serde_json::from_slice(&json).map(Self::Person).map_err(|_| no())
             }
             Some(("node", id)) => id.parse().map(Self::Node).map_err(|_| no()),
             Some(("controller", id)) => id.parse().map(Self::Controller).map_err(|_| no()),
@@ -128,16 +156,18 @@ struct Asker {
 enum Role {
     Admin,
     Token,
+    Person,
     Node,
     Controller,
     Anonymous,
 }
 
-const EVERYBODY: &[Role] = &[Role::Admin, Role::Token, Role::Node, Role::Controller, Role::Anonymous];
+const EVERYBODY: &[Role] =
+    &[Role::Admin, Role::Token, Role::Person, Role::Node, Role::Controller, Role::Anonymous];
 
 /// What begins so may be asked by these; the first row that fits counts, and what fits none is for admins.
 const TABLE: &[(&str, &[Role])] = &[
-    ("/tamdao.v1.", &[Role::Admin, Role::Token]),
+    ("/tamdao.v1.", &[Role::Admin, Role::Token, Role::Person]),
     ("/tamdao.agent.v1.AgentService/", &[Role::Node]),
     ("/tamdao.agent.v1.EnrollService/Renew", &[Role::Node, Role::Controller]),
     ("/tamdao.agent.v1.EnrollService/", EVERYBODY),
@@ -159,6 +189,7 @@ pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
     let role = match principal {
         Principal::Admin { .. } => Role::Admin,
         Principal::Token { .. } => Role::Token,
+        Principal::Person(_) => Role::Person,
         Principal::Node(_) => Role::Node,
         Principal::Controller(_) => Role::Controller,
         Principal::Anonymous => Role::Anonymous,
@@ -209,6 +240,7 @@ pub struct Gate {
     trail: Arc<Trail>,
     strangers: Strangers,
     rates: Arc<Rates>,
+    issuer: Option<Arc<Issuer>>,
 }
 
 impl Gate {
@@ -220,21 +252,37 @@ impl Gate {
         strangers: Strangers,
         allowances: Allowances,
     ) -> Self {
-        Self { cache, clock, trail, strangers, rates: Arc::new(Rates::new(allowances)) }
+        Self { cache, clock, trail, strangers, rates: Arc::new(Rates::new(allowances)), issuer: None }
+    }
+
+    /// Lets in people, too, whom this identity provider vouches for.
+    #[must_use]
+    pub fn with_people_of(mut self, issuer: Option<Arc<Issuer>>) -> Self {
+        self.issuer = issuer;
+        self
     }
 
     /// Takes a request from the allowance of who asks here; what another controller sends on was counted there.
     fn count(&self, asker: &Asker) -> Result<(), Refusal> {
-        let (None, Principal::Token { id, .. }) = (asker.via, &asker.principal) else { return Ok(()) };
-        let agency = self.cache.view().tokens.get(id).and_then(|token| token.agency);
-        self.rates.take(&id.to_string(), agency)
+        match (asker.via, &asker.principal) {
+            (None, Principal::Token { .. } | Principal::Person(_)) => {
+                let held = access::held(&self.cache.view(), &asker.principal, self.clock.now());
+                self.rates.take(&asker.principal.to_string(), held.and_then(|grant| grant.at))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Finds out who asks and from where, and takes from the headers what nobody outside may say.
-    fn authenticate(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> (Asker, Result<(), Refusal>) {
+    async fn authenticate(
+        &self,
+        peer: Peer,
+        headers: &mut HeaderMap,
+        raft: bool,
+    ) -> (Asker, Result<(), Refusal>) {
         let told = headers.get(PEER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let address = peer.address.map(|address| address.to_string()).unwrap_or_default();
-        match (self.identify(peer, headers, raft), peer.holder) {
+        match (self.identify(peer, headers, raft).await, peer.holder) {
             // Only what a controller sends on comes with another principal.
             (Ok(principal), Some(Holder::Controller(id))) if principal != Principal::Controller(id) => {
                 let peer = told.unwrap_or(address);
@@ -247,7 +295,7 @@ impl Gate {
         }
     }
 
-    fn identify(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> Result<Principal, Refusal> {
+    async fn identify(&self, peer: Peer, headers: &mut HeaderMap, raft: bool) -> Result<Principal, Refusal> {
         let view = self.cache.view();
         let claimed = headers.get(PRINCIPAL).cloned();
         let hop = headers.get(HOP).cloned();
@@ -280,21 +328,47 @@ impl Gate {
                     Err(unknown("node", &id))
                 }
             },
-            None => by_token(&view, self.clock.now(), headers),
+            None => match bearer(headers)? {
+                None => Ok(Principal::Anonymous),
+                Some(token) if oidc::is_jws(token) => self.person(&view, token).await,
+                Some(token) => by_token(&view, self.clock.now(), token),
+            },
         }
+    }
+
+    /// The person whom a token of the identity provider means, with those of the groups that have a role.
+    async fn person(&self, view: &View, token: &str) -> Result<Principal, Refusal> {
+        let Some(issuer) = &self.issuer else {
+            let message = "this controller knows no identity provider";
+            return Err(Refusal::new(Code::Unauthenticated, "NoIssuer", message).hint(
+                "use a token of the cloud; an operator sets [oidc] in the controllers' configuration",
+            ));
+        };
+        let mut person = issuer.verify(token, self.clock.now()).await?;
+        person.groups.retain(|group| access::is_bound(view, group));
+        if person.groups.len() > GROUPS {
+            let message =
+                format!("{} of your groups have roles here; {GROUPS} are allowed", person.groups.len());
+            return Err(Refusal::new(Code::PermissionDenied, "TooManyGroups", message));
+        }
+        Ok(Principal::Person(person))
     }
 }
 
-fn by_token(view: &View, now: TimeMs, headers: &HeaderMap) -> Result<Principal, Refusal> {
-    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(Principal::Anonymous) };
-    let wrong = |reason, message: &str| Refusal::new(Code::Unauthenticated, reason, message);
+/// What stands in the header behind `Bearer`.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
     let token = value.to_str().ok().and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
-    let Some(token) = token else {
-        return Err(wrong("BadCredentials", "the authorization header is not `Bearer TOKEN`"));
-    };
+    token.map(Some).ok_or_else(|| {
+        let message = "the authorization header is not `Bearer TOKEN`";
+        Refusal::new(Code::Unauthenticated, "BadCredentials", message)
+    })
+}
+
+fn by_token(view: &View, now: TimeMs, token: &str) -> Result<Principal, Refusal> {
     let Some(cluster) = view.cluster() else {
         return Err(Refusal::unavailable("this controller has not caught up with the cluster yet"));
     };
@@ -317,6 +391,12 @@ pub(crate) fn unknown_token() -> Refusal {
     Refusal::new(Code::Unauthenticated, "UnknownToken", message).hint("look which context the client uses")
 }
 
+/// What the identity provider said of somebody counts no longer.
+pub(crate) fn expired() -> Refusal {
+    let message = "the token of the identity provider has expired";
+    Refusal::new(Code::Unauthenticated, "TokenExpired", message).hint("come in again: tamdao login")
+}
+
 fn unknown(what: &str, id: &dyn fmt::Display) -> Refusal {
     let message = format!("{what} {id} is not, or no longer, part of this cluster");
     Refusal::new(Code::Unauthenticated, UNKNOWN, message).hint("join it again with a new token")
@@ -330,7 +410,7 @@ pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -
     let subject = Subject::of(known, request.method(), path);
     let method = known.map_or(path, |method| method.path.as_str()).to_owned();
     let raft = method.starts_with("/tamdao.raft.v1.");
-    let (asker, found) = gate.authenticate(peer, request.headers_mut(), raft);
+    let (asker, found) = gate.authenticate(peer, request.headers_mut(), raft).await;
     let passed = match found {
         Ok(()) => authorize(&asker.principal, &method).and_then(|()| gate.count(&asker)),
         // Bad credentials do not shut what is open to those who have none.
@@ -343,7 +423,7 @@ pub async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -
         Ok(()) => {
             let value =
                 |text: &str| HeaderValue::from_str(text).expect("principals and addresses are plain text");
-            request.headers_mut().insert(PRINCIPAL, value(&slip.principal.to_string()));
+            request.headers_mut().insert(PRINCIPAL, value(&slip.principal.wire()));
             request.headers_mut().insert(PEER, value(&slip.peer));
             slip.clone().carry(next.run(request)).await
         }
@@ -377,11 +457,16 @@ mod tests {
 
     use super::*;
 
-    fn principals() -> [Principal; 5] {
+    fn principals() -> [Principal; 6] {
         let id = Uuid::from_u128(7);
         [
             Principal::Admin { name: "a1".into() },
             Principal::Token { id: TokenId(id), name: Name::new("t").unwrap() },
+            Principal::Person(Person {
+                name: "lan:a/b".into(),
+                groups: ["Sở Y tế".to_owned()].into(),
+                until: TimeMs(7),
+            }),
             Principal::Node(NodeId(id)),
             Principal::Controller(ControllerId(id)),
             Principal::Anonymous,
@@ -391,7 +476,7 @@ mod tests {
     #[test]
     fn principals_read_back() {
         for principal in principals() {
-            assert_eq!(principal.to_string().parse(), Ok(principal));
+            assert_eq!(principal.wire().parse(), Ok(principal));
         }
         for wrong in [
             "",
@@ -400,6 +485,8 @@ mod tests {
             "node:x",
             "root:1",
             "token:x:a",
+            "user:lan",
+            "person:lan",
             "token:00000000-0000-0000-0000-000000000007",
         ] {
             assert!(wrong.parse::<Principal>().is_err(), "{wrong}");
@@ -412,22 +499,22 @@ mod tests {
             let allowed: Vec<bool> =
                 principals().iter().map(|principal| authorize(principal, &method.path).is_ok()).collect();
             let expected = match method.service.as_str() {
-                "tamdao.agent.v1.AgentService" => [false, false, true, false, false],
+                "tamdao.agent.v1.AgentService" => [false, false, false, true, false, false],
                 "tamdao.agent.v1.EnrollService" if method.path.ends_with("/Renew") => {
-                    [false, false, true, true, false]
+                    [false, false, false, true, true, false]
                 }
-                "tamdao.agent.v1.EnrollService" => [true; 5],
-                "tamdao.raft.v1.RaftService" => [false, false, false, true, false],
-                _ => [true, true, false, false, false],
+                "tamdao.agent.v1.EnrollService" => [true; 6],
+                "tamdao.raft.v1.RaftService" => [false, false, false, false, true, false],
+                _ => [true, true, true, false, false, false],
             };
             assert_eq!(allowed, expected, "{}", method.path);
         }
         let paths = [
-            ("/images/abc", [true, false, true, true, false]),
-            ("/internal/images/x/held", [false, false, false, true, false]),
-            ("/healthz", [true; 5]),
-            ("/v1/nothing", [true, false, false, false, false]),
-            ("/", [true, false, false, false, false]),
+            ("/images/abc", [true, false, false, true, true, false]),
+            ("/internal/images/x/held", [false, false, false, false, true, false]),
+            ("/healthz", [true; 6]),
+            ("/v1/nothing", [true, false, false, false, false, false]),
+            ("/", [true, false, false, false, false, false]),
         ];
         for (path, expected) in paths {
             assert_eq!(principals().map(|principal| authorize(&principal, path).is_ok()), expected, "{path}");

@@ -5,6 +5,7 @@
 //! data directory, and what the whole cloud must agree on, which lies in the store.
 
 mod etcd;
+mod oidc_file;
 mod rates;
 
 use std::fmt;
@@ -20,8 +21,10 @@ use tamdao_store::backend::etcd::EtcdConfig;
 use tamdao_store::journal::Keep;
 
 use etcd::EtcdFile;
+use oidc_file::OidcFile;
 use rates::RatesFile;
 
+use crate::oidc;
 use crate::rate::Allowances;
 
 /// A checked configuration.
@@ -43,6 +46,8 @@ pub struct Config {
     pub images: ImagesConfig,
     /// What this controller's own journal keeps.
     pub journal: Keep,
+    /// Who vouches for people; none where only tokens come in.
+    pub oidc: Option<oidc::Settings>,
     /// What callers and agencies may ask of this controller.
     pub allowances: Allowances,
 }
@@ -191,6 +196,7 @@ struct File {
     journal: JournalFile,
     #[serde(default)]
     limits: RatesFile,
+    oidc: Option<OidcFile>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -346,6 +352,7 @@ impl File {
         within("journal.max_size_mib", self.journal.max_size_mib, 128, 1 << 24);
         let ca = read_certificates(&self.images.ca_file);
         let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
+        let oidc = self.oidc.map(|file| file.check(&mut refuse));
         if store.election_min < 2 * store.heartbeat {
             let allowed = "at least twice store.heartbeat_ms, or one lost heartbeat deposes a leader";
             refuse("store.election_min_ms", &self.store.election_min_ms, allowed.into());
@@ -376,6 +383,7 @@ impl File {
                 max_virtual_mib: virtual_mib,
                 ca_pem: ca?,
             },
+            oidc,
             allowances,
             journal: Keep {
                 bytes: self.journal.max_size_mib << 20,
@@ -408,7 +416,8 @@ mod tests {
         let text = "name = 'C1'\naddress = 'c1'\nlisten = 'x'\ndata_dir = 'd'\nsession_timeout_ms = 5\n\
             [store]\nheartbeat_ms = 900\nelection_min_ms = 1000\nelection_max_ms = 1000\n\
             [log]\nlevel = 'a=b=c'\n[metrics]\nlisten = '9'\n[images]\nmax_size_mib = 0\nca_file = '/none.pem'\n\
-            [journal]\nkeep_days = 0\nmax_size_mib = 1\n[limits]\nagency_burst = 0";
+            [journal]\nkeep_days = 0\nmax_size_mib = 1\n[limits]\nagency_burst = 0\n\
+            [oidc]\nissuer = 'http://id.example'\nclient_id = ''";
         let error = parse(text).unwrap_err();
         for key in [
             "name = \"C1\"",
@@ -424,6 +433,8 @@ mod tests {
             "images.ca_file = \"/none.pem\" is not allowed: a file that can be read",
             "journal.keep_days = \"0\"",
             "journal.max_size_mib = \"1\"",
+            "oidc.issuer = \"http://id.example\"",
+            "oidc.client_id = \"\"",
             "limits.agency_burst = \"0\" is not allowed: 1 to 1000000",
         ] {
             assert!(error.contains(key), "{key} is missing in: {error}");

@@ -158,7 +158,10 @@ impl Enroll {
                 let hosts = split_address(&row.address).map(|(host, _)| host.to_owned());
                 (Holder::Controller(*id), hosts.into_iter().collect())
             }
-            Principal::Admin { .. } | Principal::Token { .. } | Principal::Anonymous => {
+            Principal::Admin { .. }
+            | Principal::Token { .. }
+            | Principal::Person(_)
+            | Principal::Anonymous => {
                 let message = "only the holder of a certificate gets a new one";
                 return Err(Refusal::new(Code::PermissionDenied, "NotAllowed", message));
             }

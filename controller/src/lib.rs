@@ -21,6 +21,7 @@ pub mod journals;
 pub mod methods;
 pub mod metrics;
 pub mod office;
+pub mod oidc;
 pub mod peers;
 pub mod pki;
 pub mod rate;

@@ -45,7 +45,10 @@ pub fn describe() {
     LazyLock::force(&RECORDER);
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time until a request's answer began");
     describe_counter!("tamdao_requests_refused_total", "Requests that were answered with an error");
-    describe_counter!(rate::LIMITED, "Requests that were refused because a caller or an agency asks too often");
+    describe_counter!(
+        rate::LIMITED,
+        "Requests that were refused because a caller or an agency asks too often"
+    );
     describe_gauge!("tamdao_store_revision", "Newest revision applied here");
     describe_gauge!("tamdao_store_oldest_revision", "Oldest revision after which a watch can begin");
     describe_gauge!("tamdao_store_leader", "1 on the controller that leads the store");

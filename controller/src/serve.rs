@@ -71,6 +71,7 @@ pub trait PublicApi:
     + v1::placement_group_service_server::PlacementGroupService
     + v1::pool_service_server::PoolService
     + v1::recovery_service_server::RecoveryService
+    + v1::role_binding_service_server::RoleBindingService
     + v1::scheduling_policy_service_server::SchedulingPolicyService
     + v1::token_service_server::TokenService
     + v1::transfer_service_server::TransferService
@@ -95,6 +96,7 @@ impl<T> PublicApi for T where
         + v1::placement_group_service_server::PlacementGroupService
         + v1::pool_service_server::PoolService
         + v1::recovery_service_server::RecoveryService
+        + v1::role_binding_service_server::RoleBindingService
         + v1::scheduling_policy_service_server::SchedulingPolicyService
         + v1::token_service_server::TokenService
         + v1::transfer_service_server::TransferService
@@ -158,6 +160,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         placement_group_service_server::PlacementGroupServiceServer = BODY_BYTES;
         pool_service_server::PoolServiceServer = BODY_BYTES;
         recovery_service_server::RecoveryServiceServer = BODY_BYTES;
+        role_binding_service_server::RoleBindingServiceServer = BODY_BYTES;
         scheduling_policy_service_server::SchedulingPolicyServiceServer = BODY_BYTES;
         token_service_server::TokenServiceServer = BODY_BYTES;
         transfer_service_server::TransferServiceServer = CHUNK_MESSAGE_BYTES;

@@ -6,10 +6,11 @@
 mod cloud;
 
 use axum::body::Body;
+use cloud::provider::Provider;
 use cloud::{Cloud, User};
 use http::Method;
 use prost::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 use tamdao_controller::methods::catalogue;
 use tamdao_model::role::{self, Grant, Place, Role, Target, Verdict};
 use tamdao_model::{AgencyId, mask};
@@ -31,7 +32,11 @@ const ROLES: [(Role, &str); 6] = [
 const AGENCIES: [(&str, &str); 4] = [("parent", ""), ("own", "parent"), ("child", "own"), ("foreign", "")];
 
 async fn tree() -> Cloud {
-    let cloud = Cloud::found().await;
+    tree_with("").await
+}
+
+async fn tree_with(more: &str) -> Cloud {
+    let cloud = Cloud::found_with(more).await;
     for (name, parent) in AGENCIES {
         let body = json!({"metadata": {"name": name}, "spec": {"parent": parent}}).to_string();
         let made = cloud.admin().post(cloud.address(0), "/v1/agencies", &body).await;
@@ -47,6 +52,16 @@ async fn token(cloud: &Cloud, maker: &User, name: &str, role: &str, agency: &str
     let made = maker.post(cloud.address(0), &path, &body).await;
     assert_eq!(made.status, 200, "{:?}", made.body);
     cloud.with_token(made.json()["secret"].as_str().unwrap())
+}
+
+async fn bind(cloud: &Cloud, maker: &User, name: &str, spec: Value, agency: &str) {
+    let path = match agency {
+        "" => "/v1/role-bindings".to_owned(),
+        agency => format!("/v1/agencies/{agency}/role-bindings"),
+    };
+    let body = json!({"metadata": {"name": name}, "spec": spec}).to_string();
+    let made = maker.post(cloud.address(0), &path, &body).await;
+    assert_eq!(made.status, 200, "{:?}", made.body);
 }
 
 /// A request of a method that names an agency in whatever field says whom it concerns.
@@ -178,14 +193,20 @@ fn the_table_as_a_picture() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_method_answers_every_role_as_the_table_says() {
-    let cloud = tree().await;
+    let directory = tempfile::tempdir().unwrap();
+    let provider = Provider::start(directory.path()).await;
+    let cloud = tree_with(&provider.section()).await;
     let (at, admin) = (cloud.address(0).to_owned(), cloud.admin());
     let mut users = Vec::new();
+    // Each role by a token of the cloud, and by a group of the identity provider.
     for (role, word) in ROLES {
         let name = word.to_lowercase().replace('_', "-");
-        users.push((role, true, token(&cloud, &admin, &name, word, "").await));
-        if role.is_of_agencies() {
-            users.push((role, false, token(&cloud, &admin, &name, word, "own").await));
+        for agency in ["", "own"].into_iter().filter(|agency| agency.is_empty() || role.is_of_agencies()) {
+            users.push((role, agency.is_empty(), token(&cloud, &admin, &name, word, agency).await));
+            let group = format!("{word} của {agency}");
+            bind(&cloud, &admin, &name, json!({"role": word, "group": group}), agency).await;
+            let person = provider.token(json!({"sub": word, "groups": ["everybody", group]}));
+            users.push((role, agency.is_empty(), cloud.with_token(&person)));
         }
     }
     let mut wrong = Vec::new();
@@ -326,7 +347,8 @@ async fn nobody_gives_a_role_that_he_has_not_and_no_list_shows_a_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_noisy_agency_changes_no_answer_of_others() {
-    let limits = "[limits]\ncaller_per_second = 1\ncaller_burst = 20\nagency_per_second = 1\nagency_burst = 30";
+    let limits =
+        "[limits]\ncaller_per_second = 1\ncaller_burst = 20\nagency_per_second = 1\nagency_burst = 30";
     let cloud = Cloud::found_with(limits).await;
     let (at, admin) = (cloud.address(0).to_owned(), cloud.admin());
     for name in ["noisy", "quiet"] {

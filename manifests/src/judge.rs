@@ -119,6 +119,7 @@ fn judge(kind: &str, is: Option<&Json>, wanted: &Json, names: &Names) -> Verdict
         "network" => plain::<model::network::Network>(is, wanted, names),
         "placement_group" => plain::<model::placement_group::PlacementGroup>(is, wanted, names),
         "pool" => plain::<model::pool::Pool>(is, wanted, names),
+        "role_binding" => plain::<model::role_binding::RoleBinding>(is, wanted, names),
         "volume" => plain::<model::volume::Volume>(is, wanted, names),
         "vm" => vm(is, wanted, names),
         other => Err(vec![Violation::new("", format!("manifests cannot have a {other} yet"))]),

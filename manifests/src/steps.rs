@@ -10,8 +10,8 @@ use crate::plan::{Action, Plan};
 use crate::source::Fault;
 
 /// Kinds in the order in which they can refer to one another: to those before them. Agencies have parents besides.
-pub const ORDER: [&str; 8] =
-    ["agency", "pool", "flavor", "network", "image", "placement_group", "volume", "vm"];
+pub const ORDER: [&str; 9] =
+    ["agency", "role_binding", "pool", "flavor", "network", "image", "placement_group", "volume", "vm"];
 
 /// What a step does with one change of the plan, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,6 +85,8 @@ ids! {
     MoveId,
     /// A way in.
     TokenId,
+    /// A role that somebody was given.
+    RoleBindingId,
     /// One request in the audit log.
     AuditId,
 }

@@ -29,6 +29,7 @@ pub mod range;
 pub mod record;
 pub mod recovery;
 pub mod role;
+pub mod role_binding;
 pub mod scheduling_policy;
 pub mod sealed;
 pub mod selector;
@@ -38,6 +39,6 @@ pub mod vm;
 pub mod volume;
 
 pub use id::*;
-pub use name::{Name, NameError};
+pub use name::{Name, NameError, composed};
 pub use record::{Kind, Meta, Resource, Scope, Stored};
 pub use time::TimeMs;

@@ -73,6 +73,10 @@ pub const CPU_OVERCOMMIT_DEFAULT_PERCENT: u32 = 400;
 pub const RESERVE_MEMORY_DEFAULT_MIB: u64 = 512;
 /// VMs of one node; it bounds the assignment record, which must fit one transaction.
 pub const VMS_PER_NODE: usize = 1_000;
+/// The name of a user or of a group, characters.
+pub const SUBJECT_CHARS: usize = 200;
+/// Role bindings of a cloud: all of them are looked through for each request of a person.
+pub const ROLE_BINDINGS: usize = 10_000;
 /// A stored image, bytes.
 pub const IMAGE_BYTES: u64 = 1 << 40;
 /// BMCs of one node.

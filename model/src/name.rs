@@ -5,9 +5,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
 
 /// The longest name, bytes.
 pub const NAME_MAX: usize = 63;
+
+/// The same text with its letters composed (Unicode NFC), so that what looks equal is equal: keyboards and files write
+/// Vietnamese either way.
+pub fn composed(text: &str) -> String {
+    text.nfc().collect()
+}
 
 /// A valid name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

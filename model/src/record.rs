@@ -26,10 +26,11 @@ pub enum Kind {
     Controller,
     Move,
     Token,
+    RoleBinding,
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Agency,
         Self::Node,
         Self::Vm,
@@ -43,6 +44,7 @@ impl Kind {
         Self::Controller,
         Self::Move,
         Self::Token,
+        Self::RoleBinding,
     ];
 
     /// The word for it in keys, events and error messages.
@@ -61,6 +63,7 @@ impl Kind {
             Self::Controller => "controller",
             Self::Move => "move",
             Self::Token => "token",
+            Self::RoleBinding => "role_binding",
         }
     }
 }
@@ -71,6 +74,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::PlacementGroup => "placement group",
             Self::SchedulingPolicy => "scheduling policy",
+            Self::RoleBinding => "role binding",
             other => other.word(),
         })
     }

@@ -142,6 +142,11 @@ pub const TABLE: &[Row] = table! {
         CreatePool Cloud HOSTS; UpdatePool Cloud HOSTS; DeletePool Cloud HOSTS;
     }
     "RecoveryService" { GetRecovery Cloud SEE_HOSTS; EndRecovery Cloud CLOUD; }
+    "RoleBindingService" {
+        GetRoleBinding AgencyOrCloud SEE_TOKENS; ListRoleBindings Agency SEE_TOKENS; WatchRoleBindings Agency SEE_TOKENS;
+        CreateRoleBinding AgencyOrCloud MANAGE; UpdateRoleBinding AgencyOrCloud MANAGE;
+        DeleteRoleBinding AgencyOrCloud MANAGE;
+    }
     "SchedulingPolicyService" {
         GetSchedulingPolicy Cloud SEE_HOSTS; WatchSchedulingPolicy Cloud SEE_HOSTS; UpdateSchedulingPolicy Cloud CLOUD;
     }

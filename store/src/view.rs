@@ -24,6 +24,7 @@ use tamdao_model::node::Node;
 use tamdao_model::placement_group::PlacementGroup;
 use tamdao_model::pool::Pool;
 use tamdao_model::recovery::Finding;
+use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::token::Token;
 use tamdao_model::vm::Vm;
@@ -330,6 +331,7 @@ kinds! {
     join_tokens: JoinToken,
     requests: Request,
     tokens: Token,
+    role_bindings: RoleBinding,
     /// One in all.
     cluster: Cluster,
     /// One per node, in recovery and where something is left that no record knows.
@@ -427,6 +429,7 @@ impl Lookup for View {
             Kind::Controller => find::<Controller>(self, scope, name_or_id),
             Kind::Move => find::<Move>(self, scope, name_or_id),
             Kind::Token => find::<Token>(self, scope, name_or_id),
+            Kind::RoleBinding => find::<RoleBinding>(self, scope, name_or_id),
         }
     }
 
@@ -448,6 +451,7 @@ impl Lookup for View {
             Kind::Controller => name::<Controller>(self, id),
             Kind::Move => name::<Move>(self, id),
             Kind::Token => name::<Token>(self, id),
+            Kind::RoleBinding => name::<RoleBinding>(self, id),
         }
     }
 }

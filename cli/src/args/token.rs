@@ -50,3 +50,16 @@ pub enum RoleArg {
     Member,
     Viewer,
 }
+
+impl From<RoleArg> for tamdao_proto::v1::Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::CloudAdmin => Self::CloudAdmin,
+            RoleArg::Operator => Self::Operator,
+            RoleArg::Auditor => Self::Auditor,
+            RoleArg::AgencyAdmin => Self::AgencyAdmin,
+            RoleArg::Member => Self::Member,
+            RoleArg::Viewer => Self::Viewer,
+        }
+    }
+}

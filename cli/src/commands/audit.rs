@@ -197,6 +197,7 @@ fn row(record: &AuditRecord) -> Vec<Cell> {
 fn who(record: &AuditRecord) -> String {
     let name = match record.principal.splitn(3, ':').collect::<Vec<_>>()[..] {
         ["token", _, name] => name,
+        ["user", ..] => record.principal.split_once(':').map_or("", |(_, name)| name),
         _ => record.principal.as_str(),
     };
     match record.role() {

@@ -5,7 +5,7 @@ use tamdao_proto::v1::{CreateTokenRequest, DeleteTokenRequest, Role, Token, Toke
 
 use super::standard;
 use crate::app::App;
-use crate::args::{RoleArg, TokenCreateArgs, TokenVerb};
+use crate::args::{TokenCreateArgs, TokenVerb};
 use crate::client::request_id;
 use crate::problem::ExitStatus;
 use crate::resource::Resource;
@@ -20,14 +20,7 @@ pub async fn run(app: &App, verb: TokenVerb) -> Result<ExitStatus> {
 
 async fn create(app: &App, args: &TokenCreateArgs) -> Result<ExitStatus> {
     let place = app.place::<Token>(&args.name, !args.cloud)?;
-    let role = match args.role {
-        RoleArg::CloudAdmin => Role::CloudAdmin,
-        RoleArg::Operator => Role::Operator,
-        RoleArg::Auditor => Role::Auditor,
-        RoleArg::AgencyAdmin => Role::AgencyAdmin,
-        RoleArg::Member => Role::Member,
-        RoleArg::Viewer => Role::Viewer,
-    };
+    let role = Role::from(args.role);
     let ttl_s = u32::try_from(args.ttl.as_secs()).unwrap_or(u32::MAX);
     let mut token = Token { spec: Some(TokenSpec { role: role.into(), ttl_s }), ..Default::default() };
     token.metadata_mut().name.clone_from(&place.name);

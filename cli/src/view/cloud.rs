@@ -1,6 +1,6 @@
 //! How agencies, networks and controllers are shown.
 
-use tamdao_proto::v1::{Agency, Controller, ControllerRole, Network, Token, network_spec};
+use tamdao_proto::v1::{Agency, Controller, ControllerRole, Network, RoleBinding, Token, network_spec};
 
 use super::{View, head, headers, phase, tail, usage};
 use crate::output::{Cell, Table, Tone};
@@ -78,6 +78,27 @@ impl View for Token {
         cells.push(Cell::from(word(role.as_str_name(), "ROLE_")));
         cells.push(Cell::toned(&expires, if expires == "now" { Tone::Bad } else { Tone::Plain }));
         cells.push(Cell::from(status.created_by));
+        cells.extend(tail(self, now_s, wide));
+        cells
+    }
+
+    fn fields(&self, _: i64) -> Vec<(&'static str, Cell)> {
+        Vec::new()
+    }
+}
+
+impl View for RoleBinding {
+    fn headers(wide: bool) -> Vec<&'static str> {
+        headers::<Self>(&["ROLE", "SUBJECT"], &[], wide)
+    }
+
+    fn row(&self, now_s: i64, wide: bool) -> Vec<Cell> {
+        let spec = self.spec.clone().unwrap_or_default();
+        let mut cells = head(self);
+        cells.push(Cell::from(word(spec.role().as_str_name(), "ROLE_")));
+        let named = [("user", spec.user), ("group", spec.group), ("token", spec.token)];
+        let subject = named.into_iter().find(|(_, name)| !name.is_empty());
+        cells.push(Cell::from(subject.map_or(String::new(), |(sort, name)| format!("{sort} {name}"))));
         cells.extend(tail(self, now_s, wide));
         cells
     }

@@ -38,6 +38,8 @@ async fn help_pages_are_golden() {
         "plan",
         "pool",
         "pool create",
+        "role-binding",
+        "role-binding create",
         "scheduling-policy",
         "scheduling-policy update",
         "simulate",

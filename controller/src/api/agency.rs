@@ -78,6 +78,7 @@ impl Writable for Agency {
             ("images", view.images.names(scope, None).count()),
             ("networks", view.networks.names(scope, None).count()),
             ("tokens", view.tokens.names(scope, None).count()),
+            ("role bindings", view.role_bindings.names(scope, None).count()),
             ("placement groups", view.placement_groups.names(scope, None).count()),
         ];
         let owned: Vec<String> = owned

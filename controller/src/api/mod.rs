@@ -23,6 +23,7 @@ mod placement_group;
 mod pool;
 mod recovery;
 mod replay;
+mod role_binding;
 mod scheduling_policy;
 mod standard;
 mod token;

@@ -250,7 +250,7 @@ impl Api {
 }
 
 /// Drafts a new resource under a name that is free.
-fn insert<T: Writable>(
+pub(super) fn insert<T: Writable>(
     draft: &mut Draft,
     moment: &mut Moment,
     resource: T,

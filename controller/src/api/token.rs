@@ -1,10 +1,13 @@
 //! TokenService. A secret is made before the decision, which has no chance, and shown once.
 
 use tamdao_model::event::Severity;
+use tamdao_model::role::Grant;
+use tamdao_model::role_binding::{RoleBinding, Subject};
 use tamdao_model::token::Token;
 use tamdao_model::{Resource, TokenId, convert::token as read};
 use tamdao_proto::v1;
-use tonic::{Code, Request, Response, Status};
+use tamdao_store::view::Row;
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::standard::{Standard, name_is_free, service};
@@ -31,12 +34,8 @@ impl Api {
             let proto = request.token.clone().unwrap_or_default();
             let token = read::read(proto, new, draft.view(), digest.clone(), asked.caller.clone())?;
             let caller = asked.asking.judge(draft.view(), moment.now)?;
-            if !caller.may_give(draft.view(), token.role, token.agency) {
-                let message =
-                    format!("{} has not the role {} to give", asked.caller, access::word(token.role));
-                return Err(Refusal::new(Code::PermissionDenied, "NotAllowed", message)
-                    .hint("a role can be given by a cloud admin, or below an agency by its admin"));
-            }
+            let grant = Grant { role: token.role, at: token.agency };
+            caller.check_gift(draft.view(), grant, &asked.caller)?;
             name_is_free(draft.view(), &token)?;
             let message = format!("made with the role {}", access::word(token.role));
             decide::event(draft, moment, &token, Severity::Info, "Created", message, &asked.caller);
@@ -59,6 +58,22 @@ impl Api {
             check_revision(&row, request.revision)?;
             decide::event(draft, moment, &*row.value, Severity::Info, "Deleted", "revoked", &asked.caller);
             draft.remove::<Token>(row.meta().id);
+            // What was given to it goes with it.
+            let of_it = |binding: &&Row<RoleBinding>| binding.subject == Subject::Token(row.id());
+            let bindings: Vec<RoleBinding> =
+                draft.view().role_bindings.iter().filter(of_it).map(|row| (*row.value).clone()).collect();
+            for binding in bindings {
+                decide::event(
+                    draft,
+                    moment,
+                    &binding,
+                    Severity::Info,
+                    "Deleted",
+                    "with its token",
+                    &asked.caller,
+                );
+                draft.remove::<RoleBinding>(binding.meta.id);
+            }
             Ok((*row.value).clone())
         })
         .await

@@ -16,8 +16,7 @@ fn completed(mut document: Value) -> Value {
     document["info"]["license"] = json!({ "name": "Apache-2.0", "identifier": "Apache-2.0" });
     document["servers"] = json!([{ "url": "/", "description": "any controller answers any request" }]);
     document["security"] = json!([{ "token": [] }]);
-    document["components"]["securitySchemes"] =
-        json!({ "token": { "type": "http", "scheme": "bearer", "description": "an admin's token" } });
+    document["components"]["securitySchemes"] = json!({ "token": { "type": "http", "scheme": "bearer", "description": "an admin's token, a token of the cloud, or an ID token of the identity provider" } });
     document["components"]["schemas"]["google.rpc.Status"] = status_schema();
     if let Some(paths) = document["paths"].as_object_mut() {
         for (path, operations) in paths.iter_mut() {

@@ -53,6 +53,7 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_NetworkService::NetworkServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_PlacementGroupService::PlacementGroupServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_PoolService::PoolServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_RoleBindingService::RoleBindingServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_SchedulingPolicyService::SchedulingPolicyServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VolumeService::VolumeServiceRestBridge),
     );

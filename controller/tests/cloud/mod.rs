@@ -5,6 +5,7 @@
 
 pub mod bmc;
 pub mod node;
+pub mod provider;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -144,7 +145,12 @@ impl Cloud {
 
     /// Adds a controller and waits until it serves as a voter.
     pub async fn join(&mut self, name: &str) {
-        let config = config(self.directory.path(), name);
+        self.join_with(name, "").await;
+    }
+
+    /// The same, with more keys in its table of images.
+    pub async fn join_with(&mut self, name: &str, more: &str) {
+        let config = config_with(self.directory.path(), name, more);
         let token = self.join_token(&self.admin(), "JOIN_TOKEN_KIND_CONTROLLER", 1).await;
         join::join(&config, &token, self.address(0)).await.unwrap();
         let controller = Controller::start(&config, Identity::of(&config).unwrap()).await.unwrap();

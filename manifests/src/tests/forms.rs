@@ -32,6 +32,7 @@ fn the_kinds_come_from_the_contract() {
             "network Either",
             "placement_group Agency",
             "pool Cluster",
+            "role_binding Either",
             "vm Agency",
             "volume Agency"
         ]

@@ -185,7 +185,8 @@ fn article(kind: Kind) -> &'static str {
         | Kind::SchedulingPolicy
         | Kind::Controller
         | Kind::Move
-        | Kind::Token => "a",
+        | Kind::Token
+        | Kind::RoleBinding => "a",
     }
 }
 

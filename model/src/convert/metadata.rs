@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 
 use pbjson_types::Timestamp;
 use tamdao_proto::v1;
-use unicode_normalization::UnicodeNormalization;
 
 use super::held::show as show_id;
 use super::{Checks, New, Twin};
 use crate::condition::{Condition, Conditions};
 use crate::lookup::Lookup;
-use crate::{AgencyId, Kind, Meta, Resource, Scope, TimeMs, limits};
+use crate::{AgencyId, Kind, Meta, Resource, Scope, TimeMs, composed, limits};
 
 /// Reads the metadata of a new resource.
 pub(super) fn read(checks: &mut Checks<'_>, metadata: Option<v1::Metadata>, new: &New) -> Meta {
@@ -55,12 +54,6 @@ fn keep_stack(
         _ => {}
     }
     labels
-}
-
-/// The same text with its letters composed (Unicode NFC), so that what looks equal is equal: keyboards and files write
-/// Vietnamese either way.
-fn composed(text: &str) -> String {
-    text.nfc().collect()
 }
 
 /// A resource may repeat the agency that the request names, but not name another one.

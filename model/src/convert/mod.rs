@@ -19,6 +19,7 @@ pub mod network;
 pub mod node;
 pub mod placement_group;
 pub mod pool;
+mod role_binding;
 pub mod scheduling_policy;
 mod syntax;
 pub mod token;

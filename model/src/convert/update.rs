@@ -59,6 +59,7 @@ parts!(
     v1::Image,
     v1::Network,
     v1::PlacementGroup,
+    v1::RoleBinding,
     v1::SchedulingPolicy,
     v1::Vm
 );

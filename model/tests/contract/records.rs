@@ -8,6 +8,8 @@ use tamdao_model::cluster::Cluster;
 use tamdao_model::node::Node;
 use tamdao_model::quota::Measure;
 use tamdao_model::recovery::{Cause, Finding};
+use tamdao_model::recovery::Finding;
+use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::vm::Vm;
 use tamdao_model::{NodeId, VmId};
 
@@ -128,4 +130,18 @@ fn what_a_cloud_finds_out_is_read_as_the_release_that_began_it_wrote_it() {
     cluster["recovery"]["cause"] = json!("survivor");
     let survivor: Cluster = serde_json::from_value(cluster).unwrap();
     assert_eq!(survivor.recovery.unwrap().cause, Cause::Survivor);
+}
+
+#[test]
+fn role_bindings_are_read_and_written_as_at_first() {
+    let meta = r#""meta":{"id":"00000000-0000-0000-0000-000000000001","name":"doctors","generation":1,"create_time":1795000000000}"#;
+    for rest in [
+        r#""role":"auditor","subject":{"user":"lan@example.vn"}"#,
+        r#""agency":"00000000-0000-0000-0000-000000000003","role":"member","subject":{"group":"Sở Y tế"}"#,
+        r#""role":"cloud_admin","subject":{"token":"00000000-0000-0000-0000-000000000004"}"#,
+    ] {
+        let text = format!("{{{meta},{rest}}}");
+        let record: RoleBinding = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
 }

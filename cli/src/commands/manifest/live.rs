@@ -47,6 +47,10 @@ macro_rules! each_kind {
                 type $R = tamdao_proto::v1::Pool;
                 $does
             }
+            "role_binding" => {
+                type $R = tamdao_proto::v1::RoleBinding;
+                $does
+            }
             "vm" => {
                 type $R = tamdao_proto::v1::Vm;
                 $does
@@ -88,12 +92,15 @@ pub async fn seen(app: &App, stack: &str, desired: &Expanded) -> Result<Live> {
     Ok(live)
 }
 
-/// Everything of one kind that a query finds. Who may not list a kind has none of it.
+/// Everything of one kind that a query finds. Who may not list a kind has none of it, and neither has a cloud that is older
+/// than the kind.
 pub async fn listed<R: Resource>(app: &App, query: Query) -> Result<Vec<(Place, Json)>> {
     let (mut all, mut token) = (Vec::new(), String::new());
     loop {
         let page = match R::page(app.client()?, &query, PAGE, token).await {
-            Err(problem) if problem.code == Some(Code::PermissionDenied) => return Ok(all),
+            Err(problem) if matches!(problem.code, Some(Code::PermissionDenied | Code::Unimplemented)) => {
+                return Ok(all);
+            }
             page => page?,
         };
         for resource in page.resources {

@@ -175,6 +175,10 @@ pub enum Noun {
     /// Ask the placement engine: what would you do
     #[command(subcommand)]
     Simulate(SimulateVerb),
+    /// Come in by the identity provider, in a browser
+    Login(LoginArgs),
+    /// Forget what the identity provider gave
+    Logout,
     /// Clouds that this command line knows
     #[command(subcommand)]
     Context(ContextVerb),

@@ -14,6 +14,7 @@ mod events;
 mod flavor;
 mod ha;
 mod image;
+mod login;
 mod manifest;
 mod moves;
 mod network;
@@ -42,7 +43,10 @@ use crate::problem::ExitStatus;
 
 /// Runs one command.
 pub async fn run(app: &App, noun: Noun) -> Result<ExitStatus> {
+    login::freshen(app, &noun).await?;
     match noun {
+        Noun::Login(args) => login::come_in(app, &args).await,
+        Noun::Logout => login::leave(app),
         Noun::Vm(verb) => vm::run(app, *verb).await,
         Noun::Volume(verb) => volume::run(app, verb).await,
         Noun::Image(verb) => image::run(app, verb).await,

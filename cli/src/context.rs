@@ -48,6 +48,44 @@ pub struct Context {
     /// The name that the controllers' certificates must show; empty takes the endpoint's host.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub server_name: String,
+    /// How somebody comes in by an identity provider, and what it gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+}
+
+/// The identity provider of a context. Its token counts before those of the context.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// Its URL, exactly as it calls itself.
+    pub issuer: String,
+    /// What the cloud is at the provider.
+    pub client_id: String,
+    /// What is asked for, separated by spaces.
+    pub scopes: String,
+    /// A CA that the provider is known by beside the public ones: a path or PEM.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ca: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id_token: String,
+    /// When the token ends, seconds since 1970.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expires: i64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub refresh_token: String,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+impl Context {
+    /// Forgets what the identity provider gave, and not where it is.
+    pub fn forget_login(&mut self) {
+        if let Some(login) = &mut self.login {
+            (login.id_token, login.refresh_token, login.expires) = Default::default();
+        }
+    }
 }
 
 /// Everything that a connection needs, read and checked for form.
@@ -189,6 +227,9 @@ pub fn connection(global: &GlobalArgs) -> Result<Connection> {
     };
     let token = match &global.token_file {
         Some(file) => Some(read(file, "the token")?),
+        None if context.login.as_ref().is_some_and(|login| !login.id_token.is_empty()) => {
+            context.login.map(|login| login.id_token)
+        }
         None if !context.token.is_empty() => Some(context.token.clone()),
         None if context.token_file.is_empty() => None,
         None => Some(read(&folder.join(&context.token_file), "the token")?),

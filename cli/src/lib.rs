@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod context;
 mod given;
+mod login;
 mod output;
 mod problem;
 mod progress;

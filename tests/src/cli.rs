@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::process::said;
@@ -164,6 +164,30 @@ impl Cli {
                 bail!("`tamdao {}` said only {:?}", arguments.join(" "), String::from_utf8_lossy(&heard))
             }
         }
+    }
+
+    /// Runs a command that prints one line and then waits until `act` has done with it what it is for; all that it said
+    /// otherwise.
+    ///
+    /// # Errors
+    /// When it fails, or `act` does.
+    pub async fn answered(
+        &self,
+        arguments: &[&str],
+        act: impl AsyncFnOnce(&str) -> Result<()>,
+    ) -> Result<String> {
+        let mut child = self.spawn(arguments)?;
+        let stdout = child.stdout.take().context("stdout")?;
+        let mut line = String::new();
+        tokio::time::timeout(LONGEST, BufReader::new(stdout).read_line(&mut line)).await??;
+        if !line.is_empty() {
+            act(line.trim()).await?;
+        }
+        let output = tokio::time::timeout(LONGEST, child.wait_with_output()).await??;
+        if !output.status.success() {
+            bail!("`tamdao {}` ended with {}:\n{}", arguments.join(" "), output.status, said(&output));
+        }
+        Ok(said(&output))
     }
 
     /// Runs a command that must succeed; its stdout.

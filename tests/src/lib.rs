@@ -19,6 +19,7 @@ pub mod guarded;
 pub mod guest;
 pub mod lookout;
 pub mod process;
+pub mod provider;
 pub mod province;
 pub mod rest;
 pub mod slot;

@@ -72,6 +72,26 @@ pub struct EventsArgs {
     pub limit: usize,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "The first time --issuer and --client-id are needed; the context keeps them.")]
+pub struct LoginArgs {
+    /// URL of the identity provider, exactly as it calls itself
+    #[arg(long, value_name = "URL")]
+    pub issuer: Option<String>,
+    /// What the cloud is at the identity provider
+    #[arg(long, value_name = "ID")]
+    pub client_id: Option<String>,
+    /// File with a CA (PEM) that the identity provider is known by, beside the public ones
+    #[arg(long, value_name = "FILE")]
+    pub issuer_ca: Option<PathBuf>,
+    /// What to ask the identity provider for, separated by spaces [default: openid offline_access]
+    #[arg(long, value_name = "SCOPES")]
+    pub scopes: Option<String>,
+    /// Print the URL to open instead of opening a browser
+    #[arg(long)]
+    pub no_browser: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ContextVerb {
     /// List contexts

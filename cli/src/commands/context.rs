@@ -84,6 +84,9 @@ fn ca(context: &Context) -> &str {
 }
 
 fn token(context: &Context) -> &str {
+    if context.login.as_ref().is_some_and(|login| !login.id_token.is_empty()) {
+        return "(of the identity provider, in the configuration)";
+    }
     if context.token.is_empty() { &context.token_file } else { "(in the configuration)" }
 }
 
@@ -124,12 +127,14 @@ fn set(app: &App, mut config: Config, path: &Path, args: &ContextSetArgs) -> Res
     if let Some(file) = &app.global.token_file {
         context.token_file = std::path::absolute(file)?.display().to_string();
         context.token.clear();
+        context.forget_login();
     }
     if args.token_stdin {
         let mut token = String::new();
         std::io::stdin().read_to_string(&mut token).context("cannot read the token from stdin")?;
         context.token = token.trim().to_owned();
         context.token_file.clear();
+        context.forget_login();
     }
     if let Some(agency) = &app.global.agency {
         agency.clone_into(&mut context.agency);

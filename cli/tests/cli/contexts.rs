@@ -98,7 +98,7 @@ async fn a_wrong_configuration_names_the_line() {
           |
         3 | endpoint = "c1:7440"
           | ^^^^^^^^
-        unknown field `endpoint`, expected one of `endpoints`, `ca`, `token`, `token_file`, `agency`, `server_name`
+        unknown field `endpoint`, expected one of `endpoints`, `ca`, `token`, `token_file`, `agency`, `server_name`, `login`
     "#);
 }
 

@@ -24,6 +24,7 @@ async fn help_pages_are_golden() {
         "flavor",
         "image",
         "image import",
+        "login",
         "move",
         "network",
         "network create",

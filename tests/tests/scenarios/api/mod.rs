@@ -7,6 +7,7 @@ mod fuzz;
 mod input;
 mod leader;
 mod manifests;
+mod people;
 mod placement;
 mod province;
 mod simulate;

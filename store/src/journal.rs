@@ -5,9 +5,10 @@
 //! and nothing else, is cut off. An entry is one line of JSON, so that people and other programs can read it.
 //! Deliberately absent: what is worth an entry, and following the store; the controller does both.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,10 +16,14 @@ use sha2::{Digest, Sha256};
 
 use tamdao_model::TimeMs;
 
+use crate::files::{Files, Handle, How, Stream, System, make_folder};
 use crate::kv::Revision;
 
+#[cfg(test)]
+mod power_cuts;
 mod read;
 
+use read::first_of;
 pub use read::{Reader, Told, Verified, verify};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -51,6 +56,9 @@ struct Line {
     previous: String,
     /// SHA-256 over previous, sequence, revision, key and record, hex.
     hash: String,
+    /// The entry with which the write of this one began, if another: all before that one was on disk by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first: Option<u64>,
 }
 
 impl Line {
@@ -93,8 +101,9 @@ pub struct Keep {
 /// The files of one controller, open for writing.
 #[derive(Debug)]
 pub struct Journal {
+    files: Arc<dyn Files>,
     directory: PathBuf,
-    file: File,
+    file: Arc<dyn Handle>,
     path: PathBuf,
     bytes: u64,
     end: End,
@@ -109,33 +118,38 @@ impl Journal {
     /// # Errors
     /// When the files cannot be used, or an entry before the end of the last file is damaged.
     pub fn open(directory: &Path, keep: Keep) -> Result<Self, JournalError> {
-        fs::create_dir_all(directory).map_err(failed(directory))?;
-        let segments = segments(directory)?;
+        Self::open_on(Arc::new(System), directory, keep)
+    }
+
+    /// The same on files that are not the operating system's.
+    pub(crate) fn open_on(files: Arc<dyn Files>, directory: &Path, keep: Keep) -> Result<Self, JournalError> {
+        make_folder(&*files, directory).map_err(failed(directory))?;
+        let segments = segments(&*files, directory)?;
         let mut end = End { sequence: 0, revision: Revision::ZERO, keys: Vec::new(), hash: GENESIS.into() };
         let path = segments.last().cloned().unwrap_or_else(|| segment(directory, 1));
         let mut good = 0;
         if !segments.is_empty() {
-            let (read, bytes) = read_last(&path)?;
+            let (read, bytes) = read_last(&*files, &path)?;
             good = bytes;
             match read {
                 Some(read) => end = read,
                 // The file was begun and nothing of it reached the disk: the one before it has the end.
                 None => {
                     if let Some(before) = segments.len().checked_sub(2).map(|at| &segments[at]) {
-                        end = read_last(before)?.0.unwrap_or(end);
+                        end = read_last(&*files, before)?.0.unwrap_or(end);
                     }
                 }
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed(&path))?;
+        let file = files.open(&path, How::Write).map_err(failed(&path))?;
         // Taken before the file is touched: its time is that of its last entry.
-        let written = modified(&path)?;
-        if file.metadata().map_err(failed(&path))?.len() != good {
-            file.set_len(good).map_err(failed(&path))?;
+        let written = modified(&*file, &path)?;
+        if file.size().map_err(failed(&path))? != good {
+            file.set_size(good).map_err(failed(&path))?;
         }
-        file.sync_all().map_err(failed(&path))?;
-        sync_directory(directory)?;
-        Ok(Self { directory: directory.into(), file, path, bytes: good, end, written, keep })
+        file.sync().map_err(failed(&path))?;
+        files.sync_folder(directory).map_err(failed(directory))?;
+        Ok(Self { files, directory: directory.into(), file, path, bytes: good, end, written, keep })
     }
 
     /// Where it ends.
@@ -153,20 +167,24 @@ impl Journal {
         {
             self.turn()?;
         }
-        let mut text = String::new();
+        let (mut text, before) = (String::new(), self.end.clone());
         for entry in entries {
             if self.has(entry) {
                 continue;
             }
-            text.push_str(&self.next(entry));
+            text.push_str(&self.next(entry, before.sequence + 1));
             text.push('\n');
         }
         if text.is_empty() {
             return Ok(());
         }
-        let path = self.path.clone();
-        self.file.write_all(text.as_bytes()).map_err(failed(&path))?;
-        self.file.sync_data().map_err(failed(&path))?;
+        let written = self.file.write_at(text.as_bytes(), self.bytes).and_then(|()| self.file.sync());
+        if let Err(error) = written {
+            // What a failed sync leaves may be in memory only, and must not be found and taken for written.
+            let _ = self.file.set_size(self.bytes);
+            self.end = before;
+            return Err(failed(&self.path)(error));
+        }
         self.bytes += text.len() as u64;
         self.written = now;
         if self.bytes >= SEGMENT_BYTES {
@@ -195,24 +213,28 @@ impl Journal {
     /// # Errors
     /// When a file cannot be removed.
     pub fn trim(&self, now: TimeMs) -> Result<(), JournalError> {
-        let files = segments(&self.directory)?;
-        let sizes = files.iter().map(|path| Ok(fs::metadata(path).map_err(failed(path))?.len()));
-        let mut size: u64 = sizes.sum::<Result<u64, JournalError>>()?;
-        let mut removed = false;
-        for oldest in files.iter().filter(|path| **path != self.path) {
-            let age_ms = now.0.saturating_sub(modified(oldest)?.0);
+        let mut all = Vec::new();
+        for path in segments(&*self.files, &self.directory)? {
+            let file = self.files.open(&path, How::Read).map_err(failed(&path))?;
+            let (size, written) = (file.size().map_err(failed(&path))?, modified(&*file, &path)?);
+            all.push((path, size, written));
+        }
+        let mut size: u64 = all.iter().map(|(_, size, _)| size).sum();
+        for (oldest, bytes, written) in all.into_iter().filter(|(path, ..)| *path != self.path) {
+            let age_ms = now.0.saturating_sub(written.0);
             if size <= self.keep.bytes && age_ms <= self.keep.age_ms {
                 break;
             }
-            size -= fs::metadata(oldest).map_or(0, |meta| meta.len());
-            fs::remove_file(oldest).map_err(failed(oldest))?;
-            removed = true;
+            size -= bytes;
+            self.files.remove(&oldest).map_err(failed(&oldest))?;
+            // Each by itself: one that came back after a power cut behind one that did not would be a gap.
+            self.files.sync_folder(&self.directory).map_err(failed(&self.directory))?;
         }
-        if removed { sync_directory(&self.directory) } else { Ok(()) }
+        Ok(())
     }
 
-    /// The line of an entry; the end moves with it.
-    fn next(&mut self, entry: &Entry) -> String {
+    /// The line of an entry, in a write that begins with entry `first`; the end moves with it.
+    fn next(&mut self, entry: &Entry, first: u64) -> String {
         // What is not JSON is kept as a string rather than lost.
         let record = RawValue::from_string(entry.record.clone())
             .unwrap_or_else(|_| serde_json::value::to_raw_value(&entry.record).expect("a string is JSON"));
@@ -223,6 +245,7 @@ impl Journal {
             record,
             previous: self.end.hash.clone(),
             hash: String::new(),
+            first: Some(first).filter(|first| *first != self.end.sequence + 1),
         };
         line.hash = line.digest();
         if entry.revision != self.end.revision {
@@ -237,16 +260,16 @@ impl Journal {
     /// Begins the next file.
     fn turn(&mut self) -> Result<(), JournalError> {
         self.path = segment(&self.directory, self.end.sequence + 1);
-        let file = OpenOptions::new().create(true).append(true).open(&self.path);
-        self.file = file.map_err(failed(&self.path))?;
+        self.file = self.files.open(&self.path, How::Write).map_err(failed(&self.path))?;
         self.bytes = 0;
-        sync_directory(&self.directory)
+        self.files.sync_folder(&self.directory).map_err(failed(&self.directory))
     }
 }
 
-/// The end of a file and how many of its bytes are whole lines. A torn last line is no damage, it is a crash.
-fn read_last(path: &Path) -> Result<(Option<End>, u64), JournalError> {
-    let mut reader = BufReader::new(File::open(path).map_err(failed(path))?);
+/// The end of a file and how many of its bytes are whole lines. A torn last write is no damage, it is a crash; a disk
+/// may have kept its end without its middle.
+fn read_last(files: &dyn Files, path: &Path) -> Result<(Option<End>, u64), JournalError> {
+    let mut reader = BufReader::new(Stream::new(files.open(path, How::Read).map_err(failed(path))?));
     let (mut end, mut good, mut number): (Option<End>, u64, usize) = (None, 0, 0);
     let mut text = Vec::new();
     loop {
@@ -258,14 +281,14 @@ fn read_last(path: &Path) -> Result<(Option<End>, u64), JournalError> {
         }
         let line: Line = match serde_json::from_slice(&text) {
             Ok(line) => line,
-            // A whole line that is not readable is the torn end only if nothing follows it.
+            // A line that is not readable is of the torn last write only if no later write follows.
             Err(error) => {
-                let rest = reader.fill_buf().map_err(failed(path))?.is_empty();
+                let next = end.as_ref().map_or(first_of(path), |end| end.sequence + 1);
+                let later = read_on(reader, next).map_err(failed(path))?;
                 let reason = error.to_string();
-                return if rest {
-                    Ok((end, good))
-                } else {
-                    Err(JournalError::Damaged { path: path.into(), line: number, reason })
+                return match later {
+                    false => Ok((end, good)),
+                    true => Err(JournalError::Damaged { path: path.into(), line: number, reason }),
                 };
             }
         };
@@ -278,15 +301,25 @@ fn read_last(path: &Path) -> Result<(Option<End>, u64), JournalError> {
     }
 }
 
+/// Whether what is left has a line of a write that began after entry `next`, which was then on disk.
+fn read_on(reader: impl BufRead, next: u64) -> io::Result<bool> {
+    for text in reader.split(b'\n') {
+        let line: Option<Line> = serde_json::from_slice(&text?).ok();
+        if line.is_some_and(|line| line.first.unwrap_or(line.sequence) > next) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn segment(directory: &Path, first: u64) -> PathBuf {
     directory.join(format!("journal-{first:020}.jsonl"))
 }
 
 /// The files, the oldest first.
-fn segments(directory: &Path) -> Result<Vec<PathBuf>, JournalError> {
+fn segments(files: &dyn Files, directory: &Path) -> Result<Vec<PathBuf>, JournalError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed(directory))? {
-        let path = entry.map_err(failed(directory))?.path();
+    for path in files.list(directory).map_err(failed(directory))? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with("journal-") && name.ends_with(".jsonl") {
             found.push(path);
@@ -297,14 +330,10 @@ fn segments(directory: &Path) -> Result<Vec<PathBuf>, JournalError> {
 }
 
 /// When a file was last written.
-fn modified(path: &Path) -> Result<TimeMs, JournalError> {
-    let time = fs::metadata(path).and_then(|meta| meta.modified()).map_err(failed(path))?;
-    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+fn modified(file: &dyn Handle, path: &Path) -> Result<TimeMs, JournalError> {
+    let since =
+        file.modified().map_err(failed(path))?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
-}
-
-fn sync_directory(directory: &Path) -> Result<(), JournalError> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
@@ -314,6 +343,9 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::io::Write as _;
+
     use super::*;
 
     const ALL: Keep = Keep { bytes: u64::MAX, age_ms: u64::MAX };
@@ -328,7 +360,7 @@ mod tests {
     }
 
     fn only_file(directory: &Path) -> PathBuf {
-        segments(directory).unwrap().remove(0)
+        segments(&System, directory).unwrap().remove(0)
     }
 
     #[test]
@@ -466,13 +498,13 @@ mod tests {
         for day in 1..=3 {
             journal.append(&[entry(day, "a")], TimeMs(day * DAY_MS)).unwrap();
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(day * DAY_MS);
-            journal.file.set_modified(time).unwrap();
+            OpenOptions::new().write(true).open(&journal.path).unwrap().set_modified(time).unwrap();
         }
         (directory, journal)
     }
 
     fn left(directory: &Path) -> usize {
-        segments(directory).unwrap().len()
+        segments(&System, directory).unwrap().len()
     }
 
     #[test]
@@ -496,8 +528,11 @@ mod tests {
     #[test]
     fn a_journal_is_kept_up_to_its_size() {
         let (directory, mut journal) = three_days(ALL);
-        let size: u64 =
-            segments(directory.path()).unwrap().iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        let size: u64 = segments(&System, directory.path())
+            .unwrap()
+            .iter()
+            .map(|path| fs::metadata(path).unwrap().len())
+            .sum();
         for (bytes, files) in [(size, 3), (size - 1, 2), (0, 1)] {
             journal.keep.bytes = bytes;
             journal.trim(TimeMs(3 * DAY_MS)).unwrap();

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod cache;
 #[cfg(feature = "contract")]
 pub mod contract;
+mod files;
 mod hub;
 pub mod journal;
 pub mod kv;

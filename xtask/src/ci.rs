@@ -16,6 +16,8 @@ const DENY: &str = "cargo-deny@0.18.9";
 pub const HOOKS: &str = "tamdao-node-agent/test-hooks";
 /// Histories of the simulation.
 const SEEDS: &str = "2000";
+/// What is done more often with the disk's and the members' misfortunes.
+const CUTS: &str = "test(/power_cuts::|linear::/)";
 /// For properties, in place of 256.
 const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "2000")];
 
@@ -69,6 +71,11 @@ fn longer(steps: &mut Steps) -> Result<()> {
     steps.run("province", || {
         let province = ["--workspace", "--features", HOOKS, "-E", "test(/api::province::/)"];
         nextest(&province, &[("TAMDAO_TEST_PROVINCE", "whole")])
+    })?;
+    // Power cuts of the store's files, and rounds of misfortunes that clients live through.
+    steps.run("cuts", || {
+        let cuts = ["--workspace", "--profile", "cases", "--features", HOOKS, "-E", CUTS];
+        nextest(&cuts, &[("TAMDAO_TEST_CUTS", "4000"), ("TAMDAO_TEST_ROUNDS", "120")])
     })?;
     steps.run("seeds", || simulate(&["--seeds".into(), SEEDS.into()], Some("cases")))?;
     steps.run("upgrade", upgrade::run)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tamdao_model::TimeMs;
 
 use super::{End, GENESIS, JournalError, Line, failed, modified, segments};
+use crate::files::System;
 use crate::kv::Revision;
 
 /// An entry as it was read.
@@ -90,12 +91,13 @@ impl Reader {
 
     /// Opens the file in which the next entry is; false when there is none.
     fn open(&mut self) -> Result<bool, JournalError> {
-        let files = segments(&self.directory)?;
+        let files = segments(&System, &self.directory)?;
         // The last file that begins at or before what comes next; all are there only if none was let go.
         let first = files.iter().rposition(|path| first_of(path) <= self.after + 1).unwrap_or(0);
         for path in files.into_iter().skip(first) {
-            if modified(&path)? >= self.since {
-                self.file = Some(open_file(path)?);
+            let opened = open_file(path)?;
+            if modified(opened.1.get_ref(), &opened.0)? >= self.since {
+                self.file = Some(opened);
                 return Ok(true);
             }
         }
@@ -109,11 +111,11 @@ fn open_file(path: PathBuf) -> Result<(PathBuf, BufReader<File>, u64), JournalEr
 }
 
 fn next_of(directory: &Path, after: &Path) -> Result<Option<PathBuf>, JournalError> {
-    Ok(segments(directory)?.into_iter().find(|path| path.as_path() > after))
+    Ok(segments(&System, directory)?.into_iter().find(|path| path.as_path() > after))
 }
 
 /// The sequence with which a file begins, as its name says it.
-fn first_of(path: &Path) -> u64 {
+pub(super) fn first_of(path: &Path) -> u64 {
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     name.trim_start_matches("journal-").parse().unwrap_or(0)
 }
@@ -137,7 +139,7 @@ pub struct Verified {
 /// # Errors
 /// `Damaged` names the first line that is not what was written.
 pub fn verify(directory: &Path, end: Option<&End>) -> Result<Verified, JournalError> {
-    let files = segments(directory)?;
+    let files = segments(&System, directory)?;
     let mut found = Verified { files: files.len(), entries: 0, first: 0, last: 0, hash: GENESIS.into() };
     let mut met = end.is_none_or(|end| end.sequence == 0);
     for (at, path) in files.iter().enumerate() {

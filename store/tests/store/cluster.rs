@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -27,6 +28,7 @@ pub struct Links(Arc<Mutex<Broken>>);
 #[derive(Default)]
 struct Broken {
     isolated: HashSet<String>,
+    held: HashSet<String>,
     mute: HashSet<(String, String)>,
 }
 
@@ -34,6 +36,11 @@ impl Links {
     /// Cuts an address off from all others, in both directions.
     pub fn isolate(&self, address: &str) {
         self.0.lock().unwrap().isolated.insert(address.into());
+    }
+
+    /// Holds back all that comes from an address, until the links are healed.
+    pub fn hold(&self, address: &str) {
+        self.0.lock().unwrap().held.insert(address.into());
     }
 
     /// Lets requests from one address to another pass, and loses the answers.
@@ -48,6 +55,11 @@ impl Links {
     fn is_cut(&self, from: &str, to: &str) -> bool {
         let broken = self.0.lock().unwrap();
         broken.isolated.contains(from) || broken.isolated.contains(to)
+    }
+
+    fn is_held(&self, from: &str, to: &str) -> bool {
+        let broken = self.0.lock().unwrap();
+        broken.held.contains(from) || broken.held.contains(to)
     }
 
     fn is_mute(&self, from: &str, to: &str) -> bool {
@@ -99,6 +111,14 @@ impl AsyncRead for Link {
         if self.links.is_mute(&self.from, &self.to) {
             return Poll::Pending;
         }
+        if self.links.is_held(&self.from, &self.to) {
+            let waker = cx.waker().clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                waker.wake();
+            });
+            return Poll::Pending;
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -132,17 +152,25 @@ pub struct Running {
 pub struct Cluster {
     pub id: Uuid,
     pub links: Links,
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _scratch: Option<tempfile::TempDir>,
     tune: fn(&mut RaftConfig),
 }
 
 impl Cluster {
     pub fn new(tune: fn(&mut RaftConfig)) -> Cluster {
-        Cluster { id: Uuid::new_v4(), links: Links::default(), folder: tempfile::tempdir().unwrap(), tune }
+        let scratch = tempfile::tempdir().unwrap();
+        let cluster = Cluster::at(scratch.path().into(), tune);
+        Cluster { _scratch: Some(scratch), ..cluster }
+    }
+
+    /// One whose folder is somebody else's.
+    pub fn at(folder: PathBuf, tune: fn(&mut RaftConfig)) -> Cluster {
+        Cluster { id: Uuid::new_v4(), links: Links::default(), folder, _scratch: None, tune }
     }
 
     pub fn config(&self, name: &str, address: &str) -> RaftConfig {
-        let mut config = RaftConfig::new(self.folder.path().join(name), name, address);
+        let mut config = RaftConfig::new(self.folder.join(name), name, address);
         config.heartbeat = Duration::from_millis(100);
         config.election_min = Duration::from_millis(1000);
         config.election_max = Duration::from_millis(2000);

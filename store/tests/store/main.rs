@@ -5,8 +5,10 @@
 mod cluster;
 mod etcd;
 mod faults;
+mod linear;
 mod members;
 mod memory;
 mod raft;
 mod remains;
+mod room;
 mod seed;

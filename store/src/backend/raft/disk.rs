@@ -14,6 +14,8 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use crate::files::Files;
+
 const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 /// redb's default is a gibibyte; the log's hot end is in our own memory already.
@@ -41,12 +43,32 @@ pub enum DiskError {
         /// Why.
         source: redb::DatabaseError,
     },
+    /// It is not what was written.
+    #[error("the log {path} is corrupt: {reason}; {hint}")]
+    Corrupt {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A read or a write failed.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The writer thread cannot be started.
     #[error("the log's writer thread cannot be started: {0}")]
     Thread(io::Error),
+}
+
+impl DiskError {
+    pub(super) fn corrupt(path: &Path, reason: &dyn std::fmt::Display) -> DiskError {
+        DiskError::Corrupt {
+            path: path.display().to_string(),
+            reason: reason.to_string(),
+            hint: super::REJOIN,
+        }
+    }
 }
 
 /// What is called once a write is durable, or has failed.
@@ -67,25 +89,27 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens or makes the file.
-    pub fn open(path: &Path) -> Result<Disk, DiskError> {
-        let mut builder = redb::Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create(path).map_err(|source| match source {
-            redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: path.display().to_string() },
-            source => DiskError::Open { path: path.display().to_string(), source },
-        })?;
-        let transaction = database.begin_write().map_err(other)?;
-        transaction.open_table(LOG).map_err(other)?;
-        transaction.open_table(META).map_err(other)?;
-        transaction.commit().map_err(other)?;
+    /// Opens or makes the file, and starts its writer.
+    pub fn open(files: &dyn Files, path: &Path) -> Result<Disk, DiskError> {
+        let (disk, writer) = Disk::prepare(files, path)?;
+        let thread = std::thread::Builder::new().name("raft-log".into());
+        thread.spawn(move || writer.run()).map_err(DiskError::Thread)?;
+        Ok(disk)
+    }
+
+    /// Opens or makes the file, and leaves the running of its writer to the caller.
+    pub fn prepare(files: &dyn Files, path: &Path) -> Result<(Disk, Writer), DiskError> {
+        if !files.exists(path) {
+            make(files, path)?;
+        }
+        let database = open_file(files, path)?;
+        // A synced file whose name is lost is a lost file.
+        files.sync_folder(path.parent().unwrap_or(Path::new("/")))?;
         let database = Arc::new(RwLock::new(Some(database)));
         let (writes, received) = channel();
         let (held, purge, failed) = (BTreeMap::new(), None, None);
         let writer = Writer { database: Arc::clone(&database), received, purge, held, failed };
-        let thread = std::thread::Builder::new().name("raft-log".into());
-        thread.spawn(move || writer.run()).map_err(DiskError::Thread)?;
-        Ok(Disk { database, writes })
+        Ok((Disk { database, writes }, writer))
     }
 
     /// Appends entries; returns at once.
@@ -198,7 +222,43 @@ impl Write {
     }
 }
 
-struct Writer {
+/// Makes the file under another name first: one that the power left half made would be taken for a corrupt one.
+fn make(files: &dyn Files, path: &Path) -> Result<(), DiskError> {
+    let aside = path.with_extension("partial");
+    if files.exists(&aside) {
+        files.remove(&aside)?;
+    }
+    let database = open_file(files, &aside)?;
+    let transaction = database.begin_write().map_err(other)?;
+    transaction.open_table(LOG).map_err(other)?;
+    transaction.open_table(META).map_err(other)?;
+    transaction.commit().map_err(other)?;
+    drop(database);
+    Ok(files.rename(&aside, path)?)
+}
+
+/// Opens a database and checks all that is in it.
+fn open_file(files: &dyn Files, path: &Path) -> Result<Database, DiskError> {
+    use redb::{DatabaseError, StorageError};
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    files.database(&builder, path).map_err(|source| match source {
+        DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: path.display().to_string() },
+        DatabaseError::Storage(StorageError::Corrupted(reason)) => DiskError::corrupt(path, &reason),
+        DatabaseError::Storage(StorageError::Io(error)) if says_corrupt(&error) => {
+            DiskError::corrupt(path, &error)
+        }
+        source => DiskError::Open { path: path.display().to_string(), source },
+    })
+}
+
+/// What is no database, or ends too early.
+fn says_corrupt(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+/// What writes, one transaction after another.
+pub struct Writer {
     database: Arc<RwLock<Option<Database>>>,
     received: Receiver<Write>,
     /// Entries through this one are still to be removed.
@@ -212,29 +272,50 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
-        while let Some(mut batch) = self.next_batch() {
-            // What comes after a stop is never written: `send` refuses it once we are gone.
-            let stop = batch.iter().position(|write| matches!(write, Write::Stop { .. }));
-            let unwritten = stop.map(|at| batch.split_off(at)).unwrap_or_default();
-            let result = match stop.is_none() && self.may_wait(&batch) {
-                true => {
-                    self.hold(&batch);
-                    Ok(())
-                }
-                false => self.write(&batch),
-            };
-            for write in batch {
-                write.finish(result.as_ref().map(|_| ()).map_err(again));
-            }
-            if stop.is_some() {
-                self.database.write().expect(DISK).take();
-                for (at, write) in unwritten.into_iter().enumerate() {
-                    write.finish(if at == 0 { Ok(()) } else { Err(stopped()) });
-                }
+        while let Some(batch) = self.next_batch() {
+            if !self.carry_out(batch) {
                 return;
             }
         }
         self.database.write().expect(DISK).take();
+    }
+
+    /// Carries out all that waits, on the caller's thread, so that a test knows what is written together.
+    #[cfg(test)]
+    pub fn work(&mut self) {
+        loop {
+            let mut batch = Vec::new();
+            self.gather(&mut batch);
+            let idle = batch.is_empty() && (self.purge.is_none() || self.failed.is_some());
+            if idle || !self.carry_out(batch) {
+                return;
+            }
+        }
+    }
+
+    /// Writes a batch and tells its callbacks; false after a stop.
+    fn carry_out(&mut self, mut batch: Vec<Write>) -> bool {
+        // What comes after a stop is never written: `send` refuses it once we are gone.
+        let stop = batch.iter().position(|write| matches!(write, Write::Stop { .. }));
+        let unwritten = stop.map(|at| batch.split_off(at)).unwrap_or_default();
+        let result = match stop.is_none() && self.may_wait(&batch) {
+            true => {
+                self.hold(&batch);
+                Ok(())
+            }
+            false => self.write(&batch),
+        };
+        for write in batch {
+            write.finish(result.as_ref().map(|_| ()).map_err(again));
+        }
+        if stop.is_none() {
+            return true;
+        }
+        self.database.write().expect(DISK).take();
+        for (at, write) in unwritten.into_iter().enumerate() {
+            write.finish(if at == 0 { Ok(()) } else { Err(stopped()) });
+        }
+        false
     }
 
     /// All that waits, at least one write unless a purge is under way; `None` when all are gone.
@@ -243,6 +324,11 @@ impl Writer {
         if self.purge.is_none() || self.failed.is_some() {
             batch.push(self.received.recv().ok()?);
         }
+        (self.gather(&mut batch) || !batch.is_empty()).then_some(batch)
+    }
+
+    /// Adds what waits, up to a transaction's size; false when nobody is left to send more.
+    fn gather(&self, batch: &mut Vec<Write>) -> bool {
         let mut bytes: usize = batch.iter().map(Write::bytes).sum();
         while bytes < BATCH_BYTES {
             match self.received.try_recv() {
@@ -251,11 +337,10 @@ impl Writer {
                     batch.push(write);
                 }
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) if batch.is_empty() => return None,
-                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Disconnected) => return false,
             }
         }
-        Some(batch)
+        true
     }
 
     fn may_wait(&self, batch: &[Write]) -> bool {

@@ -8,11 +8,14 @@
 mod codec;
 mod disk;
 mod election;
+mod ended;
 mod log;
 mod machine;
 mod membership;
 mod network;
 mod node;
+#[cfg(test)]
+mod power_cuts;
 mod remains;
 mod seed;
 mod service;
@@ -39,6 +42,7 @@ pub use remains::Remains;
 pub use service::Service;
 pub use snapshot::SnapshotError;
 
+use crate::files::{Files, System, make_folder};
 use crate::hub::Hub;
 use crate::kv::{
     Batch, Checkpoint, Entry, Key, Kv, Member, Prefix, Read, Result, Revision, Status, StoreError, Txn,
@@ -60,6 +64,9 @@ const LOG_FILE: &str = "log.redb";
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 /// After how many vain attempts, a second or more apart, people are told that a new address is not known.
 const UNHEARD: u32 = 15;
+/// What helps a member whose own data cannot be believed.
+const REJOIN: &str = "remove this controller from the cluster, empty its data directory and add it again; \
+    a cluster that has no other one is restored from a backup";
 const LOST: &str = "no leader hears of this controller's new address: a majority that has not moved, or lacks only \
     this one, must run; if several moved at once, put the old address of all but one back and move them one by one";
 
@@ -171,9 +178,19 @@ impl RaftStore {
     /// When another process has it open, when something on disk cannot be believed, or when the
     /// configuration contradicts itself.
     pub async fn open(config: RaftConfig, dial: Arc<dyn Dial>) -> std::result::Result<RaftStore, OpenError> {
+        RaftStore::open_on(Arc::new(System), config, dial).await
+    }
+
+    /// The same on files that are not the operating system's.
+    async fn open_on(
+        files: Arc<dyn Files>,
+        config: RaftConfig,
+        dial: Arc<dyn Dial>,
+    ) -> std::result::Result<RaftStore, OpenError> {
         let library = library_config(&config)?;
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || Opened::read(&opening)).await;
+        let read = Arc::clone(&files);
+        let opened = tokio::task::spawn_blocking(move || Opened::read(read, &opening)).await;
         let opened = opened.map_err(|error| OpenError::Start(error.to_string()))??;
         let Opened { id, cluster, disk, log, snapshots, image } = opened;
         let peers = Arc::new(Peers::new(dial, id));
@@ -188,7 +205,8 @@ impl RaftStore {
         let raft = raft.map_err(|error| OpenError::Start(error.to_string()))?;
         let (stopped, removed) = (AtomicBool::new(false), AtomicBool::new(false));
         let seats = tokio::sync::Mutex::new(());
-        let node = Node { id, config, raft, hub, progress, snapshots, peers, disk, seats, stopped, removed };
+        let node =
+            Node { id, config, files, raft, hub, progress, snapshots, peers, disk, seats, stopped, removed };
         let node = Arc::new(node);
         let tending = Tending(tokio::spawn(tend(Arc::clone(&node))));
         Ok(RaftStore { node, _tending: Arc::new(tending) })
@@ -294,13 +312,13 @@ struct Opened {
 }
 
 impl Opened {
-    fn read(config: &RaftConfig) -> std::result::Result<Opened, OpenError> {
+    fn read(files: Arc<dyn Files>, config: &RaftConfig) -> std::result::Result<Opened, OpenError> {
         let directory = &config.directory;
         let wrong =
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
-        std::fs::create_dir_all(directory).map_err(|error| wrong(error.to_string()))?;
-        let disk = Arc::new(Disk::open(&directory.join(LOG_FILE))?);
-        let read = Opened::read_with(config, &disk);
+        make_folder(&*files, directory).map_err(|error| wrong(error.to_string()))?;
+        let disk = Arc::new(Disk::open(&*files, &directory.join(LOG_FILE))?);
+        let read = Opened::read_with(files, config, &disk);
         if read.is_err() {
             // So that the directory is free when the error is told, and not a little later.
             disk.stop_now();
@@ -308,13 +326,17 @@ impl Opened {
         read
     }
 
-    fn read_with(config: &RaftConfig, disk: &Arc<Disk>) -> std::result::Result<Opened, OpenError> {
+    fn read_with(
+        files: Arc<dyn Files>,
+        config: &RaftConfig,
+        disk: &Arc<Disk>,
+    ) -> std::result::Result<Opened, OpenError> {
         let directory = &config.directory;
         let wrong =
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
         let io = |error: std::io::Error| wrong(error.to_string());
-        let snapshots =
-            Snapshots::open(directory.join("snapshots"), config.keep_snapshots, config.snapshot_rate)?;
+        let folder = directory.join("snapshots");
+        let snapshots = Snapshots::open(files, folder, config.keep_snapshots, config.snapshot_rate)?;
         let id = match disk.get(NODE_ID).map_err(io)? {
             Some(bytes) => {
                 let bytes: [u8; 8] = bytes.try_into().map_err(|_| wrong("its node id is no id".into()))?;
@@ -340,7 +362,10 @@ impl Opened {
         if let Some(cluster) = cluster {
             snapshots.belong_to(cluster);
         }
-        let log = Log::load(Arc::clone(disk)).map_err(io)?;
+        let log = Log::load(Arc::clone(disk)).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => DiskError::corrupt(&directory.join(LOG_FILE), &error),
+            _ => DiskError::Io(error),
+        })?;
         let image = snapshots.load(log.purged())?;
         Ok(Opened { id, cluster, disk: Arc::clone(disk), log, snapshots: Arc::new(snapshots), image })
     }

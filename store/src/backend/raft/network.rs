@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 

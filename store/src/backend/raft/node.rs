@@ -25,6 +25,7 @@ use super::network::{Peers, never_sent, within};
 use super::service::says_no_seat;
 use super::snapshot::Snapshots;
 use super::types::{Metrics, Proposal, Raft, Types, members};
+use crate::files::Files;
 use crate::hub::Hub;
 use crate::kv::{Checkpoint, Key, Member, Peer, Read, Result, Revision, Role, Status as Health, StoreError};
 use crate::mvcc::{Applied, Command, Mvcc};
@@ -33,6 +34,7 @@ use crate::mvcc::{Applied, Command, Mvcc};
 pub struct Node {
     pub id: u64,
     pub config: RaftConfig,
+    pub files: Arc<dyn Files>,
     pub raft: Raft,
     pub hub: Arc<Hub>,
     pub progress: Arc<Progress>,

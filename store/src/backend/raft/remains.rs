@@ -16,6 +16,7 @@ use super::disk::{Disk, DiskError};
 use super::log::{COMMITTED, VOTE, decode};
 use super::types::{LogId, Proposal, StoredMembership, members};
 use super::{CLUSTER_ID, LOG_FILE, NODE_ID, OpenError, Opened, RaftConfig, RaftStore, codec};
+use crate::files::System;
 use crate::kv::Member;
 use crate::mvcc::{Mvcc, View};
 
@@ -59,7 +60,7 @@ impl RaftStore {
             return Err(wrong(config, "it holds no member of a group".into()));
         }
         intact(&path)?;
-        let disk = Arc::new(Disk::open(&path)?);
+        let disk = Arc::new(Disk::open(&System, &path)?);
         let read = read(config, &disk);
         if read.is_err() {
             disk.stop_now();
@@ -87,7 +88,7 @@ fn read(config: &RaftConfig, disk: &Arc<Disk>) -> Result<Remains, OpenError> {
     if disk.get(NODE_ID).map_err(io)?.is_none() || disk.get(CLUSTER_ID).map_err(io)?.is_none() {
         return Err(wrong(config, "it holds no member of a group".into()));
     }
-    let Opened { id: member, cluster, image, .. } = Opened::read_with(config, disk)?;
+    let Opened { id: member, cluster, image, .. } = Opened::read_with(Arc::new(System), config, disk)?;
     let cluster = cluster.ok_or_else(|| wrong(config, "it holds no member of a group".into()))?;
     let (mut last, mut membership, mut state) = match image {
         Some(image) => (image.meta.last_log_id, image.meta.last_membership, Mvcc::from(image.view)),

@@ -16,6 +16,7 @@ use super::log::{COMMITTED, PURGED, VOTE};
 use super::snapshot::{Image, Snapshots};
 use super::types::{Ballot, LeaderId, LogId, Membership, Seat, SnapshotMeta, StoredMembership};
 use super::{CLUSTER_ID, LOG_FILE, NODE_ID, OpenError, RaftConfig, RaftStore, codec};
+use crate::files::{System, make_folder};
 use crate::mvcc::View;
 
 /// The term and the log entry that the state stands for.
@@ -31,8 +32,8 @@ impl RaftStore {
         let directory = &config.directory;
         let wrong =
             |reason: String| OpenError::Directory { directory: directory.display().to_string(), reason };
-        std::fs::create_dir_all(directory).map_err(|error| wrong(error.to_string()))?;
-        let disk = Arc::new(Disk::open(&directory.join(LOG_FILE))?);
+        make_folder(&System, directory).map_err(|error| wrong(error.to_string()))?;
+        let disk = Arc::new(Disk::open(&System, &directory.join(LOG_FILE))?);
         let written = write(config, &disk, cluster, state);
         disk.stop_now();
         written
@@ -43,8 +44,8 @@ fn write(config: &RaftConfig, disk: &Disk, cluster: Uuid, state: View) -> Result
     let wrong =
         |reason: String| OpenError::Directory { directory: config.directory.display().to_string(), reason };
     let io = |error: std::io::Error| wrong(error.to_string());
-    let snapshots =
-        Snapshots::open(config.directory.join("snapshots"), config.keep_snapshots, u64::MAX >> 1)?;
+    let folder = config.directory.join("snapshots");
+    let snapshots = Snapshots::open(Arc::new(System), folder, config.keep_snapshots, u64::MAX >> 1)?;
     if disk.get(NODE_ID).map_err(io)?.is_some() || !snapshots.is_empty()? {
         return Err(wrong("it holds a member already".into()));
     }

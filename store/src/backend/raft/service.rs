@@ -155,22 +155,21 @@ impl RaftService for Service {
         while let Some(message) = messages.message().await? {
             let mut file = partial.take().ok_or_else(|| Status::internal("the file is gone"))?;
             let write =
-                tokio::task::spawn_blocking(move || file.file.write_all(&message.data).map(|()| file));
+                tokio::task::spawn_blocking(move || file.stream.write_all(&message.data).map(|()| file));
             let file = write.await.map_err(|error| Status::internal(error.to_string()))?;
             partial = Some(file.map_err(|error| Status::internal(error.to_string()))?);
         }
         let file = partial.ok_or_else(|| Status::internal("the file is gone"))?;
         let read = tokio::task::spawn_blocking(move || {
-            file.file.sync_all().map_err(|error| Status::internal(error.to_string()))?;
+            file.stream.handle.sync().map_err(|error| Status::internal(error.to_string()))?;
             let image: Image =
                 snapshots.read(&file.path).map_err(|error| Status::data_loss(error.to_string()))?;
             Ok::<_, Status>((file, image))
         });
         let (file, image) = read.await.map_err(|error| Status::internal(error.to_string()))??;
-        let reopened = file.file.try_clone().map_err(|error| Status::internal(error.to_string()))?;
+        let handle = Arc::clone(&file.stream.handle);
         let meta = image.meta.clone();
-        let snapshot =
-            SnapshotFile { file: Arc::new(reopened), path: file.path.clone(), image: Some(Arc::new(image)) };
+        let snapshot = SnapshotFile { file: handle, path: file.path.clone(), image: Some(Arc::new(image)) };
         let snapshot = openraft::alias::SnapshotOf::<Types, SnapshotFile> { meta, snapshot };
         let answer = self.node.raft.install_full_snapshot(ballot, snapshot).await.map_err(stopped)?;
         tracing::info!(path = %file.path.display(), "snapshot received");

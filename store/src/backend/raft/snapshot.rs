@@ -6,7 +6,6 @@
 //! the records. The last few are kept; one that is corrupt is set aside under another name and
 //! reported, and never silently skipped when nothing older can replace it.
 
-use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +19,7 @@ use uuid::Uuid;
 
 use super::codec::{self, CodecError};
 use super::types::{LogId, SnapshotMeta};
+use crate::files::{Files, Handle, How, Stream, make_folder};
 use crate::kv::Revision;
 use crate::mvcc::View;
 
@@ -81,7 +81,7 @@ pub struct Image {
 /// An open snapshot file; it stays readable when its name is removed.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
-    pub file: Arc<File>,
+    pub file: Arc<dyn Handle>,
     pub path: PathBuf,
     /// Its content where it was checked already.
     pub image: Option<Arc<Image>>,
@@ -89,6 +89,7 @@ pub struct SnapshotFile {
 
 /// The folder of snapshots.
 pub struct Snapshots {
+    files: Arc<dyn Files>,
     folder: PathBuf,
     keep: usize,
     /// Bytes a second that building one may write.
@@ -99,15 +100,15 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Opens the folder, and removes what was not finished when the process ended.
-    pub fn open(folder: PathBuf, keep: usize, rate: u64) -> Result<Snapshots> {
-        std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
-        for path in list(&folder)? {
+    pub fn open(files: Arc<dyn Files>, folder: PathBuf, keep: usize, rate: u64) -> Result<Snapshots> {
+        make_folder(&*files, &folder).map_err(|source| failed(&folder, source))?;
+        for path in files.list(&folder).map_err(|source| failed(&folder, source))? {
             if path.extension().is_some_and(|extension| extension == "partial") {
-                std::fs::remove_file(&path).map_err(|source| failed(&path, source))?;
+                files.remove(&path).map_err(|source| failed(&path, source))?;
             }
         }
         let (cluster, latest) = (Mutex::new(None), Mutex::new(None));
-        Ok(Snapshots { folder, keep: keep.max(1), rate: rate.max(1 << 20), cluster, latest })
+        Ok(Snapshots { files, folder, keep: keep.max(1), rate: rate.max(1 << 20), cluster, latest })
     }
 
     /// Says which cluster the snapshots are of; a file of another is refused from here on.
@@ -135,27 +136,27 @@ impl Snapshots {
                 Err(error @ SnapshotError::Corrupt { .. }) => {
                     tracing::error!(%error, "a snapshot is corrupt and is set aside");
                     let aside = path.with_extension("corrupt");
-                    std::fs::rename(&path, &aside).map_err(|source| failed(&path, source))?;
+                    self.files.rename(&path, &aside).map_err(|source| failed(&path, source))?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        let hint = "remove this controller from the cluster, empty its data directory and add it again";
+        let hint = super::REJOIN;
         purged.map_or(Ok(None), |purged| Err(SnapshotError::Missing { purged, hint }))
     }
 
     /// The newest snapshot, opened.
     pub fn latest_file(&self) -> Result<Option<(SnapshotMeta, SnapshotFile)>> {
         let Some((meta, path)) = self.latest().clone() else { return Ok(None) };
-        let file = File::open(&path).map_err(|source| failed(&path, source))?;
-        Ok(Some((meta, SnapshotFile { file: Arc::new(file), path, image: None })))
+        let file = self.handle(&path)?;
+        Ok(Some((meta, SnapshotFile { file, path, image: None })))
     }
 
     /// Writes a snapshot; blocks, and takes its time so that the log keeps the disk.
     pub fn write(&self, image: &Image) -> Result<SnapshotFile> {
         let partial = self.partial()?;
         let cluster = *self.cluster.lock().expect(LATEST);
-        let written = write_image(&partial.file, image, cluster, self.rate);
+        let written = write_image(&partial.stream.handle, image, cluster, self.rate);
         written.map_err(|source| failed(&partial.path, source))?;
         self.adopt(&image.meta, &partial.path)
     }
@@ -164,13 +165,9 @@ impl Snapshots {
     pub fn adopt(&self, meta: &SnapshotMeta, from: &Path) -> Result<SnapshotFile> {
         let path = self.folder.join(name(meta));
         if from != path {
-            let aside = self.folder.join(format!("{}.partial", Uuid::new_v4()));
-            std::fs::hard_link(from, &aside)
-                .or_else(|_| std::fs::copy(from, &aside).and_then(|_| File::open(&aside)?.sync_all()))
-                .and_then(|()| std::fs::rename(&aside, &path))
-                .map_err(|source| failed(&path, source))?;
+            self.files.rename(from, &path).map_err(|source| failed(&path, source))?;
         }
-        sync_folder(&self.folder).map_err(|source| failed(&self.folder, source))?;
+        self.files.sync_folder(&self.folder).map_err(|source| failed(&self.folder, source))?;
         {
             let mut latest = self.latest();
             if latest.as_ref().is_none_or(|(newest, _)| newest.last_log_id <= meta.last_log_id) {
@@ -178,13 +175,17 @@ impl Snapshots {
             }
         }
         self.prune()?;
-        let file = File::open(&path).map_err(|source| failed(&path, source))?;
-        Ok(SnapshotFile { file: Arc::new(file), path, image: None })
+        let file = self.handle(&path)?;
+        Ok(SnapshotFile { file, path, image: None })
+    }
+
+    fn handle(&self, path: &Path) -> Result<Arc<dyn Handle>> {
+        self.files.open(path, How::Read).map_err(|source| failed(path, source))
     }
 
     /// Reads and checks a whole file.
     pub fn read(&self, path: &Path) -> Result<Image> {
-        let file = File::open(path).map_err(|source| failed(path, source))?;
+        let file = self.handle(path)?;
         let corrupt = |reason: String| SnapshotError::Corrupt { path: path.display().to_string(), reason };
         let (head, view) = read_image(file).map_err(|error| match error {
             ReadError::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => failed(path, source),
@@ -207,8 +208,8 @@ impl Snapshots {
     /// A new file that is removed again unless it is adopted.
     pub fn partial(&self) -> Result<Partial> {
         let path = self.folder.join(format!("{}.partial", Uuid::new_v4()));
-        let file = File::create_new(&path).map_err(|source| failed(&path, source))?;
-        Ok(Partial { path, file })
+        let handle = self.files.open(&path, How::New).map_err(|source| failed(&path, source))?;
+        Ok(Partial { files: Arc::clone(&self.files), path, stream: Stream::new(handle) })
     }
 
     fn latest(&self) -> MutexGuard<'_, Option<(SnapshotMeta, PathBuf)>> {
@@ -217,7 +218,7 @@ impl Snapshots {
 
     /// The files, oldest first.
     fn names(&self) -> Result<Vec<PathBuf>> {
-        let mut found = list(&self.folder)?;
+        let mut found = self.files.list(&self.folder).map_err(|source| failed(&self.folder, source))?;
         found.retain(|path| path.extension().is_some_and(|extension| extension == SUFFIX));
         found.sort();
         Ok(found)
@@ -228,7 +229,7 @@ impl Snapshots {
         let names = self.names()?;
         let old = names.len().saturating_sub(self.keep);
         for path in names.into_iter().take(old).filter(|path| Some(path) != latest.as_ref()) {
-            std::fs::remove_file(&path).map_err(|source| failed(&path, source))?;
+            self.files.remove(&path).map_err(|source| failed(&path, source))?;
         }
         Ok(())
     }
@@ -236,14 +237,15 @@ impl Snapshots {
 
 /// A file that is being written; its name goes when this is dropped.
 pub struct Partial {
+    files: Arc<dyn Files>,
     pub path: PathBuf,
-    pub file: File,
+    pub stream: Stream,
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
         // A leftover is removed when the folder is opened next.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.files.remove(&self.path);
     }
 }
 
@@ -259,17 +261,7 @@ fn failed(path: &Path, source: io::Error) -> SnapshotError {
     SnapshotError::Io { path: path.display().to_string(), source }
 }
 
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|source| failed(folder, source))?;
-    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-    paths.collect::<io::Result<_>>().map_err(|source| failed(folder, source))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-fn write_image(file: &File, image: &Image, cluster: Option<Uuid>, rate: u64) -> io::Result<()> {
+fn write_image(file: &Arc<dyn Handle>, image: &Image, cluster: Option<Uuid>, rate: u64) -> io::Result<()> {
     let head = wire::SnapshotHead {
         cluster_id: cluster.unwrap_or_default().as_bytes().to_vec().into(),
         last_log_id: image.meta.last_log_id.as_ref().map(codec::log_id),
@@ -279,7 +271,11 @@ fn write_image(file: &File, image: &Image, cluster: Option<Uuid>, rate: u64) -> 
         records: image.view.len() as u64,
         digest: image.view.digest().to_vec().into(),
     };
-    let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new(), bytes: 0 };
+    let mut out = Hashing {
+        inner: BufWriter::with_capacity(1 << 20, Stream::new(Arc::clone(file))),
+        hash: Sha256::new(),
+        bytes: 0,
+    };
     out.write_all(MARK)?;
     out.write_all(&head.encode_length_delimited_to_vec())?;
     let began = Instant::now();
@@ -295,7 +291,7 @@ fn write_image(file: &File, image: &Image, cluster: Option<Uuid>, rate: u64) -> 
     let checksum: [u8; 32] = out.hash.clone().finalize().into();
     out.inner.write_all(&checksum)?;
     out.inner.flush()?;
-    file.sync_all()
+    file.sync()
 }
 
 struct Hashing<T> {
@@ -364,9 +360,9 @@ impl From<CodecError> for ReadError {
     }
 }
 
-fn read_image(file: File) -> std::result::Result<(wire::SnapshotHead, View), ReadError> {
-    let size = file.metadata()?.len();
-    let inner = BufReader::with_capacity(1 << 20, file);
+fn read_image(file: Arc<dyn Handle>) -> std::result::Result<(wire::SnapshotHead, View), ReadError> {
+    let size = file.size()?;
+    let inner = BufReader::with_capacity(1 << 20, Stream::new(file));
     let mut input = Hashing { inner, hash: Sha256::new(), bytes: 0 };
     if input.take_exact(MARK.len())? != MARK {
         return Err(ReadError::Content("it does not begin as a snapshot does".into()));

@@ -14,6 +14,7 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+mod odd;
 #[cfg(test)]
 mod power_cuts;
 mod remains;
@@ -25,8 +26,8 @@ mod suite;
 mod types;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,7 +61,7 @@ const NODE_ID: &str = "node_id";
 const CLUSTER_ID: &str = "cluster_id";
 /// In the member's directory.
 const LOG_FILE: &str = "log.redb";
-/// How often the leader compares the members' digests.
+/// How often the members' digests are compared: each member its own with all others', the leader also to tell.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 /// After how many vain attempts, a second or more apart, people are told that a new address is not known.
 const UNHEARD: u32 = 15;
@@ -204,9 +205,22 @@ impl RaftStore {
         let raft = types::Raft::new(id, Arc::new(library), network, log, machine).await;
         let raft = raft.map_err(|error| OpenError::Start(error.to_string()))?;
         let (stopped, removed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let seats = tokio::sync::Mutex::new(());
-        let node =
-            Node { id, config, files, raft, hub, progress, snapshots, peers, disk, seats, stopped, removed };
+        let (seats, odd) = (tokio::sync::Mutex::new(()), OnceLock::new());
+        let node = Node {
+            id,
+            config,
+            files,
+            raft,
+            hub,
+            progress,
+            snapshots,
+            peers,
+            disk,
+            seats,
+            stopped,
+            removed,
+            odd,
+        };
         let node = Arc::new(node);
         let tending = Tending(tokio::spawn(tend(Arc::clone(&node))));
         Ok(RaftStore { node, _tending: Arc::new(tending) })
@@ -337,6 +351,9 @@ impl Opened {
         let io = |error: std::io::Error| wrong(error.to_string());
         let folder = directory.join("snapshots");
         let snapshots = Snapshots::open(files, folder, config.keep_snapshots, config.snapshot_rate)?;
+        if let Some(reason) = disk.get(odd::ODD).map_err(io)? {
+            return Err(wrong(String::from_utf8_lossy(&reason).into_owned()));
+        }
         let id = match disk.get(NODE_ID).map_err(io)? {
             Some(bytes) => {
                 let bytes: [u8; 8] = bytes.try_into().map_err(|_| wrong("its node id is no id".into()))?;
@@ -429,11 +446,16 @@ async fn tend(node: Arc<Node>) {
         } else {
             COMPARE_EVERY
         };
-        if node.leads() && compared.elapsed() >= COMPARE_EVERY {
+        if compared.elapsed() >= COMPARE_EVERY {
             compared = Instant::now();
             // Beside this task: a member that does not answer must not hold up the rest.
             let node = Arc::clone(&node);
-            tokio::spawn(async move { node.compare().await });
+            tokio::spawn(async move {
+                if node.leads() {
+                    node.compare().await;
+                }
+                node.judge().await;
+            });
         }
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },

@@ -5,8 +5,8 @@
 //! never by a lease: a lease trusts clocks across a paused virtual machine or a stopped process,
 //! and a controller asks for few linearizable reads, since its cache serves the rest.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +46,8 @@ pub struct Node {
     pub stopped: AtomicBool,
     /// Whether the leader's last word to this member was that it has no seat.
     pub removed: AtomicBool,
+    /// Why this member has stopped itself, if it has.
+    pub odd: OnceLock<String>,
 }
 
 /// What became of one attempt to propose.
@@ -133,6 +135,7 @@ impl Node {
 
     /// Has the leader, wherever it is, commit a command; returns what it did and its log entry.
     pub async fn propose(&self, command: &Command) -> Result<(Applied, u64)> {
+        self.must_be_even()?;
         let bytes = codec::command(command);
         let deadline = Instant::now() + self.config.commit_timeout;
         let mut backoff = Backoff::new();
@@ -288,6 +291,7 @@ impl Node {
 
     /// Waits until the local state is as fresh as `read` asks for.
     pub async fn ready(&self, read: Read) -> Result<()> {
+        self.must_be_even()?;
         match read {
             Read::Linearizable => self.barrier().await,
             Read::AtLeast(revision) if self.hub.revision() >= revision => Ok(()),
@@ -309,7 +313,8 @@ impl Node {
             self.hub.read(|mvcc: &Mvcc| (mvcc.revision(), mvcc.oldest(), mvcc.level()));
         let members = members(metrics.membership_config.membership());
         let stopped = self.stopped.load(Ordering::Acquire);
-        let error = metrics.running_state.as_ref().err().map(ToString::to_string);
+        let ended = || metrics.running_state.as_ref().err().map(ToString::to_string);
+        let error = self.odd.get().cloned().or_else(ended);
         let role = match metrics.state {
             _ if stopped || error.is_some() => Role::Stopped,
             openraft::ServerState::Leader => Role::Leader,
@@ -363,7 +368,7 @@ impl Node {
     }
 
     /// The recent digests of another member.
-    async fn checkpoints_of(&self, member: &Member) -> Result<Vec<Checkpoint>> {
+    pub async fn checkpoints_of(&self, member: &Member) -> Result<Vec<Checkpoint>> {
         let mut client =
             self.peers.client(&member.address).map_err(|error| StoreError::unavailable(error.to_string()))?;
         let request = wire::ListCheckpointsRequest { header: self.peers.header(member.id) };

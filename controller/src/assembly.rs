@@ -210,6 +210,14 @@ impl Controller {
         Ok(Self { shared, address, raft: store.raft, etcd: store.etcd, tasks, stop })
     }
 
+    /// Waits until the store has stopped by itself and a new start may help; returns why it stopped.
+    pub async fn ended(&self) -> String {
+        match &self.raft {
+            Some(raft) => raft.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Stops: a leader hands over first, then running requests get a grace period, then the files are closed.
     pub async fn stop(self) {
         if self.shared.leads() {

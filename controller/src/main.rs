@@ -259,14 +259,19 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let identity = Identity::of(config)?;
     let controller = Controller::start(config, identity).await?;
     tracing::info!(controller = %config.name, address = %controller.address, version = env!("CARGO_PKG_VERSION"), "serving");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        reason = controller.ended() => Some(reason),
+    };
     tracing::info!("stopping");
     controller.stop().await;
     tracing::info!("stopped");
-    Ok(())
+    match ended {
+        // With an error, so that whoever started it starts it again.
+        Some(reason) => anyhow::bail!("the store had stopped and can be opened again: {reason}"),
+        None => Ok(()),
+    }
 }
 
 /// Writes for the operator. Nobody is left to complain to when the terminal is gone.

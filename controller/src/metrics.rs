@@ -51,6 +51,7 @@ pub fn describe() {
     );
     describe_gauge!("tamdao_store_revision", "Newest revision applied here");
     describe_gauge!("tamdao_store_oldest_revision", "Oldest revision after which a watch can begin");
+    describe_gauge!("tamdao_store_stopped", "1 when the store cannot write and has stopped here");
     describe_gauge!("tamdao_store_leader", "1 on the controller that leads the store");
     describe_gauge!("tamdao_store_has_leader", "1 when a leader is known here");
     describe_gauge!("tamdao_store_term", "Raft's term");
@@ -93,6 +94,9 @@ impl Readiness {
     /// # Errors
     /// What is missing, for people.
     pub async fn check(&self) -> Result<(), String> {
+        if let Some(error) = self.kv.status().error {
+            return Err(format!("the store has stopped: {error}"));
+        }
         if self.cache.view().cluster().is_none() {
             return Err("the cache has not loaded the cluster yet".into());
         }
@@ -116,6 +120,7 @@ impl Readiness {
         let cached = self.cache.view().revision;
         let number = |value: u64| value as f64;
         gauge!("tamdao_store_revision").set(number(status.revision.0));
+        gauge!("tamdao_store_stopped").set(f64::from(u8::from(status.error.is_some())));
         gauge!("tamdao_store_oldest_revision").set(number(status.oldest.0));
         gauge!("tamdao_store_leader").set(f64::from(u8::from(status.role == Role::Leader)));
         let has_leader = matches!((self.leader)(), Leader::Here | Leader::At(_));

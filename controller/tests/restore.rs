@@ -24,7 +24,7 @@ use tamdao_proto::agent::v1::session_request::Message as Said;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
 use tamdao_proto::v1;
 use tamdao_proto::v1::backup_service_client::BackupServiceClient;
-use tamdao_store::kv::{Entry, Kv, Prefix, Read, Revision};
+use tamdao_store::kv::{Entry, Prefix, Read, Revision};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;

@@ -7,7 +7,6 @@ use tamdao_model::bmc::Trust;
 use tamdao_model::cluster::Cluster;
 use tamdao_model::node::Node;
 use tamdao_model::quota::Measure;
-use tamdao_model::recovery::Finding;
 use tamdao_model::recovery::{Cause, Finding};
 use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::vm::Vm;

@@ -1,13 +1,9 @@
 //! Roles on a real controller: every method of the contract, asked by everybody about every agency, answers as the one
 //! table says; lists and watches show what may be seen; tokens come in, are shown once, and stop when they are revoked.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
+use crate::cloud::provider::Provider;
+use crate::cloud::{Cloud, User};
 use axum::body::Body;
-use cloud::provider::Provider;
-use cloud::{Cloud, User};
 use http::Method;
 use prost::Message;
 use serde_json::{Value, json};

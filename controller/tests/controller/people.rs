@@ -1,12 +1,8 @@
 //! People of an identity provider on real controllers: who its keys vouch for comes in, with the roles that are bound to
 //! him and his groups and no others, on any controller; and what is not so does not.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
-use cloud::provider::Provider;
-use cloud::{Cloud, User};
+use crate::cloud::provider::Provider;
+use crate::cloud::{Cloud, User};
 use http::Method;
 use serde_json::{Value, json};
 use tamdao_proto::v1;
@@ -27,7 +23,7 @@ async fn bind(user: &User, at: &str, agency: &str, name: &str, spec: Value) -> u
     user.post(at, &path, &body).await.status.as_u16()
 }
 
-fn reason(answer: &cloud::Answer) -> (u16, String) {
+fn reason(answer: &crate::cloud::Answer) -> (u16, String) {
     if answer.status == 200 {
         return (200, String::new());
     }
@@ -57,7 +53,7 @@ async fn a_person_has_the_roles_that_are_bound_and_on_every_controller() {
     let group = json!({"role": "ROLE_MEMBER", "group": "So\u{31b}\u{309} Y te\u{302}\u{301}"});
     assert_eq!(bind(&admin, &at, "health", "staff", group).await, 200);
     assert_eq!(bind(&admin, &at, "works", "lan", json!({"role": "ROLE_VIEWER", "user": "lan"})).await, 200);
-    cloud::eventually("the roles have come to the follower", || async {
+    crate::cloud::eventually("the roles have come to the follower", || async {
         (lan.get(&at, "/v1/agencies/works").await.status == 200).then_some(())
     })
     .await;

@@ -2,15 +2,11 @@
 //! nothing is started twice or stopped, and what no record knows is left alone. The nodes are sessions that remember what
 //! they were told.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cloud::{Cloud, Running, User, config, eventually};
+use crate::cloud::{Cloud, Running, User, config, eventually};
 use serde_json::{Value, json};
 use tamdao_backup::Identities;
 use tamdao_controller::assembly::Controller;
@@ -362,7 +358,7 @@ async fn a_restored_cloud_touches_nothing_before_its_operator_says_so() {
 }
 
 /// Stops all controllers but one, then that one too. Gives what the last had, and its configuration.
-async fn lose_all_but(cloud: &mut Cloud, last: usize) -> (cloud::Running, Vec<Entry>) {
+async fn lose_all_but(cloud: &mut Cloud, last: usize) -> (crate::cloud::Running, Vec<Entry>) {
     let last = cloud.running.remove(last);
     // It need not be among those that acknowledged the newest commits: here it is given the time to have them.
     let newest =

@@ -1,14 +1,10 @@
 //! The Redfish client against somebody else's service: the emulator of sushy-tools, OpenStack's, with its fake machines,
 //! which go off some seconds after they are told to.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use cloud::eventually;
+use crate::cloud::eventually;
 use tamdao_controller::bmc::{Access, Bmc, Redfish};
 use tamdao_model::bmc::{Power, Seen, Trust};
 use tamdao_model::sealed::Unsealed;

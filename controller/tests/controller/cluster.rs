@@ -1,14 +1,10 @@
 //! Several controllers: joining, what a follower sends on, and images that all of them keep.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cloud::{Answer, Cloud, User, eventually, node_request};
 use axum::body::{Body, Bytes};
-use cloud::{Answer, Cloud, User, eventually, node_request};
 use http::Method;
 use tamdao_controller::auth::{self, Gate};
 use tamdao_controller::forward::{self, Forward, Leader};
@@ -383,7 +379,7 @@ async fn a_follower_tells_how_far_its_journal_has_come() {
 async fn an_image_comes_from_a_server_of_the_provinces_own_ca() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();
-    let config = cloud::config(directory.path(), "server");
+    let config = crate::cloud::config(directory.path(), "server");
     let now =
         tamdao_model::TimeMs(u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap());
     let (identity, _) = tamdao_controller::identity::found(&config, "province", now).unwrap();

@@ -1,10 +1,6 @@
 //! Agencies on a real controller, over both faces: the tree, what each may hold, and what is said when it is too much.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
-use cloud::{Cloud, User};
+use crate::cloud::{Cloud, User};
 use http::Method;
 use serde_json::{Value, json};
 use tamdao_proto::v1;
@@ -12,7 +8,7 @@ use tamdao_proto::v1::agency_service_client::AgencyServiceClient;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-async fn patch(admin: &User, at: &str, name: &str, spec: Value) -> cloud::Answer {
+async fn patch(admin: &User, at: &str, name: &str, spec: Value) -> crate::cloud::Answer {
     let mask: Vec<String> = spec.as_object().unwrap().keys().map(|key| format!("spec.{key}")).collect();
     let path = format!("/v1/agencies/{name}?update_mask={}", mask.join(","));
     admin.call(at, Method::PATCH, &path, &json!({ "spec": spec }).to_string()).await

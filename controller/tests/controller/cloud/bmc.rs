@@ -24,10 +24,6 @@ pub enum Manner {
     Honest,
     /// Says Off whatever is.
     SaysOff,
-    /// Takes the command and leaves the power on.
-    Ignores,
-    /// Says Off once after the command, and leaves the power on.
-    OffOnce,
     /// Is off so long after the command.
     OffAfter(Duration),
     /// Refuses the command when the power is off already, as many do.
@@ -52,8 +48,6 @@ pub struct Machine {
     pub manner: Manner,
     /// How often it was told to power off.
     pub commands: usize,
-    /// Answers since then.
-    looks: usize,
     /// A machine beside it, which is never the one that is meant.
     pub neighbour: Option<Uuid>,
 }
@@ -64,14 +58,7 @@ pub struct FakeBmc(Arc<Mutex<Machine>>);
 
 impl FakeBmc {
     pub fn new(uuid: Uuid, manner: Manner) -> Self {
-        Self(Arc::new(Mutex::new(Machine {
-            uuid,
-            off_at: None,
-            manner,
-            commands: 0,
-            looks: 0,
-            neighbour: None,
-        })))
+        Self(Arc::new(Mutex::new(Machine { uuid, off_at: None, manner, commands: 0, neighbour: None })))
     }
 
     /// Serves by plain HTTP. Answers the URL.
@@ -138,13 +125,10 @@ async fn system(State(bmc): State<FakeBmc>, Path(id): Path<String>, headers: Hea
         return answer;
     }
     let off = bmc.is_off();
-    let (manner, uuid) = bmc.with(|machine| {
-        machine.looks += usize::from(machine.commands > 0);
-        (machine.manner, if id == "2" { machine.neighbour.unwrap() } else { machine.uuid })
-    });
+    let (manner, uuid) = bmc
+        .with(|machine| (machine.manner, if id == "2" { machine.neighbour.unwrap() } else { machine.uuid }));
     let says_off = match manner {
         Manner::SaysOff => true,
-        Manner::OffOnce => bmc.with(|machine| machine.looks % 3 == 1),
         _ => off && id != "2",
     };
     let target = format!("/redfish/v1/Systems/{id}/Actions/ComputerSystem.Reset");
@@ -195,7 +179,7 @@ async fn reset(
         machine.commands += 1;
         let now = Instant::now();
         match machine.manner {
-            Manner::SaysOff | Manner::Ignores | Manner::OffOnce => {}
+            Manner::SaysOff => {}
             Manner::OffAfter(after) => machine.off_at = machine.off_at.or(Some(now + after)),
             _ => machine.off_at = machine.off_at.or(Some(now)),
         }

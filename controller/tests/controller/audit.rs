@@ -1,15 +1,11 @@
 //! The audit log on real controllers, over both faces: every change and every refusal is in a journal, with who asked,
 //! from where, on what; no secret is; what was acknowledged is there after a crash; and what is changed is found.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::fs;
 use std::path::PathBuf;
 
+use crate::cloud::{Cloud, User, node_request};
 use axum::body::Body;
-use cloud::{Cloud, User, node_request};
 use http::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -321,7 +317,7 @@ async fn what_was_acknowledged_is_in_the_journal_after_a_crash_and_what_is_chang
     fs::write(&path, &text[..cut]).unwrap();
     let controller =
         Controller::start(&stopped.config, Identity::of(&stopped.config).unwrap()).await.unwrap();
-    cloud.running.push(cloud::Running { config: stopped.config, controller });
+    cloud.running.push(crate::cloud::Running { config: stopped.config, controller });
     cloud.settled().await;
     let names: Vec<String> = records(&admin, &at).await.into_iter().map(|record| record.name).collect();
     assert_eq!(names, ["a", "b", "c"]);

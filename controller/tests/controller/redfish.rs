@@ -1,13 +1,9 @@
 //! The Redfish client against a service that is honest, lies, hangs or breaks: every answer is what was said of the right
 //! machine, or a fault; nothing but that machine is ever told to power off.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::time::Duration;
 
-use cloud::bmc::{FakeBmc, Manner, PASSWORD, USER};
+use crate::cloud::bmc::{FakeBmc, Manner, PASSWORD, USER};
 use tamdao_controller::bmc::{Access, Bmc, Fault, Redfish};
 use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::pki;
@@ -115,9 +111,9 @@ async fn a_command_that_is_refused_is_told_as_it_is() {
 async fn only_who_is_trusted_is_told_the_password() {
     let client = client();
     let directory = tempfile::tempdir().unwrap();
-    let config = cloud::config(directory.path(), "bmc");
+    let config = crate::cloud::config(directory.path(), "bmc");
     let found = |name: &str| {
-        let config = cloud::config(directory.path(), name);
+        let config = crate::cloud::config(directory.path(), name);
         tamdao_controller::identity::found(&config, "test", SystemClock.now()).unwrap().0
     };
     let (identity, stranger) = (found("bmc"), found("stranger"));

@@ -1,15 +1,11 @@
 //! A node is lost and powered off by its BMC: its VM runs elsewhere by that proof, and by nothing that a BMC says which
 //! lies, hangs, fails or stands for another machine.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::time::Duration;
 
-use cloud::bmc::{FakeBmc, Manner, PASSWORD, USER};
-use cloud::node::Node;
-use cloud::{Cloud, User, eventually};
+use crate::cloud::bmc::{FakeBmc, Manner, PASSWORD, USER};
+use crate::cloud::node::Node;
+use crate::cloud::{Cloud, User, eventually};
 use http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;

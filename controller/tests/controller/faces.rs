@@ -1,15 +1,11 @@
 //! The faces of a controller as users meet them: who may come in, REST and gRPC alike, and how errors are told.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
-
-mod cloud;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cloud::{Cloud, User, eventually};
 use axum::body::{Body, Bytes};
 use axum::routing::get;
-use cloud::{Cloud, User, eventually};
 use futures::StreamExt;
 use http::Method;
 use tamdao_controller::clock::{Clock, SystemClock};
@@ -311,7 +307,7 @@ async fn a_new_certificate_is_shown_without_dropping_connections() {
 async fn raw(router: axum::Router) -> (TlsStream<TcpStream>, CancellationToken) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();
-    let config = cloud::config(directory.path(), "c1");
+    let config = crate::cloud::config(directory.path(), "c1");
     let (identity, _) = identity::found(&config, "test", SystemClock.now()).unwrap();
     let credentials = identity.credentials().unwrap();
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &credentials).await.unwrap();

@@ -1,8 +1,6 @@
 //! Real controllers in this process, each on its own port and directory, with real TLS and the real store; and the
 //! clients that speak to them.
 
-#![allow(dead_code)]
-
 pub mod bmc;
 pub mod node;
 pub mod provider;

@@ -1,0 +1,15 @@
+//! Tests of real controllers in one process, all in one program so that it is linked once.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod access;
+mod agencies;
+mod audit;
+mod cloud;
+mod cluster;
+mod faces;
+mod fencing;
+mod people;
+mod redfish;
+mod restore;
+mod sushy;

@@ -103,6 +103,20 @@ pub fn is_reachable(view: &View, node: Option<NodeId>) -> bool {
     matches!(phase, Some(NodePhase::Ready | NodePhase::NotReady))
 }
 
+/// Gives a VM that runs nowhere an incarnation above all that any node may know, where it is. The VM itself is the
+/// caller's to write.
+fn anew(draft: &mut Draft, vm: &mut Vm) {
+    let Some(node) = vm.status.node else { return };
+    vm.status.incarnation = vm.next_incarnation();
+    vm.status.incarnation_given = vm.status.incarnation_given.max(vm.status.incarnation);
+    vm.status.seen = None;
+    let mut assignment = draft.view().assignment(node);
+    if let Some(entry) = assignment.vms.get_mut(&vm.id()) {
+        entry.incarnation = vm.status.incarnation;
+        draft.put(assignment);
+    }
+}
+
 /// Writes a VM with its phase derived anew.
 pub fn put_vm(draft: &mut Draft, mut vm: Vm) {
     vm.status.phase = vm::phase(&vm, is_reachable(draft.view(), vm.status.node));

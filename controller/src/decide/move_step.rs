@@ -11,7 +11,7 @@ use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
 use super::fence::shared_pools;
-use super::{node_event, put_vm};
+use super::{anew, node_event, put_vm};
 use crate::admission::Moment;
 
 /// How long sending may take, ms, and how much more for each GiB of memory and disk.
@@ -214,6 +214,10 @@ fn end(draft: &mut Draft, moment: &mut Moment, one: &mut Move) {
     let Some(row) = draft.view().vms.get(one.spec.vm) else { return };
     let mut vm = (*row.value).clone();
     vm.status.moving = None;
+    if !one.status.kept {
+        // It may have sent all before it was proven gone: its ledger then knows that incarnation as let go.
+        anew(draft, &mut vm);
+    }
     let (severity, reason) = match one.status.phase {
         MovePhase::Cancelled => (Severity::Info, "MoveCancelled"),
         _ => (Severity::Warning, "MoveFailed"),

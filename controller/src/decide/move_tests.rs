@@ -252,7 +252,12 @@ fn a_fenced_source_leaves_the_vm_its_own_once_the_target_has_cleared() {
     assert_eq!(scene.now(&one).may_run_on(), [node_id(0), node_id(1)], "the target may have begun");
     scene.gone(&one, 1);
     assert_eq!(scene.now(&one).status.phase, MovePhase::Failed);
-    assert_eq!(scene.vm().status.node, Some(node_id(0)));
+    let status = scene.vm().status;
+    assert_eq!(status.node, Some(node_id(0)));
+    // Its ledger may know the old one as let go, and the target's the one that was meant to be.
+    assert!(status.incarnation > one.spec.incarnation_to, "{status:?}");
+    let entry = scene.draft.view().assignment(node_id(0)).vms[&one.spec.vm].clone();
+    assert_eq!((entry.incarnation, entry.intent), (status.incarnation, Intent::Wanted));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tamdao_scheduler::overhead::overhead_mib;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
-use super::{node_event, put_vm, went_back};
+use super::{anew, node_event, put_vm, went_back};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
 
@@ -320,7 +320,13 @@ pub fn settle(draft: &mut Draft, moment: &mut Moment, what: &Due) {
             assignment.vms.entry(*vm).or_insert(entry);
             draft.put(assignment);
         }
-        Due::Anew(vm) => anew(draft, *vm),
+        Due::Anew(id) => {
+            let row = draft.view().vms.get(*id).map(|row| (*row.value).clone());
+            if let Some(mut vm) = row {
+                anew(draft, &mut vm);
+                put_vm(draft, vm);
+            }
+        }
         Due::Forget(node) => draft.delete::<Finding>(*node),
     }
 }
@@ -412,21 +418,6 @@ fn bring_along(draft: &mut Draft, node: NodeId, id: VolumeId, here: &mut BTreeMa
         volume.status.node = Some(node);
         draft.put(volume);
     }
-}
-
-/// Gives a VM that runs nowhere an incarnation above all that any node may know.
-fn anew(draft: &mut Draft, id: VmId) {
-    let Some(row) = draft.view().vms.get(id) else { return };
-    let mut vm = (*row.value).clone();
-    let Some(node) = vm.status.node else { return };
-    vm.status.incarnation = vm.next_incarnation();
-    vm.status.seen = None;
-    let mut assignment = draft.view().assignment(node);
-    if let Some(entry) = assignment.vms.get_mut(&id) {
-        entry.incarnation = vm.status.incarnation;
-        draft.put(assignment);
-    }
-    put_vm(draft, vm);
 }
 
 /// Lets the cloud act again, when all is accounted for.

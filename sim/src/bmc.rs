@@ -174,10 +174,7 @@ impl World {
                 }
                 // Some take the command and say that they have not.
                 let garbled = self.bmcs.chance.one_in(6);
-                Answer::Taken(
-                    reply,
-                    taken.and_then(|()| if garbled { Err(Fault::Status(409)) } else { Ok(()) }),
-                )
+                Answer::Taken(reply, taken.and(if garbled { Err(Fault::Status(409)) } else { Ok(()) }))
             }
         };
         let delay = self.bmcs.chance.between(20, if manner == Manner::Slow { 3_000 } else { 400 });

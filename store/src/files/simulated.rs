@@ -43,6 +43,9 @@ pub fn cuts(few: u64) -> u64 {
     std::env::var("TAMDAO_TEST_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(few)
 }
 
+/// Says of which paths a sync is pretended.
+pub type Lie = fn(&Path) -> bool;
+
 /// The disk; clones are the same one.
 #[derive(Clone, Default)]
 pub struct Simulated {
@@ -66,7 +69,7 @@ struct State {
     /// Counts the restarts; what was opened before one is closed.
     life: u64,
     room: Option<u64>,
-    lie: Option<fn(&Path) -> bool>,
+    lie: Option<Lie>,
     now_ms: u64,
 }
 
@@ -226,7 +229,7 @@ impl Simulated {
     }
 
     /// Has syncs of these paths do nothing and say that they did.
-    pub fn lie(&self, about: Option<fn(&Path) -> bool>) {
+    pub fn lie(&self, about: Option<Lie>) {
         self.state().lie = about;
     }
 

@@ -1,12 +1,12 @@
 //! The journal on a disk that loses power: after each cut it opens, holds all that was written, and goes on.
 
 use super::*;
-use crate::files::simulated::{Dice, Simulated, cuts};
+use crate::files::simulated::{Dice, Lie, Simulated, cuts};
 
 const FOLDER: &str = "/data/journal";
 
 /// Writes until the power goes, a few times over; says what is wrong.
-fn live(seed: u64, lie: Option<fn(&Path) -> bool>) -> Result<(), String> {
+fn live(seed: u64, lie: Option<Lie>) -> Result<(), String> {
     let (disk, mut dice) = (Simulated::new(), Dice::new(seed));
     disk.lie(lie);
     // What was on disk for sure when the power went, and how the entries go on.
@@ -74,7 +74,7 @@ fn nothing_written_is_lost_wherever_the_power_goes() {
 /// Each sync is there for a reason: without it the same seeds find something lost.
 #[test]
 fn a_sync_that_is_left_out_is_found() {
-    let lies: [(&str, fn(&Path) -> bool); 3] = [
+    let lies: [(&str, Lie); 3] = [
         ("entries", |path| path.extension().is_some()),
         ("the folder of the files", |path| path == Path::new(FOLDER)),
         ("the folder above", |path| path == Path::new("/data")),

@@ -24,7 +24,7 @@ use super::snapshot::{Image, Snapshots};
 use super::types::{Ballot, LeaderId, LogEntry, LogId, Proposal, SnapshotMeta, StoredMembership, Types};
 use super::{CLUSTER_ID, NODE_ID, Opened, PlainDial, RaftConfig, RaftStore};
 use crate::files::make_folder;
-use crate::files::simulated::{Dice, Simulated, cuts};
+use crate::files::simulated::{Dice, Lie, Simulated, cuts};
 use crate::kv::{Entry, Key, Kv as _, Prefix, Read, Revision, Txn};
 use crate::mvcc::View;
 
@@ -32,7 +32,6 @@ const FOLDER: &str = "/data/member";
 const CLUSTER: Uuid = Uuid::from_u128(7);
 const NODE: u64 = 1;
 
-type Lie = Option<fn(&Path) -> bool>;
 type Written = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
 
 /// A log as its readers see it.
@@ -286,7 +285,7 @@ fn nothing() -> Known {
 }
 
 /// Three lives, each of which the power ends.
-async fn live(seed: u64, lie: Lie) -> Result<(), String> {
+async fn live(seed: u64, lie: Option<Lie>) -> Result<(), String> {
     let (disk, mut dice, mut known) = (Simulated::new(), Dice::new(seed), nothing());
     disk.lie(lie);
     for _ in 0..3 {
@@ -327,7 +326,7 @@ async fn nothing_acknowledged_is_lost_at_whichever_operation_the_power_goes() {
 /// Each sync is there for a reason: without it the same seeds find something lost.
 #[tokio::test]
 async fn a_sync_that_is_left_out_is_found() {
-    let lies: [(&str, fn(&Path) -> bool); 5] = [
+    let lies: [(&str, Lie); 5] = [
         ("the log", |path| path.ends_with("log.redb")),
         ("a snapshot", |path| path.extension().is_some_and(|extension| extension == "partial")),
         ("the folder of the snapshots", |path| path.ends_with("snapshots")),

@@ -22,9 +22,6 @@ use crate::cluster::{Cluster, Running};
 const TEST: &str = "linear::process::a_member_by_itself";
 const FOLDER: &str = "TAMDAO_TEST_MEMBER";
 
-/// Who waits for which answer, by the question's number; none once the process has ended.
-type Waiting = HashMap<u64, oneshot::Sender<Answer>>;
-
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Ask {
     /// Where it is, and who it is.
@@ -78,12 +75,15 @@ struct Numbered<T> {
     said: T,
 }
 
+/// Who waits for the answer to which number; none when there will be no more.
+type Waiting = Option<HashMap<u64, oneshot::Sender<Answer>>>;
+
 /// A member's process, as a test has it.
 pub struct Process {
     child: Mutex<Child>,
     pid: Pid,
     input: tokio::sync::Mutex<ChildStdin>,
-    waiting: Arc<Mutex<Option<Waiting>>>,
+    waiting: Arc<Mutex<Waiting>>,
     numbers: AtomicU64,
 }
 
@@ -108,7 +108,7 @@ impl Process {
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let waiting = Arc::new(Mutex::new(Some(Waiting::new())));
+        let waiting = Arc::new(Mutex::new(Waiting::Some(HashMap::new())));
         let answered = Arc::clone(&waiting);
         tokio::spawn(async move {
             let mut lines = BufReader::new(output).lines();

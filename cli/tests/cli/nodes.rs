@@ -272,7 +272,7 @@ async fn bmcs_are_set_without_their_password_being_seen_and_drilled() {
 
     let drill = |url: &str, good, reason: &str, message: &str| FenceDrill {
         url: url.into(),
-        time: ago(60),
+        time: ago(300),
         good,
         reason: reason.into(),
         message: message.into(),
@@ -292,7 +292,7 @@ async fn bmcs_are_set_without_their_password_being_seen_and_drilled() {
     fake.world().nodes = vec![drilled];
     assert_snapshot!("fence-drill", tamdao.story("node fence-drill n1").await);
     let shown = tamdao.story("node get n1").await;
-    for part in ["https://a (Good, 1m ago)", "https://b (TooSlow, 1m ago)", "https://c (not drilled yet)"] {
+    for part in ["https://a (Good, 5m ago)", "https://b (TooSlow, 5m ago)", "https://c (not drilled yet)"] {
         assert!(shown.contains(part), "{shown}");
     }
     fake.world().nodes[0].status.as_mut().unwrap().fence_drill.remove(0);

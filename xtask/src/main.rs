@@ -52,7 +52,7 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Availability: how long a VM is away when its node is lost, and how long a drain takes
+    /// Availability: how long a VM is away when its node is lost
     Availability {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]

@@ -1,6 +1,5 @@
-//! The bench of availability: how long a VM is away when its node is lost, and how long a drain takes. `cargo xtask
-//! bench availability` runs it; it needs root. It prints a table on standard error and, with --json FILE, writes the
-//! same as data.
+//! The bench of availability: how long a VM is away when its node is lost. `cargo xtask bench availability` runs it;
+//! it needs root. It prints a table on standard error and, with --json FILE, writes the same as data.
 //!
 //! A cloud of three controllers and three nodes with libvirt, keepers and a shared pool; the guest is tiny. A loss is
 //! from the moment when the node's power or its network and storage are gone, to when the cloud says that the VM runs
@@ -22,8 +21,6 @@ use tamdao_tests::wait::BOOT;
 
 /// Losses of each kind.
 const ROUNDS: usize = 10;
-/// Guests of the node that is drained.
-const GUESTS: usize = 20;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long beyond the settings' own time a VM may be away before the bench gives up.
@@ -47,7 +44,6 @@ async fn main() -> Result<()> {
     let cloud = Cloud::builder().controllers(3).nodes(3).leases_of(lease_ms).start().await?;
     let mut bench = Bench { cloud, lease_ms, rows: Vec::new() };
     bench.losses().await?;
-    bench.drain().await?;
     let Bench { cloud, rows, .. } = bench;
     cloud.done()?;
     if let Some(file) = file {
@@ -95,8 +91,7 @@ impl Bench {
             self.row(&format!("{words} to running elsewhere, median of {ROUNDS}"), at(&took, 0.5));
             self.row(&format!("{words} to running elsewhere, worst"), at(&took, 1.0));
         }
-        self.cloud.cli.run(&["vm", "delete", "web", "--force", "--yes"]).await?;
-        self.cloud.vanishes("web").await
+        Ok(())
     }
 
     /// One loss; how long the VM was away.
@@ -154,36 +149,6 @@ impl Bench {
         self.cloud.cli.run(&["node", "update", node, "--bmc", &given]).await?;
         self.cloud.cli.run(&["node", "fence-drill", node]).await?;
         Ok(bmc)
-    }
-
-    /// A node with many guests is drained; they stand still while they move where they are emulated (decision 0112).
-    async fn drain(&mut self) -> Result<()> {
-        for other in ["n2", "n3"] {
-            self.cloud.cli.run(&["node", "cordon", other]).await?;
-        }
-        let names: Vec<String> = (1..=GUESTS).map(|number| format!("g{number}")).collect();
-        for name in &names {
-            let arguments = ["vm", "create", name, "--flavor", "tiny", "--network", "lan", "--no-wait"];
-            self.cloud.cli.run(&[&arguments[..], &SHARED].concat()).await?;
-        }
-        for name in &names {
-            self.cloud.guest(name).says(READY, 1).await?;
-        }
-        for other in ["n2", "n3"] {
-            self.cloud.cli.run(&["node", "uncordon", other]).await?;
-        }
-        let lookout = Lookout::start();
-        let began = Instant::now();
-        let said = self.cloud.cli.within(10 * PATIENCE, &["node", "drain", "n1", "--yes"]).await?;
-        let took = began.elapsed();
-        ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-        lookout.end()?;
-        for name in &names {
-            let vm = self.cloud.vm(name).await?;
-            ensure!(api::phase(&vm) == VmPhase::Running && api::node(&vm) != "n1", "{}", api::told(&vm));
-        }
-        self.row(&format!("drain of a node with {GUESTS} guests of 128 MiB"), took);
-        Ok(())
     }
 
     fn row(&mut self, name: &str, value: Duration) {

@@ -10,7 +10,7 @@ use crate::Result;
 /// Builds all programs as the tests want them.
 const BUILD: &str = "cargo build --workspace --bins --features tamdao-node-agent/test-hooks";
 
-/// Where the programs of the release before this version are, which `cargo xtask ci --long` builds.
+/// Where the programs of the release before this version are, which `cargo xtask upgrade` builds.
 const RELEASED: &str = "TAMDAO_TEST_RELEASED_DIR";
 
 /// The version whose programs are started.

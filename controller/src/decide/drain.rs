@@ -2,9 +2,10 @@
 //!
 //! Invariants: what a drain is stands in the node's record, and what it did to a VM in the VM's, so any leader goes on
 //! with it; Draining and Returning have a deadline, after which they are given up; a node is Drained only while its agent
-//! is heard and has confirmed that nothing runs. Deliberately absent: where VMs go, which the drainer's planner says.
+//! is heard and has confirmed that nothing runs, and that no disk is left of what has moved: a node that is switched off or
+//! replaced then owes nothing. Deliberately absent: where VMs go, which the drainer's planner says.
 
-use tamdao_model::assignment::Intent;
+use tamdao_model::assignment::{Assignment, Hold, Intent};
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::event::Severity;
 use tamdao_model::moves::{Cause, MoveEvent};
@@ -198,7 +199,7 @@ pub enum Due {
     GiveUp(NodeId),
     /// Somebody has uncordoned a node that is drained, or cordoned one that returns.
     Overruled(NodeId),
-    /// Nothing runs there.
+    /// Nothing runs there, and nothing is left of what did.
     Drained(NodeId),
     /// Something runs there again.
     Anew(NodeId),
@@ -217,7 +218,7 @@ pub fn due(view: &View, now: TimeMs) -> Vec<Due> {
         match drain.phase {
             phase if row.spec.cordoned == (phase == DrainPhase::Returning) => due.push(Due::Overruled(id)),
             _ if drain.deadline.is_some_and(|deadline| deadline < now) => due.push(Due::GiveUp(id)),
-            DrainPhase::Draining if nothing_runs(view, row) => due.push(Due::Drained(id)),
+            DrainPhase::Draining if is_empty(view, row) => due.push(Due::Drained(id)),
             DrainPhase::Drained if runs(view, row) => due.push(Due::Anew(id)),
             DrainPhase::Draining | DrainPhase::Drained | DrainPhase::Returning => {}
         }
@@ -271,7 +272,7 @@ pub fn settle(draft: &mut Draft, moment: &mut Moment, what: &Due) {
 
 fn advance(draft: &mut Draft, moment: &mut Moment, id: NodeId, to: DrainPhase) {
     let Ok(mut node) = known(draft.view(), id) else { return };
-    let empty = nothing_runs(draft.view(), &node);
+    let empty = is_empty(draft.view(), &node);
     let Some(drain) = node.status.drain.as_mut().filter(|drain| drain.phase != to) else { return };
     if (to == DrainPhase::Drained) != empty || drain.phase == DrainPhase::Returning {
         return;
@@ -348,13 +349,21 @@ pub fn phase(view: &View, id: NodeId) -> Option<DrainPhase> {
     view.nodes.get(id)?.status.drain.as_ref().map(|drain| drain.phase)
 }
 
-/// Whether the node's agent, which is heard, has confirmed that nothing of ours runs there and nothing is on its way.
-pub fn nothing_runs(view: &View, node: &Node) -> bool {
+/// Whether the node's agent, which is heard, has confirmed that nothing of ours runs there, nothing is on its way, and no
+/// disk is left of what has gone.
+fn is_empty(view: &View, node: &Node) -> bool {
+    let assignment = view.assignment(node.id());
     node.status.phase == NodePhase::Ready
-        && view.assignment(node.id()).vms.iter().all(|(id, entry)| match entry.intent {
+        && copies(&assignment) == 0
+        && assignment.vms.iter().all(|(id, entry)| match entry.intent {
             Intent::Wanted | Intent::Stop => view.vms.get(*id).is_some_and(|vm| is_off(vm)),
             Intent::Stale | Intent::Incoming | Intent::Outgoing | Intent::Left => false,
         })
+}
+
+/// How many files a node has of disks that are, or will be, elsewhere.
+pub fn copies(assignment: &Assignment) -> usize {
+    assignment.volumes.values().filter(|entry| entry.hold != Hold::Own).count()
 }
 
 /// Whether something of ours certainly runs there.

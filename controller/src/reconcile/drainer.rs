@@ -244,6 +244,10 @@ fn told(
     let under_way = here().filter(|rest| matches!(rest.what, What::Waits | What::ShutDown)).count();
     let blocked: Vec<_> = here().filter(|rest| rest.what.blocks()).collect();
     let mut message = format!("{left} {word}, {under_way} under way");
+    let copies = drain::copies(&view.assignment(id));
+    if left == 0 && copies > 0 {
+        message += &format!("; {copies} disks of VMs that have gone are being removed");
+    }
     for rest in blocked.iter().take(NAMED) {
         message += &format!("; {}: {}", name(view, rest.vm), rest.why);
     }

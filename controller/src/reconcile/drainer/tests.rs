@@ -2,9 +2,9 @@
 //! is lost, and what left comes back.
 
 use proptest::prelude::*;
-use tamdao_model::assignment::Intent;
+use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::convert::agent::{FileState, VolumeSeen};
-use tamdao_model::moves::{MoveEvent, MoveSpec};
+use tamdao_model::moves::MoveEvent;
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::{GuestState, MaintenancePolicy, Power, Vm, VmPhase};
 use tamdao_model::{AgencyId, Meta, Name, PoolId, Scope};
@@ -155,7 +155,7 @@ impl Scene {
 
     /// The agents do what stands in their assignments.
     fn act(&mut self) -> bool {
-        let mut did = false;
+        let mut did = self.remove_copies();
         let open: Vec<_> = self.draft.view().moves.iter().map(|row| (row.id(), row.spec.clone())).collect();
         for (id, spec) in open {
             if !self.draft.view().moves.get(id).is_some_and(|row| row.status.phase.is_open()) {
@@ -165,7 +165,7 @@ impl Scene {
             let phase = self.draft.view().moves.get(id).unwrap().status.phase;
             let vm = (*self.draft.view().vms.get(spec.vm).unwrap().value).clone();
             if phase == MovePhase::Clearing {
-                self.clears(&vm, &spec, spec.target, spec.incarnation_to);
+                self.clears(&vm, spec.target, spec.incarnation_to);
                 continue;
             }
             move_step::happens(&mut self.draft, &mut self.moment, id, MoveEvent::TargetReady, None);
@@ -174,7 +174,7 @@ impl Scene {
             assert_eq!(vm.status.node, Some(spec.target));
             let on = if vm.wants_on() { GuestState::Running } else { GuestState::Stopped };
             self.report(spec.target, &Part { vms: vec![seen(&vm, on, false)], ..Part::default() });
-            self.clears(&vm, &spec, spec.source, spec.incarnation_from);
+            self.clears(&vm, spec.source, spec.incarnation_from);
         }
         let vms: Vec<Vm> = self.draft.view().vms.iter().map(|row| (*row.value).clone()).collect();
         for vm in vms {
@@ -189,19 +189,32 @@ impl Scene {
         did
     }
 
-    /// A node says that nothing is left of an incarnation.
-    fn clears(&mut self, vm: &Vm, spec: &MoveSpec, node: NodeId, incarnation: u64) {
+    /// A node says that nothing is left of an incarnation; of its disks it says so later.
+    fn clears(&mut self, vm: &Vm, node: NodeId, incarnation: u64) {
         let mut gone = seen(vm, GuestState::Absent, true);
         gone.incarnation = incarnation;
-        let removed = spec.copies.iter().map(|volume| VolumeSeen {
-            volume: *volume,
-            state: FileState::Deleted,
-            size_mib: 16,
-            used_mib: 0,
-            problem: None,
-        });
-        let part = Part { vms: vec![gone], volumes: removed.collect(), ..Part::default() };
-        self.report(node, &part);
+        self.report(node, &Part { vms: vec![gone], ..Part::default() });
+    }
+
+    /// Nodes say that the disks of what has gone are removed.
+    fn remove_copies(&mut self) -> bool {
+        let nodes: Vec<NodeId> = self.draft.view().nodes.iter().map(|row| row.id()).collect();
+        let mut did = false;
+        for node in nodes {
+            let assignment = self.draft.view().assignment(node);
+            let leaving = assignment.volumes.iter().filter(|(_, entry)| entry.hold == Hold::Leaving);
+            let removed = leaving.map(|(volume, _)| VolumeSeen {
+                volume: *volume,
+                state: FileState::Deleted,
+                size_mib: 16,
+                used_mib: 0,
+                problem: None,
+            });
+            let part = Part { volumes: removed.collect(), ..Part::default() };
+            did |= !part.volumes.is_empty();
+            self.report(node, &part);
+        }
+        did
     }
 
     /// Until nothing changes any more.
@@ -227,6 +240,9 @@ impl Scene {
                 row.status.phase.is_open() && [row.spec.source, row.spec.target].contains(&node.id())
             };
             assert!(view.moves.iter().filter(ends).count() <= PER_NODE);
+            // Whoever is drained may be switched off for good.
+            let drained = drain::phase(view, node.id()) == Some(DrainPhase::Drained);
+            assert!(!drained || drain::copies(&view.assignment(node.id())) == 0, "{:?}", node.id());
         }
         for vm in view.vms.iter() {
             let wanted = view.nodes.iter().filter(|node| {

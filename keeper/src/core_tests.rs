@@ -2,6 +2,8 @@
 
 use super::*;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use tamdao_seams::choose;
 use uuid::Uuid;
 
 const LEASE: u64 = 60_000;
@@ -182,55 +184,73 @@ fn an_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-proptest! {
-    /// Against a model that knows what is on the disk only: when a reader may believe in silence, nothing runs.
-    #[test]
-    fn nothing_runs_when_a_reader_may_believe_in_silence(events in prop::collection::vec(an_event(), 1..80)) {
-        let mut keeper = Keeper::new(None);
-        keeper.hold(pool(1), LEASE, BootMs(0)).unwrap();
-        let mut now = 0u64;
-        let mut under_way = None;
-        // What the record says: when its last renewal was sent, and for how long it is good.
-        let mut record: Option<(u64, u64)> = None;
-        let mut running = BTreeSet::new();
-        for event in events {
-            match event {
-                Event::Pass(ms) => now += ms,
-                Event::Written { succeeded, reached } => {
-                    if let Some(renewal) = under_way.take() {
-                        let renewal: Renewal = renewal;
-                        if succeeded || reached {
-                            record = (!renewal.released).then_some((renewal.sent_at.0, renewal.lease_ms));
-                        }
-                        keeper.written(&renewal, succeeded, BootMs(now));
+/// Lives through the events against a model that knows what is on the disk only: when a reader may believe in silence,
+/// nothing runs.
+fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
+    let mut keeper = Keeper::new(None);
+    keeper.hold(pool(1), LEASE, BootMs(0)).unwrap();
+    let mut now = 0u64;
+    let mut under_way = None;
+    // What the record says: when its last renewal was sent, and for how long it is good.
+    let mut record: Option<(u64, u64)> = None;
+    let mut running = BTreeSet::new();
+    for event in events {
+        match event {
+            Event::Pass(ms) => now += ms,
+            Event::Written { succeeded, reached } => {
+                if let Some(renewal) = under_way.take() {
+                    let renewal: Renewal = renewal;
+                    if succeeded || reached {
+                        record = (!renewal.released).then_some((renewal.sent_at.0, renewal.lease_ms));
                     }
+                    keeper.written(&renewal, succeeded, BootMs(now));
                 }
-                Event::Guard(n) => {
-                    if keeper.guard(vm(n.into()), [pool(1)].into(), &BTreeMap::new(), BootMs(now)).is_ok() {
-                        running.insert(vm(n.into()));
-                    }
-                }
-                Event::Reaped(n) => {
-                    keeper.reaped(vm(n.into()));
-                    running.remove(&vm(n.into()));
-                }
-                Event::Release => {
-                    let _ = keeper.release(pool(1), BootMs(now));
-                }
-                Event::Hold(lease_ms) => keeper.hold(pool(1), lease_ms, BootMs(now)).unwrap(),
             }
-            let step = keeper.tick(BootMs(now));
-            if let Some(renewal) = step.renew.first() {
-                prop_assert!(under_way.is_none(), "two writes of one record at once");
-                under_way = Some(*renewal);
+            Event::Guard(n) => {
+                if keeper.guard(vm(n.into()), [pool(1)].into(), &BTreeMap::new(), BootMs(now)).is_ok() {
+                    running.insert(vm(n.into()));
+                }
             }
-            let dying: BTreeSet<VmId> = step.kill.iter().copied().collect();
-            let age = record.map(|(sent, lease_ms)| (now - sent, lease_ms));
-            for vm in &running {
-                let (age, lease_ms) = age.expect("a guest runs on a pool whose record says released");
-                prop_assert!(age < lease_ms * 2 / 3 || dying.contains(vm), "{vm} runs at {age} of {lease_ms}");
-                prop_assert!(age < lease_ms * 5 / 6 || !step.feed, "{vm} is there at {age} of {lease_ms}, and fed");
+            Event::Reaped(n) => {
+                keeper.reaped(vm(n.into()));
+                running.remove(&vm(n.into()));
             }
+            Event::Release => {
+                let _ = keeper.release(pool(1), BootMs(now));
+            }
+            Event::Hold(lease_ms) => keeper.hold(pool(1), lease_ms, BootMs(now)).unwrap(),
+        }
+        let step = keeper.tick(BootMs(now));
+        if let Some(renewal) = step.renew.first() {
+            prop_assert!(under_way.is_none(), "two writes of one record at once");
+            under_way = Some(*renewal);
+        }
+        let dying: BTreeSet<VmId> = step.kill.iter().copied().collect();
+        let age = record.map(|(sent, lease_ms)| (now - sent, lease_ms));
+        for vm in &running {
+            let (age, lease_ms) = age.expect("a guest runs on a pool whose record says released");
+            prop_assert!(age < lease_ms * 2 / 3 || dying.contains(vm), "{vm} runs at {age} of {lease_ms}");
+            prop_assert!(
+                age < lease_ms * 5 / 6 || !step.feed,
+                "{vm} is there at {age} of {lease_ms}, and fed"
+            );
         }
     }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn nothing_runs_when_a_reader_may_believe_in_silence(events in prop::collection::vec(an_event(), 1..80)) {
+        live(events)?;
+    }
+}
+
+/// The property above bites. The simulation does not meet this bug: its guests are killed before it matters.
+#[test]
+fn a_lease_that_is_counted_from_the_answer_is_found() {
+    choose(Some(Mutant::LeaseCountedFromReceipt));
+    let found = TestRunner::deterministic().run(&prop::collection::vec(an_event(), 1..80), live);
+    choose(None);
+    assert!(found.is_err());
 }

@@ -101,3 +101,8 @@ fn proof_used_twice() {
 fn brake_stops_rack() {
     found(Mutant::BrakeStopsRack, 60, &["brake"]);
 }
+
+#[test]
+fn power_off_unread() {
+    found(Mutant::PowerOffUnread, 80, &["proofs", "one-place"]);
+}

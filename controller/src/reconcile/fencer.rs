@@ -1,11 +1,13 @@
 //! The fencer: looks for evidence that a lost node runs none of its protected VMs. It reads the silence of storage leases
 //! through nodes that hold the same pools, takes its power by its BMCs, and takes a goodbye for what it is.
 //!
+//! Leases are looked at from the first heartbeats that are missed, so that the time of a session is not lost for them.
+//!
 //! Invariants: nobody is judged before a whole session timeout has passed since this leader began to accept sessions, and
-//! nobody who has a session; what is committed is a proof or a word about the search, and what lies between two readings
-//! is lost with the office, so that the next leader reads anew. Nothing is powered off while the brake holds, the cloud
-//! recovers, or a storage lease of the node is seen alive, nor before that it will be is committed. Deliberately absent:
-//! restarting anything, and powering on.
+//! nobody who has a session; of who is only suspected nothing is told or committed. What is committed is a proof or a word
+//! about the search, and what lies between two readings is lost with the office, so that the next leader reads anew.
+//! Nothing is powered off while the brake holds, the cloud recovers, or a storage lease of the node is seen alive, nor
+//! before that it will be is committed. Deliberately absent: restarting anything, and powering on.
 
 mod power;
 
@@ -36,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_secs(3);
 /// A reader that was not heard for so long is not asked.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
+/// Who has missed so much is looked at: two heartbeats.
+const SUSPECT: Duration = Duration::from_millis(2_500);
 /// More than what is needed between two readings, because two clocks count it.
 const MARGIN: Duration = Duration::from_millis(300);
 /// A lease that nobody could read for so long is not seen alive.
@@ -47,6 +51,30 @@ pub struct Fencer {
     since: Instant,
     searches: BTreeMap<(NodeId, PoolId), Search>,
     takings: BTreeMap<NodeId, Taking>,
+}
+
+/// How far the silence of a node's agent has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has missed heartbeats: readings of its leases begin, and nothing else does.
+    Suspected,
+    /// Its session has timed out, and this leader has waited for it for as long.
+    Lost,
+}
+
+impl Stage {
+    /// What is to be done about a node that has been silent for so long; `silence` is none if this leader, in office for
+    /// `office`, never heard it.
+    fn of(phase: NodePhase, silence: Option<Duration>, office: Duration, timeout: Duration) -> Option<Self> {
+        let judged = matches!(phase, NodePhase::Unreachable | NodePhase::Fencing | NodePhase::Fenced);
+        let may_judge = office > timeout || has(Mutant::LeaderJudgesAtOnce);
+        match silence {
+            silence if judged && may_judge && silence.is_none_or(|silence| silence > timeout) => {
+                Some(Self::Lost)
+            }
+            silence => (silence.unwrap_or(office) > SUSPECT).then_some(Self::Suspected),
+        }
+    }
 }
 
 /// How the silence of one node on one pool is being found out.
@@ -130,22 +158,34 @@ impl Loop for Fencer {
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let readings = shared.sessions.take_readings();
         let (now, timeout) = (shared.clock.instant(), shared.sessions.timeout());
-        if now.saturating_duration_since(self.since) <= timeout && !has(Mutant::LeaderJudgesAtOnce) {
+        let office = now.saturating_duration_since(self.since);
+        let view = shared.cache.view();
+        if view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now())) {
+            (self.searches, self.takings) = Default::default();
             return Ok(0);
         }
-        let view = shared.cache.view();
-        let lost = view.nodes.iter().filter(|node| {
-            let phase = node.status.phase;
-            matches!(phase, NodePhase::Unreachable | NodePhase::Fencing | NodePhase::Fenced)
-                && shared.sessions.silence(node.id(), now).is_none_or(|silence| silence > timeout)
-        });
-        let lost: Vec<_> = lost.map(|node| node.value.clone()).collect();
+        let stage = |node: &Node| {
+            let silence = shared.sessions.silence(node.id(), now);
+            Stage::of(node.status.phase, silence, office, timeout)
+        };
+        let silent = view.nodes.iter().filter_map(|row| Some((row.value.clone(), stage(&row.value)?)));
+        let silent: Vec<_> = silent.collect();
         let mut open = 0;
         let (mut asked, mut taken) = (Vec::new(), Vec::new());
-        for node in &lost {
+        for (node, stage) in &silent {
             let question = fence::question(&view, node);
-            if question.vms.is_empty() || view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now()))
-            {
+            if question.vms.is_empty() {
+                continue;
+            }
+            let power = !node.spec.bmcs.is_empty();
+            // A lease that proves nothing of a VM may still show that the node lives.
+            let held = node.status.pools.iter().filter(|(_, seen)| power && seen.lease.is_some());
+            let pools: BTreeSet<PoolId> = held.map(|(pool, _)| *pool).chain(question.pools.clone()).collect();
+            asked.extend(pools.iter().map(|pool| (node.id(), *pool)));
+            if *stage == Stage::Suspected {
+                for pool in pools {
+                    self.search(shared, &view, node, pool, false, &readings).await?;
+                }
                 continue;
             }
             open += question.vms.len() as u64;
@@ -168,18 +208,13 @@ impl Loop for Fencer {
                 });
                 sought.await?;
             }
-            let power = !node.spec.bmcs.is_empty();
             if question.pools.is_empty() && !power {
                 let message = "no keeper guards its VMs on a shared pool, so nothing but its power or a person can say \
                                that they do not run: tamdao node attest-gone";
                 tell(shared, node, fence::CONDITION, "NoEvidence", message).await?;
             }
-            // A lease that proves nothing of a VM may still show that the node lives.
-            let held = node.status.pools.iter().filter(|(_, seen)| power && seen.lease.is_some());
-            let pools: BTreeSet<PoolId> = held.map(|(pool, _)| *pool).chain(question.pools.clone()).collect();
             let mut proven = false;
             for pool in pools {
-                asked.push((node.id(), pool));
                 let proves = question.pools.contains(&pool);
                 proven |= self.search(shared, &view, node, pool, proves, &readings).await?;
             }
@@ -244,8 +279,8 @@ impl Fencer {
         }
     }
 
-    /// Takes the readings of one node's lease on one pool further; `proves` if its silence would speak of some VM. Says
-    /// whether that was proven.
+    /// Takes the readings of one node's lease on one pool further; `proves` if its silence would speak of some VM, and the
+    /// node is lost. Says whether that was proven.
     async fn search(
         &mut self,
         shared: &Shared,
@@ -358,11 +393,19 @@ impl Search {
             return Step::Wait;
         };
         match silence(&self.about.0, first, &reading) {
-            Ok(silence) => Step::Proven(silence),
+            Ok(silence) => {
+                // It is asked again if this came too early to be used.
+                self.next = now + self.pause(lease_ms);
+                Step::Proven(silence)
+            }
             Err(Doubt::TooClose) => {
                 let due = *at + Duration::from_millis(apart_ms(lease_ms)) + MARGIN;
-                let pause = self.pause(lease_ms);
-                self.next = due.min(now + pause).max(now + RETRY.min(pause));
+                let regular = now + self.pause(lease_ms);
+                // No look so short before the one that counts that it would hold that up.
+                self.next = match regular + RETRY.min(self.pause(lease_ms)) < due {
+                    true => regular,
+                    false => due.max(now + MARGIN),
+                };
                 Step::Wait
             }
             Err(doubt) => {
@@ -488,6 +531,30 @@ mod tests {
     fn ask(search: &mut Search, now: Instant, told: &LeaseTold) -> Step {
         (search.reader, search.asked) = (Some(READER), Some(now));
         search.take(told, now)
+    }
+
+    #[test]
+    fn who_misses_heartbeats_is_looked_at_and_who_is_silent_for_long_is_judged() {
+        use NodePhase::{Fencing, Ready, Unreachable};
+        let s = Duration::from_secs;
+        let (timeout, long) = (s(10), s(1_000));
+        let of = |phase, silence, office| Stage::of(phase, silence, office, timeout);
+        for (phase, silence, office, expected) in [
+            (Ready, Some(s(1)), long, None),
+            (Ready, Some(s(3)), long, Some(Stage::Suspected)),
+            (Ready, Some(s(11)), long, Some(Stage::Suspected)),
+            (Unreachable, Some(s(11)), long, Some(Stage::Lost)),
+            (Fencing, None, long, Some(Stage::Lost)),
+            // It is heard again, and its record does not say so yet.
+            (Fencing, Some(s(1)), long, None),
+            // A new leader judges nobody, and looks at who does not come.
+            (Fencing, None, s(1), None),
+            (Fencing, None, s(4), Some(Stage::Suspected)),
+            (Unreachable, Some(s(11)), s(10), Some(Stage::Suspected)),
+            (Unreachable, Some(s(11)), s(11), Some(Stage::Lost)),
+        ] {
+            assert_eq!(of(phase, silence, office), expected, "{phase:?} {silence:?} {office:?}");
+        }
     }
 
     #[tokio::test]

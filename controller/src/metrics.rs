@@ -15,6 +15,7 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tamdao_model::limits;
 use tamdao_store::cache::Cache;
 use tamdao_store::kv::{Kv, Role};
 use tonic::Code;
@@ -51,6 +52,14 @@ pub fn describe() {
     );
     describe_gauge!("tamdao_store_revision", "Newest revision applied here");
     describe_gauge!("tamdao_store_oldest_revision", "Oldest revision after which a watch can begin");
+    describe_gauge!(
+        "tamdao_store_state_bytes",
+        "Keys and values of the state; memory and snapshots grow with it"
+    );
+    describe_gauge!(
+        "tamdao_store_state_limit_bytes",
+        "The size at half and four fifths of which an event is written"
+    );
     describe_gauge!("tamdao_store_stopped", "1 when the store cannot write and has stopped here");
     describe_gauge!("tamdao_store_leader", "1 on the controller that leads the store");
     describe_gauge!("tamdao_store_has_leader", "1 when a leader is known here");
@@ -120,6 +129,8 @@ impl Readiness {
         let cached = self.cache.view().revision;
         let number = |value: u64| value as f64;
         gauge!("tamdao_store_revision").set(number(status.revision.0));
+        gauge!("tamdao_store_state_bytes").set(number(status.bytes));
+        gauge!("tamdao_store_state_limit_bytes").set(number(limits::STATE_BYTES));
         gauge!("tamdao_store_stopped").set(f64::from(u8::from(status.error.is_some())));
         gauge!("tamdao_store_oldest_revision").set(number(status.oldest.0));
         gauge!("tamdao_store_leader").set(f64::from(u8::from(status.role == Role::Leader)));

@@ -59,6 +59,8 @@ pub const PAGE_SIZE_MAX: usize = 1_000;
 pub const BODY_BYTES: usize = 256 * 1024;
 /// How long an address rests after its VM is gone, ms.
 pub const ADDRESS_REST_MS: u64 = 10 * 60 * 1_000;
+/// The store's state, keys and values. Nothing is refused beyond it: at half and at four fifths of it people are told.
+pub const STATE_BYTES: u64 = 2 << 30;
 /// How long events stay in the store, ms.
 pub const EVENT_KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 /// How long answered requests are remembered, ms.

@@ -58,6 +58,10 @@ pub struct Record {
 }
 
 impl Record {
+    fn bytes(&self, key: &Key) -> u64 {
+        (key.as_str().len() + self.value.len()) as u64
+    }
+
     fn entry(&self, key: &Key) -> Entry {
         Entry {
             key: key.clone(),
@@ -110,6 +114,8 @@ pub struct View {
     pub revision: Revision,
     /// The level of encodings.
     pub level: u32,
+    /// Bytes of keys and values.
+    pub bytes: u64,
     records: OrdMap<Key, Record>,
     digest: Digest,
 }
@@ -126,6 +132,7 @@ impl View {
                 mod_revision: entry.mod_revision,
             };
             view.digest.add(Digest::of(&entry.key, &record));
+            view.bytes += record.bytes(&entry.key);
             view.records.insert(entry.key, record);
         }
         view
@@ -306,6 +313,7 @@ impl Mvcc {
                     if let Some(old) = self.view.records.remove(&key) {
                         bytes += key.as_str().len();
                         self.view.digest.subtract(Digest::of(&key, &old));
+                        self.view.bytes -= old.bytes(&key);
                         changes.push(Change::Delete(key));
                     }
                 }
@@ -331,10 +339,12 @@ impl Mvcc {
         let old = self.view.records.get(&key);
         if let Some(old) = old {
             self.view.digest.subtract(Digest::of(&key, old));
+            self.view.bytes -= old.bytes(&key);
         }
         let create_revision = old.map_or(revision, |old| old.create_revision);
         let record = Record { value, create_revision, mod_revision: revision };
         self.view.digest.add(Digest::of(&key, &record));
+        self.view.bytes += record.bytes(&key);
         let entry = record.entry(&key);
         self.view.records.insert(key, record);
         entry

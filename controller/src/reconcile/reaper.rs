@@ -1,5 +1,6 @@
-//! The reaper: removes what has had its time: old events and audit records that the controllers' journals hold, answered
-//! requests, rested addresses, expired tokens; and forgets the store's history behind them.
+//! The reaper keeps the store small: it removes what has had its time, which is old events and audit records that the controllers' journals hold, answered
+//! requests, rested addresses, expired tokens; it forgets the store's history behind them, and tells when the state grows
+//! large all the same.
 
 use std::time::Duration;
 
@@ -7,12 +8,13 @@ use async_trait::async_trait;
 use tamdao_model::address::{Address, Holder};
 use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{JoinToken, Request};
-use tamdao_model::event::Event;
+use tamdao_model::event::{Event, Severity};
 use tamdao_model::{Stored, TimeMs, limits};
 use tamdao_store::kv::Revision;
 use tamdao_store::view::View;
 
 use super::Loop;
+use crate::decide;
 use crate::refusal::Refusal;
 use crate::shared::Shared;
 
@@ -27,6 +29,8 @@ const KEPT_HISTORY: u64 = 50_000;
 #[derive(Default)]
 pub struct Reaper {
     compacted: Revision,
+    /// How full the state was when that was last told, in percent of its limit; 0 for less than half.
+    told: u64,
 }
 
 /// The key of a record whose time is over.
@@ -79,8 +83,44 @@ impl Loop for Reaper {
             shared.kv.compact(through).await?;
             self.compacted = through;
         }
+        self.tell(shared).await?;
         Ok(kept)
     }
+}
+
+impl Reaper {
+    /// Writes an event when the state has become larger than was told.
+    async fn tell(&mut self, shared: &Shared) -> Result<(), Refusal> {
+        let bytes = shared.kv.status().bytes;
+        let full = full(bytes, self.told);
+        if full > self.told {
+            let me = shared.me.id;
+            let message = format!(
+                "the store's state is {} MiB, more than {full} % of {} MiB: look at what there is so much of",
+                bytes >> 20,
+                limits::STATE_BYTES >> 20
+            );
+            let told = shared.writer.submit(move |draft, moment| {
+                // One that is being removed has no record any more, and another leader tells.
+                if let Some(controller) = draft.view().controllers.get(&me.to_string()).cloned() {
+                    let (severity, reason) = (Severity::Warning, "StateLarge");
+                    decide::event(draft, moment, &*controller, severity, reason, message.clone(), "reaper");
+                }
+                Ok(())
+            });
+            told.await?;
+        }
+        self.told = full;
+        Ok(())
+    }
+}
+
+/// How full the state is, in the steps that people are told of. A step that was told holds until the state is a
+/// twentieth of the limit below it, so that one that lingers there is told once.
+fn full(bytes: u64, told: u64) -> u64 {
+    let percent = bytes.saturating_mul(100) / limits::STATE_BYTES;
+    let reached = |step: &u64| percent >= if told >= *step { step - 5 } else { *step };
+    [80, 50].into_iter().find(reached).unwrap_or(0)
 }
 
 /// All whose time is over, and how many events and audit records stay beyond theirs because the journals hold no more
@@ -115,7 +155,6 @@ fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
 mod tests {
     use std::sync::Arc;
 
-    use tamdao_model::event::Severity;
     use tamdao_model::{EventId, Kind, Name};
     use tamdao_store::backend::memory::MemoryStore;
     use tamdao_store::cache::Cache;
@@ -140,6 +179,17 @@ mod tests {
             actor: String::new(),
             decision: None,
         }
+    }
+
+    #[test]
+    fn a_state_that_grows_is_told_of_once_at_each_step() {
+        let at = |percent: u64, told| full(limits::STATE_BYTES / 100 * percent + 100, told);
+        assert_eq!(
+            [at(0, 0), at(49, 0), at(50, 0), at(79, 50), at(80, 50), at(300, 0)],
+            [0, 0, 50, 50, 80, 80]
+        );
+        // Down again: it lingers, it is below, it grows once more.
+        assert_eq!([at(76, 80), at(74, 80), at(46, 50), at(44, 50), at(50, 0)], [80, 50, 50, 0, 50]);
     }
 
     fn an_audit_record(time: TimeMs) -> Audit {

@@ -211,8 +211,8 @@ impl Kv for MemoryStore {
     }
 
     fn status(&self) -> Status {
-        let (revision, oldest, level) =
-            self.local.read(|mvcc| (mvcc.revision(), mvcc.oldest(), mvcc.level()));
+        let (revision, oldest, level, bytes) =
+            self.local.read(|mvcc| (mvcc.revision(), mvcc.oldest(), mvcc.level(), mvcc.view().bytes));
         let leads = Arc::ptr_eq(&self.local, &self.truth);
         Status {
             backend: "memory",
@@ -222,6 +222,7 @@ impl Kv for MemoryStore {
             revision,
             oldest,
             level,
+            bytes,
             first_log: oldest.0,
             last_log: self.truth.revision().0,
             applied: revision.0,

@@ -72,6 +72,8 @@ pub struct Status {
     pub oldest: Revision,
     /// The level of encodings that every controller can read.
     pub level: u32,
+    /// Bytes of keys and values of the state here.
+    pub bytes: u64,
     /// Index of the first entry that is still in this controller's log.
     pub first_log: u64,
     /// Index of the last entry in this controller's log.

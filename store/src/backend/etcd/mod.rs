@@ -452,8 +452,15 @@ impl Kv for EtcdStore {
 
     fn status(&self) -> Status {
         let node = &*self.node;
-        let (revision, oldest, level, leader) = node.hub.read(|mvcc| {
-            (mvcc.revision(), mvcc.oldest(), mvcc.level(), mvcc.get(&Key::leader()).map(|entry| entry.value))
+        let (revision, oldest, level, bytes, leader) = node.hub.read(|mvcc| {
+            let bytes = mvcc.view().bytes;
+            (
+                mvcc.revision(),
+                mvcc.oldest(),
+                mvcc.level(),
+                bytes,
+                mvcc.get(&Key::leader()).map(|entry| entry.value),
+            )
         });
         let error = node.ended.get().cloned();
         let leader = leader.and_then(|value| Seat::decode(&value)).map(Member::from);
@@ -473,6 +480,7 @@ impl Kv for EtcdStore {
             revision,
             oldest,
             level,
+            bytes,
             first_log: oldest.0,
             last_log: revision.0,
             applied: revision.0,

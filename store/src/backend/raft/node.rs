@@ -309,8 +309,8 @@ impl Node {
 
     pub fn health(&self) -> Health {
         let metrics = self.metrics();
-        let (revision, oldest, level) =
-            self.hub.read(|mvcc: &Mvcc| (mvcc.revision(), mvcc.oldest(), mvcc.level()));
+        let (revision, oldest, level, bytes) =
+            self.hub.read(|mvcc: &Mvcc| (mvcc.revision(), mvcc.oldest(), mvcc.level(), mvcc.view().bytes));
         let members = members(metrics.membership_config.membership());
         let stopped = self.stopped.load(Ordering::Acquire);
         let ended = || metrics.running_state.as_ref().err().map(ToString::to_string);
@@ -334,6 +334,7 @@ impl Node {
             revision,
             oldest,
             level,
+            bytes,
             first_log: metrics.purged.map_or(0, |id| id.index + 1),
             last_log: metrics.last_log_index.unwrap_or_default(),
             applied: metrics.last_applied.map_or(0, |id| id.index),

@@ -30,6 +30,8 @@ pub struct Guarded {
     pub left_out: usize,
     /// The time of the judge for one decision, the median: the place and the plans that it touches.
     pub judged: Duration,
+    /// Decisions that would be made and judged, by the mean times of both.
+    pub judged_per_second: f64,
     /// The time to plan every loss.
     pub planned: Duration,
 }
@@ -72,8 +74,10 @@ pub fn measure(nodes: usize, percent: u64) -> Result<Guarded> {
     let whole = took.iter().sum();
     let speed = Speed::of(took, whole, refused);
     judged.sort_unstable();
+    let mean = judged.iter().sum::<Duration>().as_secs_f64() / judged.len().max(1) as f64;
+    let judged_per_second = 1.0 / (1.0 / speed.per_second + mean);
     let judged = judged.get(judged.len() / 2).copied().unwrap_or_default();
-    Ok(Guarded { speed, unguarded, not_proven, left_out, judged, planned })
+    Ok(Guarded { speed, unguarded, not_proven, left_out, judged, judged_per_second, planned })
 }
 
 /// How long the judge takes for one decision.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tamdao_model::{NodeId, PoolId, VmId};
-use tamdao_scheduler::check::{Step, check};
+use tamdao_scheduler::check::{Breach, Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
 use tamdao_scheduler::survive::{survive_each_node, survive_each_value};
@@ -144,6 +144,42 @@ proptest! {
             prop_assert_eq!(place(&view, vm), place(&anew, vm));
             prop_assert_eq!(explain(&view, vm), explain(&anew, vm));
         }
+    }
+
+    /// The judge of many steps says what it says of each on the cluster that those before it leave.
+    #[test]
+    fn steps_are_judged_one_after_the_other(plan in any_plan(6, 12), steps in prop::collection::vec((0u8..4, 0usize..12, 0usize..8, 0usize..8), 0..30)) {
+        let before = settle(&plan);
+        let node = |n: usize| NodeId(Uuid::from_u128(n as u128 + 1));
+        let step = |(what, vm, to, from): (u8, usize, usize, usize)| {
+            let vm = plan.vms.get(vm)?.clone();
+            // Where it stands, so that most leave what they hold.
+            let from = before.homes(vm.id).next().filter(|_| from > 1).unwrap_or(node(from));
+            let cells = before.cells_for(node(to), &vm);
+            Some(match what {
+                0 => Step::Release { vm: vm.id, node: from },
+                1 => Step::Move { vm: vm.id, from, to: node(to), cells },
+                _ => Step::Assign { vm, node: node(to), cells },
+            })
+        };
+        let steps: Vec<Step> = steps.into_iter().filter_map(step).collect();
+        let mut view = before.clone();
+        let mut expected = Vec::new();
+        for (at, step) in steps.iter().enumerate() {
+            let breaches = check(&view, std::slice::from_ref(step)).err().unwrap_or_default();
+            expected.extend(breaches.into_iter().map(|breach| Breach { step: at, ..breach }));
+            match step {
+                Step::Assign { vm, node, cells } => drop(view.assign_to(*node, *cells, vm.clone())),
+                Step::Release { vm, node } => drop(view.release(*node, *vm)),
+                Step::Move { vm, from, to, cells } => {
+                    if let Some(held) = view.vms_on(*from).iter().find(|held| held.id == *vm).cloned() {
+                        view.assign_to(*to, *cells, held).ok();
+                        view.release(*from, *vm);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(check(&before, &steps).err().unwrap_or_default(), expected);
     }
 
     #[test]

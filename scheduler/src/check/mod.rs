@@ -3,8 +3,9 @@
 //! given, so that a mistake there cannot hide itself here. Deliberately absent: whether a plan is good.
 
 pub mod plans;
+mod standing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use tamdao_model::{NodeId, PoolId, VmId, limits};
 use crate::cells::Cells;
 use crate::shape::{By, GroupId, NodeShape, Rule, RuleKind, VmShape};
 use crate::view::View;
+use standing::{Ground, Standing, memory_of};
 
 /// One step of a plan. Steps are judged in order, each on the cluster that those before it leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,116 +160,95 @@ impl fmt::Display for Broken {
 
 /// Every rule that the steps break, in the order of the steps; none if the plan may be committed.
 pub fn check(before: &View, steps: &[Step]) -> Result<(), Vec<Breach>> {
-    check_without(before, &BTreeSet::new(), steps)
+    check_on(&mut Ground::new(before), &|_| false, steps)
 }
 
-/// The same where these nodes are lost, with all that stands on them.
-pub fn check_without(before: &View, lost: &BTreeSet<NodeId>, steps: &[Step]) -> Result<(), Vec<Breach>> {
-    let mut judge = Judge { view: before, lost, changed: BTreeMap::new(), breaches: Vec::new(), step: 0 };
+/// The same where some nodes are lost, with all that stands on them.
+fn check_on(
+    ground: &mut Ground,
+    is_lost: &dyn Fn(&NodeShape) -> bool,
+    steps: &[Step],
+) -> Result<(), Vec<Breach>> {
+    let view = ground.view;
+    let mut judge = Judge { view, ground, is_lost, changed: BTreeMap::new(), breaches: Vec::new(), step: 0 };
     for (step, what) in steps.iter().enumerate() {
         judge.step = step;
         match what {
             Step::Assign { vm, node, cells } => judge.assign(vm, *node, *cells),
-            Step::Release { vm, node } => {
-                judge.release(*vm, *node);
-            }
-            Step::Move { vm, from, to, cells } => {
-                match judge.on(*from).into_iter().find(|(held, _)| held.id == *vm) {
-                    Some((held, _)) => {
-                        judge.assign(&held, *to, *cells);
-                        judge.release(*vm, *from);
-                    }
-                    None => judge.say(*vm, *from, Broken::NotThere),
+            Step::Release { vm, node } => judge.release(*vm, *node),
+            Step::Move { vm, from, to, cells } => match judge.on(*from).find(*vm).cloned() {
+                Some(held) => {
+                    judge.assign(&held, *to, *cells);
+                    judge.release(*vm, *from);
                 }
-            }
+                None => judge.say(*vm, *from, Broken::NotThere),
+            },
         }
     }
     if judge.breaches.is_empty() { Ok(()) } else { Err(judge.breaches) }
 }
 
-/// A VM with the cells that it holds.
-type Held = (Arc<VmShape>, Cells);
-
-struct Judge<'a> {
+struct Judge<'a, 'g> {
     view: &'a View,
-    lost: &'a BTreeSet<NodeId>,
-    /// The VMs of each node that a step has changed.
-    changed: BTreeMap<NodeId, Vec<Held>>,
+    ground: &'g mut Ground<'a>,
+    is_lost: &'g dyn Fn(&NodeShape) -> bool,
+    /// The nodes that the steps are about, as they are now.
+    changed: BTreeMap<NodeId, Standing<'a>>,
     breaches: Vec<Breach>,
     step: usize,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a, '_> {
     fn say(&mut self, vm: VmId, node: NodeId, broken: Broken) {
         self.breaches.push(Breach { step: self.step, vm, node, broken });
     }
 
-    fn on(&self, node: NodeId) -> Vec<Held> {
-        let before = || {
-            let vms = self.view.vms_on(node).iter();
-            vms.map(|vm| (vm.clone(), self.view.cells_of(node, vm.id))).collect()
-        };
-        self.changed.get(&node).cloned().unwrap_or_else(before)
+    fn on(&mut self, node: NodeId) -> &mut Standing<'a> {
+        self.changed.entry(node).or_insert_with(|| self.ground.of(node))
     }
 
     fn release(&mut self, vm: VmId, node: NodeId) {
-        let mut left = self.on(node);
-        let before = left.len();
-        left.retain(|(held, _)| held.id != vm);
-        if left.len() == before {
+        if !self.on(node).take(vm) {
             self.say(vm, node, Broken::NotThere);
         }
-        self.changed.insert(node, left);
     }
 
     fn assign(&mut self, vm: &Arc<VmShape>, node: NodeId, cells: Cells) {
-        let Some(shape) = self.view.node(node).filter(|_| !self.lost.contains(&node)) else {
+        let Some(shape) = self.on(node).shape.filter(|shape| !(self.is_lost)(shape)) else {
             return self.say(vm.id, node, Broken::NodeUnknown);
         };
-        let mut there = self.on(node);
-        if there.iter().any(|(held, _)| held.id == vm.id) {
+        if self.on(node).find(vm.id).is_some() {
             return self.say(vm.id, node, Broken::AlreadyThere);
         }
         let mut broken = Vec::new();
         state(shape, vm, &mut broken);
-        if there.iter().any(|(held, _)| held.isolation != vm.isolation) {
+        if self.on(node).vms().any(|held| held.isolation != vm.isolation) {
             broken.push(Broken::Isolation);
         }
         self.groups(vm, shape, &mut broken);
         self.shared(vm, &mut broken);
-        there.push((vm.clone(), cells));
-        if there.len() > limits::VMS_PER_NODE {
-            broken.push(Broken::TooMany { would_be: there.len(), at_most: limits::VMS_PER_NODE });
+        self.on(node).put(vm.clone(), cells);
+        let there = &self.changed[&node];
+        if there.count > limits::VMS_PER_NODE {
+            broken.push(Broken::TooMany { would_be: there.count, at_most: limits::VMS_PER_NODE });
         }
-        self.room(shape, vm, &there, &mut broken);
-        numa(shape, vm, cells, &there, &mut broken);
+        self.room(shape, vm, there, &mut broken);
+        self.numa(shape, vm, cells, there, &mut broken);
         for broken in broken {
             self.say(vm.id, node, broken);
         }
-        self.changed.insert(node, there);
     }
 
     /// What all VMs of the node would hold, against what it may promise. A VM that needs nothing of a dimension
     /// cannot break it.
-    fn room(&self, node: &NodeShape, new: &VmShape, there: &[Held], broken: &mut Vec<Broken>) {
-        let mut vcpus = 0;
-        let mut memory = 0;
-        let mut disks: BTreeMap<PoolId, u64> = BTreeMap::new();
-        for (vm, _) in there {
-            vcpus += u64::from(vm.reservation.vcpus);
-            memory += memory_of(vm, node);
-            for disk in &vm.disks {
-                if disk.on != Some(node.id) {
-                    *disks.entry(disk.pool).or_insert(0) += disk.size_mib;
-                }
-            }
-        }
+    fn room(&self, node: &NodeShape, new: &VmShape, there: &Standing, broken: &mut Vec<Broken>) {
         let capacity = u64::from(node.vcpus);
-        if new.reservation.vcpus > 0 && vcpus > capacity {
-            broken.push(Broken::Vcpus { capacity, would_be: vcpus });
+        if new.reservation.vcpus > 0 && there.vcpus > capacity {
+            broken.push(Broken::Vcpus { capacity, would_be: there.vcpus });
         }
-        if memory_of(new, node) > 0 && memory > node.memory_mib {
-            broken.push(Broken::Memory { capacity_mib: node.memory_mib, would_be_mib: memory });
+        if memory_of(new, Some(node)) > 0 && there.memory_mib > node.memory_mib {
+            let (capacity_mib, would_be_mib) = (node.memory_mib, there.memory_mib);
+            broken.push(Broken::Memory { capacity_mib, would_be_mib });
         }
         let mut needed: Vec<PoolId> =
             new.disks.iter().filter(|d| d.size_mib > 0 && d.on != Some(node.id)).map(|d| d.pool).collect();
@@ -278,7 +259,9 @@ impl Judge<'_> {
             if self.view.pool(pool).is_none_or(|pool| pool.shared.is_some()) {
                 continue;
             }
-            let would_be_mib = here.held_mib + disks.get(&pool).copied().unwrap_or(0);
+            let disks = there.vms().flat_map(|vm| &vm.disks);
+            let counted = disks.filter(|disk| disk.pool == pool && disk.on != Some(node.id));
+            let would_be_mib = here.held_mib + counted.map(|disk| disk.size_mib).sum::<u64>();
             if would_be_mib > here.capacity_mib {
                 broken.push(Broken::Disk { pool, capacity_mib: here.capacity_mib, would_be_mib });
             }
@@ -300,7 +283,7 @@ impl Judge<'_> {
         }
         let is_placed = |vm: VmId| {
             let moved = |node: &NodeId| self.changed.contains_key(node);
-            self.changed.values().flatten().any(|(held, _)| held.id == vm)
+            self.changed.values().any(|there| there.find(vm).is_some())
                 || self.view.homes(vm).any(|node| !moved(&node))
         };
         if is_placed(new.id) {
@@ -311,7 +294,7 @@ impl Judge<'_> {
             let Some(room) = self.view.pool(pool).and_then(|pool| pool.shared) else { continue };
             let mut placed: BTreeMap<VmId, &Arc<VmShape>> = BTreeMap::new();
             let unchanged = self.view.nodes().filter(|node| !self.changed.contains_key(&node.id));
-            let changed = self.changed.values().flatten().map(|(vm, _)| vm);
+            let changed = self.changed.values().flat_map(Standing::vms);
             for vm in unchanged.flat_map(|node| self.view.vms_on(node.id)).chain(changed) {
                 placed.entry(vm.id).or_insert(vm);
             }
@@ -339,46 +322,49 @@ impl Judge<'_> {
 
     /// The nodes of all places held by others of the group, once per place.
     fn other_members(&self, group: GroupId, vm: VmId) -> Vec<&NodeShape> {
-        let stays = |node: &NodeId| !self.changed.contains_key(node) && !self.lost.contains(node);
-        let kept = self.view.members(group).filter(|(_, node)| stays(node));
-        let kept = kept.filter(|(member, _)| *member != vm).map(|(_, node)| node);
-        let changed = self.changed.iter().flat_map(|(node, held)| {
-            let members = held.iter().filter(|(held, _)| held.id != vm && held.groups.contains(&group));
-            members.map(|_| *node)
+        let kept = self.view.members(group).filter(|(_, node)| !self.changed.contains_key(node));
+        let kept = kept.filter(|(member, _)| *member != vm);
+        let kept = kept.filter_map(|(_, node)| self.view.node(node)).filter(|node| !(self.is_lost)(node));
+        let changed = self.changed.values().flat_map(|there| {
+            let members = there.vms().filter(|held| held.id != vm && held.groups.contains(&group));
+            members.filter_map(|_| there.shape)
         });
-        kept.chain(changed).filter_map(|node| self.view.node(node)).collect()
+        kept.chain(changed).collect()
     }
-}
 
-fn memory_of(vm: &VmShape, node: &NodeShape) -> u64 {
-    vm.reservation.memory_mib + if node.emulation { vm.emulation_extra_mib } else { 0 }
-}
-
-/// The cells of a VM: as many as it asks for, each there, and none with more than it may promise.
-fn numa(node: &NodeShape, new: &VmShape, cells: Cells, there: &[Held], broken: &mut Vec<Broken>) {
-    if cells.len() != new.cells {
-        broken.push(Broken::CellCount { asked: new.cells, given: cells.len() });
-    }
-    for cell in cells.iter() {
-        let Some(capacity) = node.cells.get(cell) else {
-            broken.push(Broken::CellUnknown { cell });
-            continue;
-        };
-        let here = there.iter().filter(|(_, cells)| cells.contains(cell));
-        let (mut vcpus, mut memory) = (0, 0);
-        for (vm, cells) in here {
-            // Rounded up: what cannot be split evenly is held by each.
-            let over = u64::from(cells.len());
-            vcpus += u64::from(vm.reservation.vcpus).div_ceil(over);
-            memory += memory_of(vm, node).div_ceil(over);
+    /// The cells of a VM: as many as it asks for, each there, and none with more than it may promise.
+    fn numa(
+        &self,
+        node: &NodeShape,
+        new: &VmShape,
+        cells: Cells,
+        there: &Standing,
+        broken: &mut Vec<Broken>,
+    ) {
+        if cells.len() != new.cells {
+            broken.push(Broken::CellCount { asked: new.cells, given: cells.len() });
         }
-        if new.reservation.vcpus > 0 && vcpus > u64::from(capacity.vcpus) {
-            let capacity = u64::from(capacity.vcpus);
-            broken.push(Broken::CellVcpus { cell, capacity, would_be: vcpus });
-        }
-        if memory_of(new, node) > 0 && memory > capacity.memory_mib {
-            let capacity_mib = capacity.memory_mib;
-            broken.push(Broken::CellMemory { cell, capacity_mib, would_be_mib: memory });
+        for cell in cells.iter() {
+            let Some(capacity) = node.cells.get(cell) else {
+                broken.push(Broken::CellUnknown { cell });
+                continue;
+            };
+            let here = there.held(self.view).filter(|(_, cells)| cells.contains(cell));
+            let (mut vcpus, mut memory) = (0, 0);
+            for (vm, cells) in here {
+                // Rounded up: what cannot be split evenly is held by each.
+                let over = u64::from(cells.len());
+                vcpus += u64::from(vm.reservation.vcpus).div_ceil(over);
+                memory += memory_of(vm, Some(node)).div_ceil(over);
+            }
+            if new.reservation.vcpus > 0 && vcpus > u64::from(capacity.vcpus) {
+                let capacity = u64::from(capacity.vcpus);
+                broken.push(Broken::CellVcpus { cell, capacity, would_be: vcpus });
+            }
+            if memory_of(new, Some(node)) > 0 && memory > capacity.memory_mib {
+                let capacity_mib = capacity.memory_mib;
+                broken.push(Broken::CellMemory { cell, capacity_mib, would_be_mib: memory });
+            }
         }
     }
 }

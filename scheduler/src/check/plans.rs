@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use tamdao_model::{NodeId, VmId};
 
-use super::{Breach, Step, check_without};
+use super::standing::Ground;
+use super::{Breach, Step, check_on};
 use crate::shape::NodeShape;
 use crate::survive::Loss;
 use crate::survive::guarantee::Guarantee;
@@ -37,10 +38,11 @@ pub fn check_plans(before: &Guarantee, after: &Guarantee, steps: &[Step]) -> Res
         }
     }
     let gained: Vec<(VmId, NodeId)> = steps.iter().filter_map(gained).collect();
+    let mut ground = Ground::new(view);
     for (loss, restarts) in after.touched(before, &gained) {
-        let lost: BTreeSet<NodeId> = after.nodes_of(&loss);
-        let breaches = check_without(view, &lost, &restarts).err().unwrap_or_default();
-        faults.extend(breaches.into_iter().map(|breach| Fault::Breach { loss: loss.clone(), breach }));
+        let breaches = check_on(&mut ground, &|node| takes(&loss, node), &restarts).err().unwrap_or_default();
+        let fault = |breach| Fault::Breach { loss: (*loss).clone(), breach };
+        faults.extend(breaches.into_iter().map(fault));
     }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
@@ -51,6 +53,17 @@ fn gained(step: &Step) -> Option<(VmId, NodeId)> {
         Step::Assign { vm, node, .. } => Some((vm.id, *node)),
         Step::Move { vm, to, .. } => Some((*vm, *to)),
         Step::Release { .. } => None,
+    }
+}
+
+/// Whether a loss takes a node: the node itself, or the only value that it has of the key.
+fn takes(loss: &Loss, node: &NodeShape) -> bool {
+    match loss {
+        Loss::Node(id) => node.id == *id,
+        Loss::Domain { key, value } => {
+            let values = node.domains.get(key);
+            values.is_some_and(|values| values.len() == 1 && values.contains(value))
+        }
     }
 }
 

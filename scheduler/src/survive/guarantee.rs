@@ -228,12 +228,7 @@ impl Guarantee {
 
     /// Who has no place after a loss, by its number, and had one in the guarantee that this was forked from.
     fn newly_broken<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, VmId)> + 'a {
-        let changed = (0..self.loss_count()).filter(|number| {
-            let as_before = before.losses.get(*number as usize);
-            as_before.is_none_or(|before| !Arc::ptr_eq(before, &self.losses[*number as usize]))
-        });
-        changed.flat_map(move |number| {
-            let lost = self.lost(number);
+        self.changed(before).flat_map(move |(number, lost, _)| {
             let before = before.numbers.get(&*lost.loss).map(|number| before.lost(*number));
             let new = move |vm: &&VmId| before.is_none_or(|before| !before.left_out.contains_key(*vm));
             lost.left_out.keys().filter(new).map(move |vm| (number, *vm))

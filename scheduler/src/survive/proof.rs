@@ -8,7 +8,7 @@ use tamdao_model::{NodeId, VmId};
 
 use super::Loss;
 use super::guarantee::Guarantee;
-use super::reserve::Stock;
+use super::reserve::{Lost, Stock};
 use crate::cells::Cells;
 use crate::check::Step;
 use crate::shape::{GroupId, VmShape};
@@ -22,7 +22,7 @@ impl Guarantee {
 
     /// The restarts that may have come to be wrong since `before`, in their order and by their losses: those on nodes
     /// that one of these VMs came to or that a plan has changed on, and of members of groups that were touched with them.
-    pub fn touched(&self, before: &Self, gained: &[(VmId, NodeId)]) -> Vec<(Loss, Vec<Step>)> {
+    pub fn touched(&self, before: &Self, gained: &[(VmId, NodeId)]) -> Vec<(Arc<Loss>, Vec<Step>)> {
         let mut slots: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         let mut groups: BTreeSet<GroupId> = BTreeSet::new();
         for (vm, node) in gained {
@@ -36,12 +36,7 @@ impl Guarantee {
         for number in self.losses_near(&groups) {
             slots.entry(number).or_default();
         }
-        for number in 0..self.loss_count() {
-            let lost = &self.losses[number as usize];
-            let was = before.losses.get(number as usize);
-            if was.is_some_and(|was| Arc::ptr_eq(was, lost)) {
-                continue;
-            }
+        for (number, lost, was) in self.changed(before) {
             let is_new = |stock: &&Stock| {
                 let was = was.and_then(|was| was.held(stock.slot));
                 was.is_none_or(|was| !Arc::ptr_eq(&was.held, &stock.held))
@@ -58,7 +53,7 @@ impl Guarantee {
         number: u32,
         slots: &BTreeSet<u32>,
         groups: &BTreeSet<GroupId>,
-    ) -> (Loss, Vec<Step>) {
+    ) -> (Arc<Loss>, Vec<Step>) {
         let lost = self.lost(number);
         let stocks = || slots.iter().filter_map(|slot| lost.held(*slot));
         let mut groups = groups.clone();
@@ -74,7 +69,18 @@ impl Guarantee {
             let held = stock.held.vms.iter().filter(|(vm, _)| is_near(stock.slot, vm));
             vms.extend(held.map(|(vm, cells)| (vm, stock.slot, *cells)));
         }
-        ((*lost.loss).clone(), self.steps(vms))
+        (lost.loss.clone(), self.steps(vms))
+    }
+
+    /// The losses that are not the very same as in the guarantee that this was forked from, with what they were there.
+    pub(super) fn changed<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = (u32, &'a Lost, Option<&'a Lost>)> + 'a {
+        let was = before.losses.leaves().flatten().map(Some).chain(std::iter::repeat(None));
+        let both = (0..).zip(self.losses.leaves().flatten()).zip(was);
+        both.filter(|((_, lost), was)| was.is_none_or(|was| !Arc::ptr_eq(was, lost)))
+            .map(|((number, lost), was)| (number, &**lost, was.map(|was| &**was)))
     }
 }
 

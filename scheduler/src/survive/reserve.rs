@@ -21,6 +21,8 @@ pub(super) const PARTS: usize = DIMENSIONS + 1;
 pub(super) struct Room(pub(super) [u64; PARTS]);
 
 impl Room {
+    pub(super) const NONE: Self = Self([0; PARTS]);
+
     /// Of one VM that needs this.
     pub(super) fn of(need: Amounts) -> Self {
         Self(std::array::from_fn(|d| need.get(d).copied().unwrap_or(1)))
@@ -35,7 +37,11 @@ impl Room {
     #[inline]
     #[must_use]
     pub(super) fn plus(&self, other: &Self) -> Self {
-        Self(std::array::from_fn(|d| self.0[d].saturating_add(other.0[d])))
+        let mut sum = *self;
+        for d in 0..PARTS {
+            sum.0[d] = sum.0[d].saturating_add(other.0[d]);
+        }
+        sum
     }
 
     fn less(&self, other: &Self) -> Self {
@@ -45,7 +51,11 @@ impl Room {
     /// Whether what is needed has room beside this. What is not needed cannot be lacking.
     #[inline]
     pub(super) fn leaves(&self, need: &Self, free: &Self) -> bool {
-        (0..PARTS).all(|d| need.0[d] == 0 || free.0[d] >= self.0[d].saturating_add(need.0[d]))
+        let mut leaves = true;
+        for d in 0..PARTS {
+            leaves &= need.0[d] == 0 || free.0[d] >= self.0[d].saturating_add(need.0[d]);
+        }
+        leaves
     }
 }
 
@@ -204,13 +214,9 @@ impl Backing {
     }
 
     /// Keeps the most true after a loss holds another room here; `rooms` are those of all losses, as they are now.
-    pub(super) fn shift<I: Iterator<Item = Room>>(
-        &mut self,
-        most: &mut Room,
-        shift: &Shift,
-        rooms: impl Fn() -> I,
-    ) {
-        for d in 0..PARTS {
+    pub(super) fn shift(&mut self, most: &mut Room, shift: &Shift, rooms: impl Iterator<Item = Room>) {
+        let mut sunk = [false; PARTS];
+        for (d, sunk) in sunk.iter_mut().enumerate() {
             let (before, after) = (shift.before.0[d], shift.after.0[d]);
             if after > most.0[d] {
                 (most.0[d], self.tops[d]) = (after, 1);
@@ -218,10 +224,20 @@ impl Backing {
                 self.tops[d] += 1;
             } else if before == most.0[d] && before != after {
                 self.tops[d] -= 1;
-                if self.tops[d] == 0 {
-                    most.0[d] = rooms().map(|room| room.0[d]).max().unwrap_or(0);
-                    let tops = rooms().filter(|room| room.0[d] == most.0[d]).count();
-                    self.tops[d] = u32::try_from(tops).unwrap_or(u32::MAX);
+                *sunk = self.tops[d] == 0;
+            }
+        }
+        if !sunk.contains(&true) {
+            return;
+        }
+        let sunk = || (0..PARTS).filter(|d| sunk[*d]);
+        sunk().for_each(|d| most.0[d] = 0);
+        for room in rooms {
+            for d in sunk() {
+                if room.0[d] > most.0[d] {
+                    (most.0[d], self.tops[d]) = (room.0[d], 1);
+                } else if room.0[d] == most.0[d] {
+                    self.tops[d] += 1;
                 }
             }
         }
@@ -276,6 +292,10 @@ impl Spot {
     /// What is kept never exceeds the capacity for longer than a fact takes, so no part is larger than one.
     #[inline]
     fn parts(&self, amount: impl Fn(usize) -> u64) -> u64 {
-        (0..DIMENSIONS).fold(0, |sum: u64, d| sum.wrapping_add(amount(d).wrapping_mul(self.part[d])))
+        let mut sum: u64 = 0;
+        for d in 0..DIMENSIONS {
+            sum = sum.wrapping_add(amount(d).wrapping_mul(self.part[d]));
+        }
+        sum
     }
 }

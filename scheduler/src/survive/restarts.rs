@@ -152,31 +152,28 @@ impl Guarantee {
         let mut traits = TraitsAnswers::new(ask);
         let each_its_own = ask.most[DISK] != ask.least[DISK];
         // Many nodes in a row have the same traits, and then the same need.
-        let mut last = (u32::MAX, false, Room::default());
-        let (mut gone, mut kept) = (lost.nodes.iter().copied().peekable(), lost.stocks());
-        let mut slot = 0;
-        for spots in self.spots.leaves() {
-            for (slot, spot) in (slot..).zip(spots) {
-                let held = match kept.split_first() {
-                    Some((stock, rest)) if stock.slot == slot => {
-                        kept = rest;
-                        stock.room
-                    }
-                    _ => Room::default(),
-                };
-                if gone.next_if_eq(&slot).is_some() || spot.traits == u32::MAX {
-                    continue;
-                }
-                if spot.traits != last.0 || each_its_own {
-                    let (fits, emulation) = traits.of(spot.traits);
-                    last = (spot.traits, fits, Room::of(ask.need_on(spot.id, emulation)));
-                }
-                let (_, fits, need) = &last;
-                if *fits && held.leaves(need, &spot.free) {
-                    visit(slot, spot, &held.plus(need));
-                }
+        let mut last = (u32::MAX, false, Room::NONE);
+        // The next slot that is lost, and the next that holds something, stand ready: this loop is most of an admission.
+        let (mut gone, mut kept) = (lost.nodes.iter(), lost.stocks().iter());
+        let (mut next_gone, mut next_kept) = (gone.next(), kept.next());
+        for (slot, spot) in (0..).zip(self.spots.leaves().flatten()) {
+            let mut held = &Room::NONE;
+            if let Some(stock) = next_kept.filter(|stock| stock.slot == slot) {
+                (held, next_kept) = (&stock.room, kept.next());
             }
-            slot += u32::try_from(spots.len()).expect("a leaf is short");
+            if next_gone == Some(&slot) {
+                next_gone = gone.next();
+                continue;
+            }
+            // A vacant slot has no set of traits, which fits nobody.
+            if spot.traits != last.0 || each_its_own {
+                let (fits, emulation) = traits.of(spot.traits);
+                last = (spot.traits, fits, Room::of(ask.need_on(spot.id, emulation)));
+            }
+            let (_, fits, need) = &last;
+            if *fits && held.leaves(need, &spot.free) {
+                visit(slot, spot, &held.plus(need));
+            }
         }
     }
 
@@ -198,7 +195,7 @@ impl Guarantee {
         }
         let losses = &self.losses;
         let from = std::mem::take(&mut backing.from);
-        let rooms = || from.iter().map(|number| losses[*number as usize].room(shift.slot));
+        let rooms = from.iter().map(|number| losses[*number as usize].room(shift.slot));
         let mut most = self.spots[slot].most;
         backing.shift(&mut most, shift, rooms);
         self.spots[slot].most = most;

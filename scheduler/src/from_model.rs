@@ -8,17 +8,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tamdao_model::agency::Agency;
 use tamdao_model::assignment::{Assignment, Reservation, VmEntry};
 use tamdao_model::flavor::Flavor;
 use tamdao_model::network::Network;
 use tamdao_model::node::{Node, NodePhase};
 use tamdao_model::placement_group::{NODE, PlacedBy, PlacementGroup, PlacementRuleKind};
 use tamdao_model::pool::Pool;
+use tamdao_model::quota::{Measure, Quota};
 use tamdao_model::scheduling_policy::SchedulingPolicy;
 use tamdao_model::vm::{Firmware, Graphics, OnNodeLoss, Platform, Vm};
 use tamdao_model::volume::Volume;
 use tamdao_model::{NetworkId, NodeId, PoolId, VmId, VolumeId};
 
+use crate::capacity;
 use crate::cells::{CELLS_MAX, Cells};
 use crate::overhead::{emulation_overhead_mib, overhead_mib};
 use crate::plan::Guard;
@@ -241,14 +244,26 @@ pub fn guard(policy: &SchedulingPolicy) -> Guard {
 }
 
 /// The smallest VM of a flavor: one disk, one interface, no display. Where its disk lies is not the flavor's to say, so
-/// it asks for no room in a pool.
-pub fn flavor(flavor: &Flavor) -> VmShape {
-    let memory = u64::from(flavor.spec.memory_mib);
-    let memory_mib = memory + overhead_mib(flavor.spec.vcpus, memory, false, 2);
-    let id = VmId(flavor.id().0);
-    let mut shape = VmShape::bare(id, flavor.meta.name.as_str(), flavor.spec.vcpus, memory_mib);
+/// it asks for no room in a pool, and neither disk nor address counts in a quota.
+pub fn flavor(flavor: &Flavor) -> capacity::Flavor {
+    let (vcpus, memory) = (flavor.spec.vcpus, u64::from(flavor.spec.memory_mib));
+    let memory_mib = memory + overhead_mib(vcpus, memory, false, 2);
+    let mut shape = VmShape::bare(VmId(flavor.id().0), flavor.meta.name.as_str(), vcpus, memory_mib);
     shape.emulation_extra_mib = emulation_overhead_mib();
-    shape
+    let class = flavor.spec.class.clone().map(|class| (Measure::FlavorClass(class), 1));
+    let counts = [
+        (Measure::Vms, 1),
+        (Measure::Vcpus, u64::from(vcpus)),
+        (Measure::MemoryMib, memory),
+        (Measure::ProtectedMemoryMib, memory),
+    ];
+    capacity::Flavor { shape: Arc::new(shape), counts: counts.into_iter().chain(class).collect() }
+}
+
+/// An agency with what its quota leaves for itself, and whether it takes nothing new.
+pub fn agency(agency: &Agency, free: Quota, closed: bool) -> capacity::Agency {
+    let free = free.into_iter().map(|(measure, free)| (measure, free.min(AMOUNT_MAX))).collect();
+    capacity::Agency { id: agency.id(), name: agency.meta.name.as_str().into(), closed, free }
 }
 
 fn firmware(vm: &Vm) -> BTreeSet<String> {

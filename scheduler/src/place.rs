@@ -62,12 +62,14 @@ pub fn find(view: &View, vm: &VmShape) -> Option<Placement> {
     search(&Ask::new(view, vm))
 }
 
-/// The place for a VM on one node, if it keeps every rule.
-pub(crate) fn place_on(view: &View, vm: &VmShape, node: NodeId) -> Option<Placement> {
+/// As [`place`], on these slots alone.
+pub(crate) fn place_among(view: &View, vm: &VmShape, slots: &[u32]) -> Result<Placement, Rejection> {
     let ask = Ask::new(view, vm);
+    let rows = || slots.iter().filter_map(|slot| view.row(*slot));
     let mut judge = Judge { ask: &ask, traits: TraitsAnswers::new(&ask), best: None };
-    judge.consider(&view.row(view.slot(node)?)?.entry);
-    judge.placement().filter(|_| ask.cluster_reason().is_none())
+    rows().for_each(|row| judge.consider(&row.entry));
+    let found = judge.placement().filter(|_| ask.cluster_reason().is_none());
+    found.ok_or_else(|| rejection_among(&ask, rows()))
 }
 
 /// A VM of a batch that has no place.
@@ -280,7 +282,11 @@ impl Iterator for Ranked<'_> {
 
 /// Counts the first reason of each node.
 pub(crate) fn rejection(ask: &Ask) -> Rejection {
-    let counted = tally(ask.view.rows_by_id().map(|row| (row, ask.reasons(row).next())));
+    rejection_among(ask, ask.view.rows_by_id())
+}
+
+fn rejection_among<'a>(ask: &Ask, rows: impl Iterator<Item = &'a Row>) -> Rejection {
+    let counted = tally(rows.map(|row| (row, ask.reasons(row).next())));
     Rejection { cluster: ask.cluster_reason(), ..counted }
 }
 

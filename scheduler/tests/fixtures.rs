@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tamdao_scheduler::capacity::fit;
+use tamdao_scheduler::capacity::{Agency, Flavor, fit};
 use tamdao_scheduler::check::Step;
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
@@ -18,6 +18,7 @@ use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_scheduler::survive::{Survival, survive_each_node, survive_each_value};
 use tamdao_scheduler::text::Cluster;
 use tamdao_scheduler::{By, View, VmShape};
+use uuid::Uuid;
 
 fn read(name: &str) -> Cluster {
     let path = format!("{}/tests/fixtures/{name}.txt", env!("CARGO_MANIFEST_DIR"));
@@ -187,6 +188,9 @@ fn errors_say_where() {
         "tamdao-cluster 1\ngroup g apart=rack:1",
         "tamdao-cluster 1\nnode n1 id=7",
         "tamdao-cluster 1\nnode n1\nvm a on.n1=0+64",
+        "tamdao-cluster 1\nwant a agency=nobody",
+        "tamdao-cluster 1\nagency a open",
+        "tamdao-cluster 1\nagency a free.colour=3",
     ]
     .iter()
     .map(|text| Cluster::parse(text).unwrap_err().to_string())
@@ -196,7 +200,11 @@ fn errors_say_where() {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back(plan in cluster::any_plan(6, 12), strange in ".{0,12}") {
+    fn what_is_written_reads_back(
+        plan in cluster::any_plan(6, 12),
+        strange in ".{0,12}",
+        amounts in prop::collection::btree_map(0usize..4, 0u64..3, 0..4),
+    ) {
         let mut view = plan.view();
         let (placed, wants) = plan.vms.split_at(plan.vms.len() / 2);
         place_each(&mut view, placed);
@@ -205,8 +213,22 @@ proptest! {
             // Labels hold whatever users write.
             Arc::make_mut(vm).labels.insert(strange.clone(), strange.clone());
             Arc::make_mut(vm).isolation = Some(strange.as_str().into());
+            Arc::make_mut(vm).agency = Some(Uuid::from_u128(7).into());
         }
-        let cluster = Cluster::of(&view, &odd);
+        let words = ["vms", "vcpus", "memory_mib", "flavor_class/gpu"];
+        let amounts = || amounts.iter().map(|(at, amount)| (words[*at].parse().unwrap(), *amount));
+        let flavors = odd.iter().map(|vm| Flavor { shape: vm.clone(), counts: amounts().collect() });
+        let agency = |n: u128| Agency {
+            id: Uuid::from_u128(n).into(),
+            name: format!("{strange}{n}").into(),
+            closed: n == 7,
+            free: amounts().collect(),
+        };
+        let cluster = Cluster {
+            flavors: flavors.collect(),
+            agencies: vec![agency(1), agency(7)],
+            ..Cluster::of(&view, &odd)
+        };
         let text = cluster.to_string();
         let back = Cluster::parse(&text).unwrap_or_else(|error| panic!("{error} in\n{text}"));
         prop_assert_eq!(&back, &cluster);

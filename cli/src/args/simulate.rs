@@ -77,6 +77,12 @@ pub struct FitArgs {
     /// Count also how many fit while every loss of a value of these is survived
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     pub guarded: Vec<String>,
+    /// Count also for each value of these: how many fit there, and elsewhere once it is lost
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
+    pub by: Vec<String>,
+    /// Count also for each agency, whose quota may leave less
+    #[arg(long, conflicts_with = "like")]
+    pub agencies: bool,
     /// Stop counting there
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub at_most: u32,

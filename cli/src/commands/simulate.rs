@@ -7,6 +7,7 @@ mod consolidate;
 mod drain;
 mod fit;
 mod fork;
+mod headroom;
 mod maintain;
 mod moves;
 mod picture;

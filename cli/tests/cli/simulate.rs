@@ -155,6 +155,77 @@ async fn fit_counts_and_says_what_runs_out() {
 }
 
 #[tokio::test]
+async fn fit_says_what_a_rack_means_and_what_an_agency_has_left() {
+    let tamdao = four_nodes();
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --by rack --agencies").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY    FIT  THEN
+    s       1      2.1 GiB   38   not enough memory on 3, cordoned on 1 of 4 nodes
+    m       2      4.1 GiB   19   not enough memory on 3, cordoned on 1 of 4 nodes
+    l       4      16.1 GiB  3    not enough memory on 3, cordoned on 1 of 4 nodes
+
+    By failure domain
+      WHERE    FLAVOR  FIT-THERE  THEN                                              FIT-WITHOUT  LEFT-OUT
+      rack r1  s       24         not enough memory on 2 of 2 nodes                 12           2
+      rack r2  s       14         cordoned on 1, not enough memory on 1 of 2 nodes  24           0
+      rack r1  m       12         not enough memory on 2 of 2 nodes                 6            2
+      rack r2  m       7          cordoned on 1, not enough memory on 1 of 2 nodes  12           0
+      rack r1  l       2          not enough memory on 2 of 2 nodes                 1            2
+      rack r2  l       1          cordoned on 1, not enough memory on 1 of 2 nodes  2            0
+
+    By agency
+      AGENCY    FLAVOR  FIT  THEN
+      health    s       12   its quota has 0 vcpus left, 1 needed
+      archives  s       0    it is frozen or archived
+      health    m       6    its quota has 0 vcpus left, 2 needed
+      archives  m       0    it is frozen or archived
+      health    l       3    its quota has 0 vcpus left, 4 needed
+      archives  l       0    it is frozen or archived
+    ----- stderr -----
+    fit-without: once it is lost and its protected VMs are restarted elsewhere; left-out have no place
+    "#);
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --flavor m --disk fast=20G --guarded node --agencies --what-if 'node n4 uncordon'").await, @r#"
+    exit code: 0
+    ----- stdout -----
+    FLAVOR  VCPUS  MEMORY   FIT  THEN                               GUARDED  THEN
+    m       2      4.1 GiB  34   not enough memory on 4 of 4 nodes  19       the loss of node n1 would not be survived
+
+    By agency
+      AGENCY    FLAVOR  FIT  THEN                                  GUARDED
+      health    m       6    its quota has 0 vcpus left, 2 needed  6
+      archives  m       0    it is frozen or archived              0
+    ----- stderr -----
+    what if node n4 uncordon: 1 node uncordoned
+    guarded: while any one node may be lost
+    "#);
+    // What remains without a rack is what fits when it is down.
+    let rows = tamdao.json("simulate fit --cluster c --by rack,node --agencies -o json").await;
+    let down = tamdao.json("simulate fit --cluster c --what-if 'rack r1 down' -o json").await;
+    for (row, down) in rows.as_array().unwrap().iter().zip(down.as_array().unwrap()) {
+        assert_eq!(row["domains"].as_array().unwrap().len(), 6);
+        assert_eq!(row["domains"][0]["domain"], "rack r1");
+        assert_eq!(row["domains"][0]["fit_without"], down["fit"]);
+        assert_eq!(row["domains"][0]["left_out"], 2);
+        assert_eq!(row["agencies"][1]["fit"], 0);
+        assert!(down["domains"].is_null() && down["agencies"].is_null());
+    }
+    assert_snapshot!(tamdao.story("simulate fit --cluster c --by row").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: --by: "row" is no subject; known: node, rack
+    "#);
+    tamdao.file("e", b"tamdao-cluster 1\nflavor m vcpus=2 memory=4246\n");
+    assert_snapshot!(tamdao.story("simulate fit --cluster e --agencies").await, @r#"
+    exit code: 2
+    ----- stderr -----
+    error: the cluster names no agency
+
+    hint: add a line such as: agency health free.vcpus=64
+    "#);
+}
+
+#[tokio::test]
 async fn survive_names_what_is_left_out() {
     let tamdao = four_nodes();
     assert_snapshot!(tamdao.story("simulate survive --cluster c --guarded node,rack").await, @r#"
@@ -473,7 +544,7 @@ async fn the_live_cluster_is_dumped_and_forked() {
     assert_snapshot!(tamdao.story("debug dump f").await, @r#"
     exit code: 0
     ----- stderr -----
-    f: written, 1.3 KiB
+    f: written, 1.6 KiB
     "#);
     assert_eq!(std::fs::read_to_string(tamdao.folder.path().join("f")).unwrap(), text);
     assert_snapshot!(tamdao.story("debug dump f").await, @r#"

@@ -6,12 +6,14 @@
 
 use std::sync::Arc;
 
+use tamdao_model::agency::Agency;
 use tamdao_scheduler::from_model;
 use tamdao_scheduler::text::Cluster;
 use tamdao_store::cache::Cache;
 use tamdao_store::view::View;
 
 use super::Api;
+use crate::decide::quota;
 use crate::engine::{self, Follower};
 use crate::refusal::Refusal;
 
@@ -31,10 +33,15 @@ impl Api {
 
 fn text(engine: &Follower, cache: &Cache) -> String {
     let (view, engine) = engine.newest(cache);
-    let mut flavors: Vec<_> =
-        view.flavors.iter().map(|flavor| Arc::new(from_model::flavor(flavor))).collect();
-    flavors.sort_by(|a, b| a.name.cmp(&b.name));
-    let cluster = Cluster { flavors, ..Cluster::of(engine.picture(), &wants(&view)) };
+    let mut flavors: Vec<_> = view.flavors.iter().map(|flavor| from_model::flavor(flavor)).collect();
+    flavors.sort_by(|a, b| a.shape.name.cmp(&b.shape.name));
+    let agency = |row: &Agency| {
+        let free = quota::free(&view, row).into_iter().collect();
+        from_model::agency(row, free, quota::check_open(&view, row.id()).is_err())
+    };
+    let mut agencies: Vec<_> = view.agencies.iter().map(|row| agency(row)).collect();
+    agencies.sort_by(|a, b| a.name.cmp(&b.name));
+    let cluster = Cluster { flavors, agencies, ..Cluster::of(engine.picture(), &wants(&view)) };
     let id = view.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default();
     cluster.write(&format!("cluster {id} at revision {}", view.revision))
 }

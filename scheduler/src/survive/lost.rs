@@ -7,7 +7,7 @@ use tamdao_model::{NodeId, VmId};
 
 use super::Loss;
 use super::guarantee::Guarantee;
-use crate::place::{Placement, Rejection, place, place_on};
+use crate::place::{Placement, Rejection, place, place_among};
 use crate::shape::VmShape;
 use crate::view::View;
 
@@ -28,7 +28,8 @@ impl Guarantee {
         let mut view = rest.view;
         let mut answers: Vec<Option<Placement>> = vec![None; due.len()];
         for (answer, (_, vm)) in answers.iter_mut().zip(due) {
-            *answer = planned.get(&vm.id).and_then(|node| place_on(&view, vm, *node));
+            let slot = planned.get(&vm.id).and_then(|node| view.slot(*node));
+            *answer = slot.and_then(|slot| place_among(&view, vm, &[slot]).ok());
             if let Some(placement) = answer {
                 take(&mut view, vm, placement);
             }

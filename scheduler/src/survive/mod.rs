@@ -58,8 +58,12 @@ impl Survival {
 
 /// The answer for one loss.
 pub fn survive(view: &View, loss: Loss) -> Survival {
-    let lost = nodes_of(view, &loss);
-    let mut rest = view.clone();
+    lose(&mut view.clone(), loss)
+}
+
+/// The same, with the view left as it would be after it: without what is lost, and with the restarts.
+pub fn lose(rest: &mut View, loss: Loss) -> Survival {
+    let lost = nodes_of(rest, &loss);
     let mut guests: Vec<Arc<VmShape>> =
         lost.iter().filter_map(|node| rest.remove_node(*node)).flatten().collect();
     guests.sort_by_key(|vm| vm.id);
@@ -68,7 +72,7 @@ pub fn survive(view: &View, loss: Loss) -> Survival {
     guests.retain(|vm| rest.homes(vm.id).next().is_none());
     let (mut protected, unprotected): (Vec<_>, Vec<_>) = guests.into_iter().partition(|vm| vm.protected);
     protected.sort_by_key(restart_order);
-    let answers = place_each(&mut rest, &protected);
+    let answers = place_each(rest, &protected);
     let mut survival = Survival {
         loss,
         lost,

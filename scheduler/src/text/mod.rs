@@ -10,13 +10,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use tamdao_model::{NodeId, PoolId, VmId};
+use tamdao_model::quota::Measure;
+use tamdao_model::{AgencyId, NodeId, PoolId, VmId};
 use uuid::Uuid;
 
 pub use parse::{ParseError, Problem};
 pub use plan::{parse_plan, write_plan};
 use word::Line;
 
+use crate::capacity::{Agency, Flavor};
 use crate::cells::Cells;
 use crate::score::{TABLE, Weights};
 use crate::shape::{By, Group, GroupId, NodeShape, PoolShape, Rule, RuleKind, VmShape};
@@ -39,8 +41,10 @@ pub struct Cluster {
     pub vms: Vec<(Arc<VmShape>, Vec<Home>)>,
     /// VMs that ask for a place.
     pub wants: Vec<Arc<VmShape>>,
-    /// Sizes by name: what a what-if adds and a capacity is asked for. Their ids mean nothing.
-    pub flavors: Vec<Arc<VmShape>>,
+    /// What a what-if adds and a capacity is asked for.
+    pub flavors: Vec<Flavor>,
+    /// Whose quotas a capacity may be asked for.
+    pub agencies: Vec<Agency>,
 }
 
 impl Cluster {
@@ -69,6 +73,7 @@ impl Cluster {
             vms,
             wants: wants.to_vec(),
             flavors: Vec::new(),
+            agencies: Vec::new(),
         }
     }
 
@@ -108,6 +113,7 @@ struct Names {
     nodes: BTreeMap<NodeId, Arc<str>>,
     pools: BTreeMap<PoolId, Arc<str>>,
     groups: BTreeMap<GroupId, Arc<str>>,
+    agencies: BTreeMap<AgencyId, Arc<str>>,
 }
 
 impl Names {
@@ -122,6 +128,10 @@ impl Names {
     fn group(&self, id: GroupId) -> String {
         self.groups.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
     }
+
+    fn agency(&self, id: AgencyId) -> String {
+        self.agencies.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
+    }
 }
 
 impl fmt::Display for Cluster {
@@ -130,6 +140,7 @@ impl fmt::Display for Cluster {
             nodes: self.nodes.iter().map(|node| (node.id, node.name.clone())).collect(),
             pools: self.pools.iter().map(|pool| (pool.id, pool.name.clone())).collect(),
             groups: self.groups.iter().map(|group| (group.id, group.name.clone())).collect(),
+            agencies: self.agencies.iter().map(|agency| (agency.id, agency.name.clone())).collect(),
         };
         writeln!(f, "{HEADER}")?;
         if self.weights != Weights::default() {
@@ -156,9 +167,22 @@ impl fmt::Display for Cluster {
             group.rules.iter().for_each(|rule| write_rule(&mut line, rule));
             writeln!(f, "{line}")?;
         }
+        for (n, agency) in self.agencies.iter().enumerate() {
+            let mut line = Line::named("agency", &agency.name, agency.id.0, ordinal(n + 1));
+            line.flag("closed", agency.closed);
+            agency.free.iter().for_each(|(measure, free)| line.value(&format!("free.{measure}"), free));
+            writeln!(f, "{line}")?;
+        }
         for (n, flavor) in self.flavors.iter().enumerate() {
-            let mut line = Line::named("flavor", &flavor.name, flavor.id.0, ordinal(n + 1));
-            write_vm(&mut line, flavor, &names);
+            let shape = &flavor.shape;
+            let mut line = Line::named("flavor", &shape.name, shape.id.0, ordinal(n + 1));
+            write_vm(&mut line, shape, &names);
+            if *flavor != Flavor::new(shape.clone()) {
+                // One such word is always there, also where nothing counts.
+                line.value("counts.vms", flavor.counts.of(&Measure::Vms));
+                let others = flavor.counts.iter().filter(|(measure, _)| **measure != Measure::Vms);
+                others.for_each(|(measure, each)| line.value(&format!("counts.{measure}"), each));
+            }
             writeln!(f, "{line}")?;
         }
         for (n, node) in self.nodes.iter().enumerate() {
@@ -245,7 +269,7 @@ fn write_vm(line: &mut Line, vm: &VmShape, names: &Names) {
         line.value("platform", platform);
     }
     if let Some(agency) = vm.agency {
-        line.value("agency", agency);
+        line.value("agency", names.agency(agency));
     }
     if let Some(isolation) = &vm.isolation {
         line.value("isolation", isolation);

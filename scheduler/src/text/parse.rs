@@ -4,17 +4,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tamdao_model::quota::{Measure, Quota};
 use tamdao_model::{NodeId, PoolId, VmId};
 use uuid::Uuid;
 
 use super::word::{Word, words};
 use super::{Cluster, HEADER, Home, ordinal};
+use crate::capacity::{Agency, Flavor};
 use crate::cells::Cells;
 use crate::score::TABLE;
 use crate::shape::{
     AMOUNT_MAX, By, Cell, Day, DiskNeed, Group, GroupId, NodePool, NodeShape, PoolShape, Rule, RuleKind,
     SharedRoom, VmShape,
 };
+
+/// Begins the words that say what a flavor counts as.
+const COUNTS: &str = "counts.";
 
 /// What is wrong with a file, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +40,7 @@ pub enum Problem {
     PlanHeader,
     #[error("\"{0}\" begins no line of a plan; expected round, or move after a round")]
     PlanKind(String),
-    #[error("\"{0}\" begins no line; expected weights, pool, group, flavor, node, vm or want")]
+    #[error("\"{0}\" begins no line; expected weights, pool, group, agency, flavor, node, vm or want")]
     Kind(String),
     #[error("a name must follow")]
     NameMissing,
@@ -68,7 +73,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
             has_header = true;
             continue;
         }
-        let kinds = ["weights", "pool", "group", "flavor", "node", "vm", "want"];
+        let kinds = ["weights", "pool", "group", "agency", "flavor", "node", "vm", "want"];
         let Some(kind) = kinds.into_iter().find(|kind| first.show() == *kind) else {
             return Err(first.error(Problem::Kind(first.show())));
         };
@@ -78,7 +83,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
         return Err(ParseError { line: 1, column: 1, problem: Problem::Header });
     }
     let mut reader = Reader::default();
-    for kind in ["pool", "group", "flavor", "node"] {
+    for kind in ["pool", "group", "agency", "flavor", "node"] {
         for (n, words) in lines.get(kind).into_iter().flatten().enumerate() {
             reader.name(kind, n, words)?;
         }
@@ -87,6 +92,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
         ("weights", Reader::weights as fn(&mut Reader, usize, &[Word]) -> Result<(), ParseError>),
         ("pool", Reader::pool),
         ("group", Reader::group),
+        ("agency", Reader::agency),
         ("node", Reader::node),
         ("vm", Reader::vm),
         ("want", Reader::want),
@@ -102,7 +108,7 @@ pub(super) fn parse(text: &str) -> Result<Cluster, ParseError> {
 #[derive(Default)]
 struct Reader {
     cluster: Cluster,
-    /// Kind and name to id, of pools, groups and nodes.
+    /// Kind and name to id, of what other lines name.
     names: BTreeMap<(&'static str, String), Uuid>,
     ids: BTreeSet<(&'static str, Uuid)>,
     places: BTreeSet<(VmId, NodeId)>,
@@ -232,12 +238,39 @@ impl Reader {
         Ok(())
     }
 
+    fn agency(&mut self, n: usize, words: &[Word]) -> Result<(), ParseError> {
+        let (name, id) = name_and_id(n + 1, words)?;
+        let mut agency = Agency { id: id.into(), name: name.into(), closed: false, free: Quota::new() };
+        for word in rest(words) {
+            match (word.key.as_str(), &word.value) {
+                ("closed", None) => agency.closed = true,
+                _ => {
+                    let measure =
+                        measure(word, "free.")?.ok_or_else(|| unexpected(word, "line of an agency"))?;
+                    agency.free.insert(measure, number(word)?);
+                }
+            }
+        }
+        self.cluster.agencies.push(agency);
+        Ok(())
+    }
+
     fn flavor(&mut self, n: usize, words: &[Word]) -> Result<(), ParseError> {
-        let (vm, on) = self.vm_shape(n + 1, words)?;
+        let (counting, words): (Vec<Word>, Vec<Word>) =
+            words.iter().cloned().partition(|word| word.value.is_some() && word.key.starts_with(COUNTS));
+        let (shape, on) = self.vm_shape(n + 1, &words)?;
         if let Some((word, _)) = on.first() {
             return Err(unexpected(word, "flavor"));
         }
-        self.cluster.flavors.push(vm);
+        let mut flavor = Flavor::new(shape);
+        if !counting.is_empty() {
+            let count = |word: &Word| {
+                let measure = measure(word, COUNTS)?.ok_or_else(|| unexpected(word, "flavor"))?;
+                Ok((measure, number(word)?))
+            };
+            flavor.counts = counting.iter().map(count).collect::<Result<_, ParseError>>()?;
+        }
+        self.cluster.flavors.push(flavor);
         Ok(())
     }
 
@@ -266,10 +299,7 @@ impl Reader {
                 "bridge" => drop(vm.bridges.insert(owned())),
                 "firmware" => drop(vm.firmware.insert(owned())),
                 "platform" => vm.platform = Some(value.as_str().into()),
-                "agency" => {
-                    let id = Uuid::parse_str(value).map_err(|_| wrong(word, "a UUID"))?;
-                    vm.agency = Some(id.into());
-                }
+                "agency" => vm.agency = Some(self.id("agency", word, value)?.into()),
                 "isolation" => vm.isolation = Some(value.as_str().into()),
                 "priority" => vm.priority = number(word)?,
                 "group" => drop(vm.groups.insert(GroupId(self.id("group", word, value)?))),
@@ -339,6 +369,15 @@ fn rule(word: &Word) -> Result<Rule, ParseError> {
         _ => return Err(wrong(word, "node or domain.KEY, with :NUMBER after it for apart")),
     };
     Ok(Rule { kind, by, required })
+}
+
+/// What a word measures whose key begins so; none if it does not begin so, or has no value.
+fn measure(word: &Word, prefix: &str) -> Result<Option<Measure>, ParseError> {
+    let Some(measure) = word.key.strip_prefix(prefix).filter(|_| word.value.is_some()) else {
+        return Ok(None);
+    };
+    let measure = measure.parse();
+    measure.map(Some).map_err(|_| word.error(Problem::Unknown("measure", word.key.clone())))
 }
 
 pub(super) fn cells(word: &Word, text: &str) -> Result<Cells, ParseError> {

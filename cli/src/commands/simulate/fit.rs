@@ -1,17 +1,20 @@
 //! `tamdao simulate fit`: how many more of a size fit, by placing them one after the other, and what stops the next; with
-//! `--guarded` also how many while every loss of one value of the keys is still survived, the new VMs among the protected.
+//! `--guarded` also how many while every loss of one value of the keys is still survived, the new VMs among the protected;
+//! with `--by` and `--agencies` the same by failure domain and by agency.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use serde::Serialize;
-use tamdao_scheduler::capacity::fit;
+use tamdao_model::quota::{Amounts, Measure};
+use tamdao_scheduler::capacity::{Flavor, fit};
 use tamdao_scheduler::place::Rejection;
 use tamdao_scheduler::survive::guarantee::{Guarantee, Refusal};
 use tamdao_scheduler::{By, DiskNeed, VmShape};
 use uuid::Uuid;
 
 use super::fork::{self, Fork};
+use super::headroom::{self, InDomain, OfAgency};
 use super::what_if::unknown;
 use super::{moves, no_text, survive, verdict};
 use crate::app::App;
@@ -21,23 +24,27 @@ use crate::problem::{ExitStatus, Problem};
 use crate::quantity::mib;
 
 #[derive(Serialize)]
-struct Row {
-    flavor: String,
+pub struct Row {
+    pub flavor: String,
     vcpus: u32,
     memory_mib: u64,
-    fit: u32,
+    pub fit: u32,
     /// Why the next one does not fit; absent where the counting was stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
-    stopped_by: Option<String>,
+    pub stopped_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    guarded: Option<Guarded>,
+    pub guarded: Option<Guarded>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<InDomain>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agencies: Vec<OfAgency>,
 }
 
 /// How many fit with the guarantee of failover.
 #[derive(Serialize)]
-struct Guarded {
+pub struct Guarded {
     keys: Vec<String>,
-    fit: u32,
+    pub fit: u32,
     /// The loss that one more would not survive.
     #[serde(skip_serializing_if = "Option::is_none")]
     broken_by: Option<String>,
@@ -48,9 +55,13 @@ pub async fn run(app: &App, args: &FitArgs) -> Result<ExitStatus> {
         return Err(no_text("fit").into());
     }
     let fork = fork::load(app, &args.fork).await?;
+    if args.agencies && fork.agencies.is_empty() {
+        let problem = Problem::usage("the cluster names no agency");
+        return Err(problem.hint("add a line such as: agency health free.vcpus=64").into());
+    }
     let mut rows = Vec::new();
-    for shape in shapes(&fork, args)? {
-        rows.push(row(&fork, &shape, args)?);
+    for flavor in sizes(&fork, args)? {
+        rows.push(row(&fork, &flavor, args)?);
     }
     if app.output.is_machine() {
         app.output.value(&rows)?;
@@ -61,17 +72,17 @@ pub async fn run(app: &App, args: &FitArgs) -> Result<ExitStatus> {
 }
 
 /// What is counted, each as a VM that the cluster does not have.
-fn shapes(fork: &Fork, args: &FitArgs) -> Result<Vec<VmShape>, Problem> {
+fn sizes(fork: &Fork, args: &FitArgs) -> Result<Vec<Flavor>, Problem> {
     let usage = |error: super::what_if::WhatIfError| Problem::usage(error.to_string());
-    let mut shapes: Vec<VmShape> = match &args.like {
-        Some(name) => vec![copy(fork, name).map_err(usage)?],
-        None if args.flavors.is_empty() => fork.flavors.iter().map(|flavor| (**flavor).clone()).collect(),
+    let mut sizes: Vec<Flavor> = match &args.like {
+        Some(name) => vec![Flavor::new(Arc::new(copy(fork, name).map_err(usage)?))],
+        None if args.flavors.is_empty() => fork.flavors.clone(),
         None => {
-            let named = args.flavors.iter().map(|name| fork.flavor(name).map(|flavor| (*flavor).clone()));
+            let named = args.flavors.iter().map(|name| fork.flavor(name).cloned());
             named.collect::<Result<_, _>>().map_err(usage)?
         }
     };
-    if shapes.is_empty() {
+    if sizes.is_empty() {
         let problem = Problem::usage("the cluster names no flavor");
         return Err(problem
             .hint("add a line such as: flavor m vcpus=2 memory=4246")
@@ -81,13 +92,18 @@ fn shapes(fork: &Fork, args: &FitArgs) -> Result<Vec<VmShape>, Problem> {
         let found = fork.view.pools().find(|known| *known.name == **pool);
         let found = found.ok_or_else(|| usage(unknown("pool", pool, fork.view.pools().map(|p| &*p.name))))?;
         let disk = DiskNeed { pool: found.id, size_mib: u64::from(*size), on: None };
-        shapes.iter_mut().for_each(|shape| shape.disks.push(disk));
+        let volume: Amounts = [(Measure::Volumes, 1), (Measure::DiskMib, disk.size_mib)].into_iter().collect();
+        for flavor in &mut sizes {
+            Arc::make_mut(&mut flavor.shape).disks.push(disk);
+            flavor.counts = std::mem::take(&mut flavor.counts).plus(&volume);
+        }
     }
-    for shape in &mut shapes {
+    for flavor in &mut sizes {
+        let shape = Arc::make_mut(&mut flavor.shape);
         shape.id = Uuid::from_u128(1).into();
         shape.protected = shape.protected || !args.guarded.is_empty();
     }
-    Ok(shapes)
+    Ok(sizes)
 }
 
 /// The shape of a VM without what ties it to where it is.
@@ -103,20 +119,27 @@ fn copy(fork: &Fork, name: &str) -> Result<VmShape, super::what_if::WhatIfError>
     Ok(shape)
 }
 
-fn row(fork: &Fork, shape: &VmShape, args: &FitArgs) -> Result<Row, Problem> {
+fn row(fork: &Fork, flavor: &Flavor, args: &FitArgs) -> Result<Row, Problem> {
+    let shape = &*flavor.shape;
     let plain = fit(&fork.view, shape, args.at_most);
     let guarded = match args.guarded.is_empty() {
         true => None,
         false => Some(guarded(fork, shape, &args.guarded, plain.count)?),
     };
-    Ok(Row {
+    let mut row = Row {
         flavor: shape.name.to_string(),
         vcpus: shape.reservation.vcpus,
         memory_mib: shape.reservation.memory_mib,
         fit: plain.count,
         stopped_by: plain.stopped_by.as_ref().map(runs_out),
         guarded,
-    })
+        domains: headroom::by_domain(fork, flavor, args)?,
+        agencies: Vec::new(),
+    };
+    if args.agencies {
+        row.agencies = headroom::by_agency(fork, flavor, &row);
+    }
+    Ok(row)
 }
 
 /// Copies are admitted one after the other, as the controllers admit VMs under the guarantee, until one is refused.
@@ -144,7 +167,7 @@ fn guarded(fork: &Fork, shape: &VmShape, keys: &[String], at_most: u32) -> Resul
 }
 
 /// The reasons, the one that rules out most nodes first: what runs out.
-fn runs_out(rejection: &Rejection) -> String {
+pub fn runs_out(rejection: &Rejection) -> String {
     if let Some(reason) = &rejection.cluster {
         return reason.to_string();
     }
@@ -162,7 +185,7 @@ fn show(app: &App, rows: &[Row], args: &FitArgs) -> Result<()> {
     if guarded {
         headers.extend(["GUARDED", "THEN"]);
     }
-    let rows = rows.iter().map(|row| {
+    let lines = rows.iter().map(|row| {
         let then = row.stopped_by.clone().unwrap_or_else(|| "not counted further".to_owned());
         let mut cells = vec![Cell::from(&row.flavor), Cell::from(row.vcpus), Cell::from(mib(row.memory_mib))];
         cells.extend([counted(row.fit), Cell::from(then)]);
@@ -176,9 +199,9 @@ fn show(app: &App, rows: &[Row], args: &FitArgs) -> Result<()> {
         }
         cells
     });
-    app.output.table(&Table { headers, rows: rows.collect() }, "")?;
+    app.output.table(&Table { headers, rows: lines.collect() }, "")?;
     if guarded {
         app.output.note(&format!("guarded: while any one {} may be lost", args.guarded.join(" or ")));
     }
-    Ok(())
+    headroom::show(app, rows)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use tamdao_model::{NodeId, VmId};
+use tamdao_scheduler::capacity::{Agency, Flavor};
 use tamdao_scheduler::place::{Placement, Rejection, place, place_each};
 use tamdao_scheduler::survive::{Loss, survive};
 use tamdao_scheduler::text::Cluster;
@@ -34,7 +35,8 @@ pub struct Fork {
     /// As it was before any what-if.
     pub before: View,
     pub view: View,
-    pub flavors: Vec<Arc<VmShape>>,
+    pub flavors: Vec<Flavor>,
+    pub agencies: Vec<Agency>,
     /// What asks for a place by the file, in its order.
     pub wants: Vec<Arc<VmShape>>,
     /// What asked for one because of a what-if.
@@ -77,8 +79,8 @@ impl Fork {
         let view = cluster.view()?;
         let placed = cluster.vms.iter().map(|(vm, _)| vm);
         let names = placed.chain(&cluster.wants).map(|vm| (vm.id, vm.name.clone())).collect();
-        let Cluster { wants, flavors, .. } = cluster;
-        Ok(Self { before: view.clone(), view, flavors, wants, asked: Vec::new(), names })
+        let Cluster { wants, flavors, agencies, .. } = cluster;
+        Ok(Self { before: view.clone(), view, flavors, agencies, wants, asked: Vec::new(), names })
     }
 
     /// Does one change, and says what it led to.
@@ -164,13 +166,13 @@ impl Fork {
     pub fn text(&self) -> String {
         let refused = self.asked.iter().filter(|one| one.answer.is_err()).map(|one| &one.vm);
         let wants: Vec<_> = refused.chain(&self.wants).cloned().collect();
-        Cluster { flavors: self.flavors.clone(), ..Cluster::of(&self.view, &wants) }.to_string()
+        let (flavors, agencies) = (self.flavors.clone(), self.agencies.clone());
+        Cluster { flavors, agencies, ..Cluster::of(&self.view, &wants) }.to_string()
     }
 
-    /// The shape of a flavor.
-    pub fn flavor(&self, name: &str) -> Result<Arc<VmShape>, WhatIfError> {
-        let found = self.flavors.iter().find(|flavor| &*flavor.name == name).cloned();
-        found.ok_or_else(|| unknown("flavor", name, self.flavors.iter().map(|flavor| &*flavor.name)))
+    pub fn flavor(&self, name: &str) -> Result<&Flavor, WhatIfError> {
+        let found = self.flavors.iter().find(|flavor| &*flavor.shape.name == name);
+        found.ok_or_else(|| unknown("flavor", name, self.flavors.iter().map(|flavor| &*flavor.shape.name)))
     }
 
     /// Whether a node stands in this failure domain, perhaps in others too.

@@ -154,7 +154,7 @@ pub fn show_left_out(app: &App, fork: &Fork, survivals: &[Survival]) -> Result<(
 }
 
 /// A section of which people see the beginning, or all when wide.
-fn few(app: &App, title: &str, headers: Vec<&'static str>, mut rows: Vec<Vec<Cell>>) -> Result<()> {
+pub fn few(app: &App, title: &str, headers: Vec<&'static str>, mut rows: Vec<Vec<Cell>>) -> Result<()> {
     let all = rows.len();
     if !app.output.is_wide() {
         rows.truncate(LINES);

@@ -54,7 +54,7 @@ impl WhatIf {
             ["add", count, flavor] => {
                 let number = count.parse().ok().filter(|number| (1..=ADD_MAX).contains(number));
                 let count = number.ok_or_else(|| WhatIfError::Count { word: count.to_owned() })?;
-                Ok(Self::Add { count, flavor: fork.flavor(flavor)? })
+                Ok(Self::Add { count, flavor: fork.flavor(flavor)?.shape.clone() })
             }
             [subject, name, change] => {
                 let loss = subject_of(subject, name, fork)?;

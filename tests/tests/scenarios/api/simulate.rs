@@ -15,7 +15,7 @@ async fn a_dump_is_simulated() -> Result<()> {
     let text = cloud.cli.run(&["debug", "dump"]).await?;
     let dumped = read(&text)?;
     assert_eq!(dumped.wants.iter().map(|vm| &*vm.name).collect::<Vec<_>>(), ["web"], "{text}");
-    assert!(dumped.flavors.iter().any(|flavor| &*flavor.name == "tiny"), "{text}");
+    assert!(dumped.flavors.iter().any(|flavor| &*flavor.shape.name == "tiny"), "{text}");
     // Without a node the answer is no, as the exit code says.
     let output = cloud.cli.attempt(&["simulate", "place"]).await?;
     let said = String::from_utf8_lossy(&output.stdout);

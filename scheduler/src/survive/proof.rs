@@ -88,8 +88,31 @@ impl Guarantee {
 mod tests {
     use super::*;
     use crate::check::plans::{Fault, check_plans};
+    use crate::check::{Breach, Broken};
     use crate::shape::By;
     use crate::text::Cluster;
+
+    /// The judge sees a restart on what is lost.
+    #[test]
+    fn a_restart_on_a_lost_node_is_seen() {
+        let text = "tamdao-cluster 1
+            node n1 vcpus=16 memory=8192 domain.rack=r1
+            node n2 vcpus=16 memory=8192 domain.rack=r2
+            vm x on=n1 vcpus=1 memory=6144 protected";
+        let cluster = Cluster::parse(text).unwrap();
+        let rack = By::Domain("rack".into());
+        let before = Guarantee::new(cluster.view().unwrap(), &[By::Node, rack]);
+        let (n1, (x, _)) = (cluster.nodes[0].id, &cluster.vms[0]);
+        for loss in [Loss::Node(n1), Loss::Domain { key: "rack".into(), value: "r1".into() }] {
+            let mut after = before.clone();
+            let number = after.numbers[&loss];
+            after.forget(number, x.id);
+            after.hold(number, after.view.slot(n1).unwrap(), Cells::NONE, x.clone());
+            let faults = check_plans(&before, &after, &[]).unwrap_err();
+            let breach = Breach { step: 0, vm: x.id, node: n1, broken: Broken::NodeUnknown };
+            assert_eq!(faults, [Fault::Breach { loss, breach }]);
+        }
+    }
 
     /// The judge sees a VM that takes the room of another's restart, and one that no plan knows of.
     #[test]

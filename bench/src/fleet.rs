@@ -61,7 +61,8 @@ impl Fleet {
             node.memory_mib = whole(of(&|flavor| flavor.1 * 1_024));
             node.domains.insert("rack".into(), [format!("r{}", n / RACK)].into());
             if kind == Kind::Cells {
-                node.cells = vec![Cell { vcpus: node.vcpus / 2, memory_mib: node.memory_mib / 2 }; 2];
+                node.cells =
+                    vec![Cell { vcpus: node.vcpus / 2, memory_mib: node.memory_mib / 2, huge_mib: 0 }; 2];
             }
             view.set_node(node);
         }

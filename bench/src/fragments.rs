@@ -51,7 +51,7 @@ fn view(cluster: &Value) -> Result<View> {
         node.domains.insert("rack".into(), [host["rack_id"].to_string()].into());
         for cell in list(&host["numa"])? {
             let vcpus = u32::try_from(whole(&cell["total_cpu"])?)?;
-            node.cells.push(Cell { vcpus, memory_mib: whole(&cell["memory_huge_total_mb"])? });
+            node.cells.push(Cell { vcpus, memory_mib: whole(&cell["memory_huge_total_mb"])?, huge_mib: 0 });
         }
         node.vcpus = node.cells.iter().map(|cell| cell.vcpus).sum();
         node.memory_mib = node.cells.iter().map(|cell| cell.memory_mib).sum();

@@ -1,7 +1,8 @@
-//! NUMA cells. A VM that asks for N cells lies on N distinct cells of its node, its CPUs and memory split evenly
-//! over them and rounded up, and holds room there as well as on the node; all other VMs hold only the node's. Which
-//! cells it gets follows from the node's state alone: those that stay fullest. Deliberately absent: which of a
-//! cell's processors a guest's threads run on, and VMs that move between the cells of a node.
+//! NUMA cells. A VM that asks for N cells lies on N distinct cells of its node, its CPUs, memory and huge pages split
+//! evenly over them and rounded up, and holds room there as well as on the node; all other VMs hold only the node's.
+//! Huge pages are set aside by the host in each cell, so they are an amount of cells and of nothing else. Which cells a VM
+//! gets follows from the node's state alone: those that stay fullest. Deliberately absent: which of a cell's processors
+//! a guest's threads run on, and VMs that move between the cells of a node.
 
 use std::fmt;
 
@@ -56,8 +57,13 @@ impl fmt::Debug for Cells {
     }
 }
 
-/// What lies within one cell: virtual CPUs, and memory in MiB.
-pub(crate) type Share = [u64; 2];
+/// What lies within one cell: virtual CPUs, memory in MiB, and huge pages in MiB.
+pub(crate) type Share = [u64; 3];
+
+/// Two shares, amount by amount.
+pub(crate) fn each(a: &Share, b: &Share, apply: impl Fn(u64, u64) -> u64) -> Share {
+    std::array::from_fn(|d| apply(a[d], b[d]))
+}
 
 /// What one VM asks of cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,30 +74,29 @@ pub(crate) struct CellAsk {
 }
 
 impl CellAsk {
-    /// Of a VM that holds this much on a node; none if it does not ask for cells.
-    pub(crate) fn new(cells: u32, vcpus: u64, memory_mib: u64) -> Option<Self> {
-        let n = u64::from(cells);
-        (cells > 0).then(|| Self { cells, share: [vcpus.div_ceil(n), memory_mib.div_ceil(n)] })
+    /// Of a VM that holds this much in all; none if it does not ask for cells.
+    pub(crate) fn new(cells: u32, whole: Share) -> Option<Self> {
+        (cells > 0).then(|| Self { cells, share: whole.map(|amount| amount.div_ceil(cells.into())) })
     }
 
     pub(crate) fn fits(&self, free: &Share) -> bool {
-        self.share[0] <= free[0] && self.share[1] <= free[1]
+        self.share.iter().zip(free).all(|(need, free)| need <= free)
     }
 
     /// The cells that would have the least left, the lowest positions among equals; none if too few have room.
     /// CPUs and memory weigh by their part of `whole`, the node's capacity, so that cells of unequal size compare
-    /// by what is left and not by how full they are. As the VM needs the same of each cell, taking the tightest
-    /// ones one by one is as tight as any other choice.
-    pub(crate) fn choose(&self, free: impl Iterator<Item = Share>, whole: &Share) -> Option<Cells> {
+    /// by what is left and not by how full they are; among equals huge pages decide. As the VM needs the same of each
+    /// cell, taking the tightest ones one by one is as tight as any other choice.
+    pub(crate) fn choose(&self, free: impl Iterator<Item = Share>, whole: &[u64; 2]) -> Option<Cells> {
         // Both parts times both capacities: exact, without fractions.
         let part = |left: u64, other: u64| u128::from(left) * u128::from(other.max(1));
         let left =
             |free: &Share| part(free[0] - self.share[0], whole[1]) + part(free[1] - self.share[1], whole[0]);
         let fitting = free.enumerate().filter(|(_, free)| self.fits(free));
-        let mut fitting: Vec<(u128, usize)> = fitting.map(|(at, free)| (left(&free), at)).collect();
+        let mut fitting: Vec<_> = fitting.map(|(at, free)| (left(&free), free[2], at)).collect();
         fitting.sort_unstable();
         let chosen = fitting.get(..self.cells as usize)?;
-        Cells::of(chosen.iter().map(|(_, at)| *at))
+        Cells::of(chosen.iter().map(|(.., at)| *at))
     }
 }
 
@@ -123,9 +128,21 @@ impl CellAsk {
 mod tests {
     use super::*;
 
-    fn choose(cells: u32, share: Share, free: &[Share]) -> Option<String> {
-        let chosen = CellAsk { cells, share }.choose(free.iter().copied(), &[32, 32])?;
+    fn choose(cells: u32, share: [u64; 2], free: &[[u64; 2]]) -> Option<String> {
+        let in_cells = |[vcpus, memory]: [u64; 2]| [vcpus, memory, 0];
+        let free = free.iter().map(|free| in_cells(*free));
+        let chosen = CellAsk { cells, share: in_cells(share) }.choose(free, &[32, 32])?;
         Some(chosen.to_string())
+    }
+
+    #[test]
+    fn huge_pages_are_needed_and_then_spared() {
+        let ask = |huge| CellAsk { cells: 1, share: [4, 4, huge] };
+        let free = [[8, 8, 16], [8, 8, 8], [8, 8, 2]];
+        let chosen = |huge| Some(ask(huge).choose(free.into_iter(), &[32, 32])?.to_string());
+        assert_eq!(chosen(0).as_deref(), Some("2"));
+        assert_eq!(chosen(4).as_deref(), Some("1"));
+        assert_eq!(chosen(17), None);
     }
 
     #[test]
@@ -147,6 +164,6 @@ mod tests {
 
     #[test]
     fn the_largest_two_are_of_distinct_cells() {
-        assert_eq!(largest([[3, 9], [5, 1], [5, 4]].into_iter()), [[5, 9], [5, 4]]);
+        assert_eq!(largest([[3, 9, 0], [5, 1, 2], [5, 4, 7]].into_iter()), [[5, 9, 7], [5, 4, 2]]);
     }
 }

@@ -332,14 +332,11 @@ impl Change {
                 format!("enlarge {node} by {}", lack.collect::<Vec<_>>().join(", "))
             }
             Self::FreeCells { cells, room } => {
-                let Cell { vcpus, memory_mib } = room;
-                format!(
-                    "make room for {vcpus} vCPUs and {memory_mib} MiB in {cells} more NUMA cells of {node}"
-                )
+                let room = room.words(room.huge_mib > 0);
+                format!("make room for {room} in {cells} more NUMA cells of {node}")
             }
             Self::EnlargeCells { cells, room } => {
-                let Cell { vcpus, memory_mib } = room;
-                format!("give {node} {cells} NUMA cells of {vcpus} vCPUs and {memory_mib} MiB")
+                format!("give {node} {cells} NUMA cells of {}", room.words(room.huge_mib > 0))
             }
             Self::AddTpm => format!("give {node} a TPM emulator"),
             Self::BecomePlatform { platform } => {

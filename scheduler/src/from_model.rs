@@ -85,7 +85,8 @@ pub fn node<'a>(
             },
         }
     };
-    let cell = |of: Reservation| Cell { vcpus: of.vcpus, memory_mib: of.memory_mib };
+    // Nodes do not tell of huge pages yet.
+    let cell = |of: Reservation| Cell { vcpus: of.vcpus, memory_mib: of.memory_mib, huge_mib: 0 };
     NodeShape {
         id,
         name: node.meta.name.as_str().into(),
@@ -361,8 +362,8 @@ mod tests {
             |id, cpus: std::ops::Range<u32>, memory_mib| NumaCell { id, cpus: cpus.collect(), memory_mib };
         record.status.inventory.numa_cells = vec![cell(0, 0..12, 49_152), cell(1, 12..16, 16_384)];
         let shape = node(&record, &Assignment::empty(record.id()), std::iter::empty(), std::iter::empty());
-        assert_eq!(shape.cells[0], Cell { vcpus: 48, memory_mib: (65_536 - 1_310) * 3 / 4 });
-        assert_eq!(shape.cells[1], Cell { vcpus: 16, memory_mib: (65_536 - 1_310) / 4 });
+        assert_eq!(shape.cells[0], Cell { vcpus: 48, memory_mib: (65_536 - 1_310) * 3 / 4, huge_mib: 0 });
+        assert_eq!(shape.cells[1], Cell { vcpus: 16, memory_mib: (65_536 - 1_310) / 4, huge_mib: 0 });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tamdao_model::NodeId;
 
-use crate::cells::Largest;
+use crate::cells::{Largest, each};
 
 /// Entries of one block at most; a full block is cut in halves.
 const BLOCK_MAX: usize = 48;
@@ -106,7 +106,7 @@ impl Bounds {
                 bounds.capacity_max[d] = bounds.capacity_max[d].max(entry.capacity[d]);
             }
             for (most, cells) in bounds.cells_max.iter_mut().zip(entry.cells) {
-                *most = [most[0].max(cells[0]), most[1].max(cells[1])];
+                *most = each(most, &cells, u64::max);
             }
             bounds.support_max = bounds.support_max.max(entry.support);
             bounds.vms_max = bounds.vms_max.max(entry.vms);
@@ -250,7 +250,7 @@ mod tests {
             support: u32::MAX,
             capacity: [1_000; DIMENSIONS],
             free: [free; DIMENSIONS],
-            cells: [[free, 2 * free], [free / 2, free]],
+            cells: [[free, 2 * free, free], [free / 2, free, 0]],
         }
         .ordered()
     }

@@ -118,7 +118,8 @@ impl Judge<'_> {
     fn amount(&self, vm: &VmShape, a_move: &Move) -> (u64, u64) {
         let emulates = self.before.node(a_move.from).is_some_and(|node| node.emulation);
         let extra = if emulates { vm.emulation_extra_mib } else { 0 };
-        let memory_mib = if a_move.way == Way::Live { vm.reservation.memory_mib + extra } else { 0 };
+        let memory_mib = vm.reservation.memory_mib + extra + vm.huge_mib;
+        let memory_mib = if a_move.way == Way::Live { memory_mib } else { 0 };
         let mut disk_mib = 0;
         for disk in &vm.disks {
             if self.before.pool(disk.pool).is_some_and(|pool| pool.shared.is_none()) {

@@ -280,7 +280,7 @@ impl fmt::Display for Reason {
                 write!(f, "needs {need_mib} MiB of memory, has {free_mib} MiB free")
             }
             Self::NotEnoughCells { cells, need, fitting, nearest } => {
-                let room = |cell: &Cell| format!("{} vCPUs and {} MiB", cell.vcpus, cell.memory_mib);
+                let room = |cell: &Cell| cell.words(need.huge_mib > 0);
                 let cells =
                     if *cells == 1 { "a NUMA cell".into() } else { format!("{cells} NUMA cells each") };
                 write!(f, "needs {cells} with {}, ", room(need))?;

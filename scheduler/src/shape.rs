@@ -10,7 +10,7 @@ use tamdao_model::assignment::Reservation;
 use tamdao_model::{AgencyId, NodeId, PoolId, VmId};
 use uuid::Uuid;
 
-use crate::cells::CellAsk;
+use crate::cells::{CellAsk, Share};
 
 pub use tamdao_model::limits::AMOUNT_MAX;
 
@@ -57,7 +57,9 @@ pub struct NodePool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
     pub vcpus: u32,
+    /// Without what is set aside as huge pages, MiB.
     pub memory_mib: u64,
+    pub huge_mib: u64,
 }
 
 /// A date without a clock: year, month and day as one number, 20311231, which orders as the dates do.
@@ -75,6 +77,8 @@ pub struct VmShape {
     pub emulation_extra_mib: u64,
     /// On how many NUMA cells of its node it lies, evenly; 0 if it may lie on any. See [`crate::cells`].
     pub cells: u32,
+    /// What it holds of huge pages, MiB, beside its memory; split over its cells, so only a VM that asks for some has any.
+    pub huge_mib: u64,
     pub disks: Vec<DiskNeed>,
     /// Labels that the node must have.
     pub labels: BTreeMap<String, String>,
@@ -171,11 +175,28 @@ pub enum By {
 }
 
 impl Cell {
-    /// How much of a need is missing here, in 1/10,000 of it: of CPUs or memory, whichever lacks more.
+    pub(crate) fn of([vcpus, memory_mib, huge_mib]: Share) -> Self {
+        Self { vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX), memory_mib, huge_mib }
+    }
+
+    pub(crate) fn share(&self) -> Share {
+        [u64::from(self.vcpus), self.memory_mib, self.huge_mib]
+    }
+
+    /// For people; huge pages only where they matter.
+    pub(crate) fn words(&self, huge: bool) -> String {
+        let Self { vcpus, memory_mib, huge_mib } = self;
+        match huge {
+            false => format!("{vcpus} vCPUs and {memory_mib} MiB"),
+            true => format!("{vcpus} vCPUs, {memory_mib} MiB and {huge_mib} MiB of huge pages"),
+        }
+    }
+
+    /// How much of a need is missing here, in 1/10,000 of it: of whichever lacks most.
     pub(crate) fn lacks(&self, need: &Self) -> u64 {
         let part = |need: u64, free: u64| need.saturating_sub(free).saturating_mul(10_000) / need.max(1);
-        let vcpus = part(u64::from(need.vcpus), u64::from(self.vcpus));
-        vcpus.max(part(need.memory_mib, self.memory_mib))
+        let parts = need.share().into_iter().zip(self.share()).map(|(need, free)| part(need, free));
+        parts.max().unwrap_or(0)
     }
 }
 
@@ -212,6 +233,7 @@ impl VmShape {
             reservation: Reservation { vcpus, memory_mib },
             emulation_extra_mib: 0,
             cells: 0,
+            huge_mib: 0,
             disks: Vec::new(),
             labels: BTreeMap::new(),
             forbidden_labels: BTreeMap::new(),
@@ -236,7 +258,12 @@ impl VmShape {
 
     /// What it asks of cells on a node of this acceleration.
     pub(crate) fn cell_ask(&self, emulation: bool) -> Option<CellAsk> {
+        CellAsk::new(self.cells, self.in_cells(emulation))
+    }
+
+    /// What it holds in its cells together.
+    pub(crate) fn in_cells(&self, emulation: bool) -> Share {
         let held = self.reservation_on(emulation);
-        CellAsk::new(self.cells, u64::from(held.vcpus), held.memory_mib)
+        [u64::from(held.vcpus), held.memory_mib, self.huge_mib]
     }
 }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tamdao_scheduler::capacity::{Agency, Flavor, fit};
-use tamdao_scheduler::check::Step;
+use tamdao_scheduler::check::{Step, check};
 use tamdao_scheduler::explain::{Outcome, explain};
 use tamdao_scheduler::place::{place, place_all, place_each};
 use tamdao_scheduler::score::TABLE;
 use tamdao_scheduler::survive::guarantee::Guarantee;
 use tamdao_scheduler::survive::{Survival, survive_each_node, survive_each_value};
 use tamdao_scheduler::text::Cluster;
-use tamdao_scheduler::{By, View, VmShape};
+use tamdao_scheduler::{By, Cells, View, VmShape};
 use uuid::Uuid;
 
 fn read(name: &str) -> Cluster {
@@ -158,6 +158,29 @@ fn capacity_counts_what_fits_and_what_stops() {
 }
 
 #[test]
+fn huge_pages_run_out_by_themselves() {
+    let text = "tamdao-cluster 1
+        node n1 vcpus=16 memory=8192 cell=8/4096/2048 cell=8/4096/1024
+        node n2 vcpus=16 memory=8192 cell=8/4096 cell=8/4096
+        vm a on.n1=1 vcpus=2 memory=256 cells=1 huge=1024
+        want b vcpus=2 memory=256 cells=1 huge=2048
+        want c vcpus=2 memory=256 cells=1 huge=512
+        want d vcpus=2 memory=256 cells=2";
+    let cluster = Cluster::parse(text).unwrap();
+    let mut view = cluster.view().unwrap();
+    let [b, c, d] = &cluster.wants[..] else { panic!("there are three") };
+    let wrong = Step::Assign { vm: b.clone(), node: cluster.nodes[0].id, cells: Cells::of([1]).unwrap() };
+    let breaches = check(&view, &[wrong]).unwrap_err();
+    let said: Vec<String> = breaches.iter().map(|breach| breach.broken.to_string()).collect();
+    assert_eq!(said, ["3072 MiB of huge pages of 1024 in NUMA cell 1"]);
+    let place_b = place(&view, b).unwrap();
+    assert_eq!((place_b.node, place_b.cells.to_string().as_str()), (cluster.nodes[0].id, "0"));
+    view.assign(place_b.node, b.clone()).unwrap();
+    insta::assert_snapshot!(place(&view, c).unwrap_err().summary(true), @"no place on any of 2 nodes: 2 no NUMA cell has room (nearest n1: needs a NUMA cell with 2 vCPUs, 256 MiB and 512 MiB of huge pages, the nearest has 6 vCPUs, 3840 MiB and 0 MiB of huge pages free)");
+    assert!(place(&view, d).is_ok());
+}
+
+#[test]
 fn the_documented_example_is_read() {
     let text = include_str!("../../docs/operations/cluster-text-format.md");
     let example = text.split("```").nth(1).unwrap().trim_start();
@@ -191,6 +214,7 @@ fn errors_say_where() {
         "tamdao-cluster 1\nwant a agency=nobody",
         "tamdao-cluster 1\nagency a open",
         "tamdao-cluster 1\nagency a free.colour=3",
+        "tamdao-cluster 1\nwant a huge=5",
     ]
     .iter()
     .map(|text| Cluster::parse(text).unwrap_err().to_string())

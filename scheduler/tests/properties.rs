@@ -20,10 +20,10 @@ use uuid::Uuid;
 use cluster::{Plan, any_plan};
 
 /// Every set of cells is tried; of those that the judge allows, the one with the least left in its cells, CPUs and
-/// memory as parts of the node's capacity. None if no set is allowed.
+/// memory as parts of the node's capacity, then in huge pages. None if no set is allowed.
 fn cells(view: &View, vm: &VmShape, node: &NodeShape) -> Option<Cells> {
     let uses: Vec<CellUse> = view.cell_use(node.id).collect();
-    let mut best: Option<(u128, Cells)> = None;
+    let mut best: Option<((u128, u64), Cells)> = None;
     for set in 0u32..1 << node.cells.len() {
         let chosen: Vec<usize> = (0..node.cells.len()).filter(|at| set >> at & 1 == 1).collect();
         let cells = Cells::of(chosen.clone()).unwrap();
@@ -36,7 +36,8 @@ fn cells(view: &View, vm: &VmShape, node: &NodeShape) -> Option<Cells> {
             let vcpus = u128::from(cell.vcpus - cell.vcpus_used) * u128::from(node.memory_mib.max(1));
             vcpus + u128::from(cell.memory_mib - cell.memory_used_mib) * u128::from(node.vcpus.max(1))
         };
-        let left: u128 = chosen.iter().map(left).sum();
+        let huge = |at: &usize| uses[*at].huge_mib - uses[*at].huge_used_mib;
+        let left: (u128, u64) = (chosen.iter().map(left).sum(), chosen.iter().map(huge).sum());
         let order = |a: Cells, b: Cells| a.iter().cmp(b.iter()).is_lt();
         let better = best.is_none_or(|(least, at)| left < least || left == least && order(cells, at));
         if better {
@@ -101,9 +102,11 @@ fn assert_not_over(view: &View) {
         assert_eq!((used.vcpus_used, used.memory_used_mib), (vcpus, memory));
         for (at, cell) in view.cell_use(node.id).enumerate() {
             assert!(cell.vcpus_used <= cell.vcpus && cell.memory_used_mib <= cell.memory_mib);
-            let here = vms.iter().filter(|vm| view.cells_of(node.id, vm.id).contains(at));
-            let vcpus: u32 = here.map(|vm| vm.reservation.vcpus.div_ceil(vm.cells)).sum();
-            assert_eq!(cell.vcpus_used, u64::from(vcpus));
+            assert!(cell.huge_used_mib <= cell.huge_mib);
+            let here = || vms.iter().filter(|vm| view.cells_of(node.id, vm.id).contains(at));
+            let vcpus: u32 = here().map(|vm| vm.reservation.vcpus.div_ceil(vm.cells)).sum();
+            let huge = here().map(|vm| vm.huge_mib.div_ceil(vm.cells.into())).sum();
+            assert_eq!((cell.vcpus_used, cell.huge_used_mib), (u64::from(vcpus), huge));
         }
     }
 }

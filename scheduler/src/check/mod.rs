@@ -75,6 +75,11 @@ pub enum Broken {
         capacity_mib: u64,
         would_be_mib: u64,
     },
+    CellHuge {
+        cell: usize,
+        capacity_mib: u64,
+        would_be_mib: u64,
+    },
     Disk {
         pool: PoolId,
         capacity_mib: u64,
@@ -136,6 +141,9 @@ impl fmt::Display for Broken {
             }
             Self::CellMemory { cell, capacity_mib, would_be_mib } => {
                 write!(f, "{would_be_mib} MiB of {capacity_mib} in NUMA cell {cell}")
+            }
+            Self::CellHuge { cell, capacity_mib, would_be_mib } => {
+                write!(f, "{would_be_mib} MiB of huge pages of {capacity_mib} in NUMA cell {cell}")
             }
             Self::Disk { pool, capacity_mib, would_be_mib } => {
                 write!(f, "{would_be_mib} MiB of {capacity_mib} in pool {pool}")
@@ -350,12 +358,13 @@ impl<'a> Judge<'a, '_> {
                 continue;
             };
             let here = there.held(self.view).filter(|(_, cells)| cells.contains(cell));
-            let (mut vcpus, mut memory) = (0, 0);
+            let (mut vcpus, mut memory, mut huge) = (0, 0, 0);
             for (vm, cells) in here {
                 // Rounded up: what cannot be split evenly is held by each.
                 let over = u64::from(cells.len());
                 vcpus += u64::from(vm.reservation.vcpus).div_ceil(over);
                 memory += memory_of(vm, Some(node)).div_ceil(over);
+                huge += vm.huge_mib.div_ceil(over);
             }
             if new.reservation.vcpus > 0 && vcpus > u64::from(capacity.vcpus) {
                 let capacity = u64::from(capacity.vcpus);
@@ -364,6 +373,10 @@ impl<'a> Judge<'a, '_> {
             if memory_of(new, Some(node)) > 0 && memory > capacity.memory_mib {
                 let capacity_mib = capacity.memory_mib;
                 broken.push(Broken::CellMemory { cell, capacity_mib, would_be_mib: memory });
+            }
+            if new.huge_mib > 0 && huge > capacity.huge_mib {
+                let capacity_mib = capacity.huge_mib;
+                broken.push(Broken::CellHuge { cell, capacity_mib, would_be_mib: huge });
             }
         }
     }

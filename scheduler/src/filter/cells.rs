@@ -12,10 +12,8 @@ pub(super) fn room(ask: &Ask, row: &Row) -> Option<Reason> {
     if fitting >= asked.cells {
         return None;
     }
-    let cell =
-        |[vcpus, memory_mib]: [u64; 2]| Cell { vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX), memory_mib };
-    let need = cell(asked.share);
-    let without = row.cells_free().filter(|free| !asked.fits(free)).map(cell);
+    let need = Cell::of(asked.share);
+    let without = row.cells_free().filter(|free| !asked.fits(free)).map(Cell::of);
     let nearest = without.min_by_key(|free| free.lacks(&need));
     Some(Reason::NotEnoughCells { cells: asked.cells, need, fitting, nearest })
 }

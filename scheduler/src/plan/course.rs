@@ -166,7 +166,7 @@ pub(crate) fn the_move(
 ) -> Move {
     let emulation = view.node(from).is_some_and(|node| node.emulation);
     let memory_mib = match way {
-        Way::Live => vm.reservation_on(emulation).memory_mib,
+        Way::Live => vm.reservation_on(emulation).memory_mib + vm.huge_mib,
         Way::Cold => 0,
     };
     let is_local = |pool| view.pool(pool).is_some_and(|pool| pool.shared.is_none());

@@ -13,7 +13,7 @@ use super::course::{closed, hold, why_not};
 use super::drain::{Cause, Drain, drain};
 use super::guard::Guard;
 use super::{Budget, Terms};
-use crate::shape::{AMOUNT_MAX, NodeShape, VmShape};
+use crate::shape::{AMOUNT_MAX, Cell, NodeShape, VmShape};
 use crate::survive::{Loss, nodes_of};
 use crate::view::View;
 
@@ -140,7 +140,7 @@ fn spare(like: &NodeShape, n: usize) -> NodeShape {
     spare.id = NodeId(Uuid::from_u128(!(like.id.0.as_u128().wrapping_add(n as u128))));
     (spare.vcpus, spare.memory_mib) = (u32::MAX, AMOUNT_MAX);
     for cell in &mut spare.cells {
-        (cell.vcpus, cell.memory_mib) = (u32::MAX, AMOUNT_MAX);
+        *cell = Cell { vcpus: u32::MAX, memory_mib: AMOUNT_MAX, huge_mib: AMOUNT_MAX };
     }
     for pool in spare.pools.values_mut() {
         (pool.capacity_mib, pool.held_mib) = (AMOUNT_MAX, 0);

@@ -18,7 +18,7 @@ use tamdao_model::{NodeId, VmId, limits};
 use super::reserve::{Backing, Lost, Room, Spot};
 use super::restarts::Target;
 use super::{Lack, Loss, restart_order};
-use crate::cells::Cells;
+use crate::cells::{Cells, each};
 use crate::check::Step;
 use crate::filter::Ask;
 use crate::index::{MEMORY, VCPUS};
@@ -270,10 +270,8 @@ impl Guarantee {
         let mut cells = Cells::NONE;
         if let Some(asked) = ask.vm.cell_ask(row.shape.emulation) {
             let kept = |at: usize| backing.cells.get(at).copied().unwrap_or_default();
-            let free = row
-                .cells_free()
-                .enumerate()
-                .map(|(at, free)| [free[0].saturating_sub(kept(at)[0]), free[1].saturating_sub(kept(at)[1])]);
+            let free =
+                row.cells_free().enumerate().map(|(at, free)| each(&free, &kept(at), u64::saturating_sub));
             cells = asked.choose(free, &[row.entry.capacity[VCPUS], row.entry.capacity[MEMORY]])?;
         }
         let (isolation, groups) = ask.is_wary();

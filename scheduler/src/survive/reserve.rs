@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use tamdao_model::{NodeId, VmId};
 
 use super::Loss;
-use crate::cells::{CellAsk, Cells, Share};
+use crate::cells::{CellAsk, Cells, Share, each};
 use crate::index::{Amounts, DIMENSIONS, Entry};
 use crate::shape::VmShape;
 
@@ -71,13 +71,12 @@ impl Held {
     fn count_cells(&mut self, emulation: bool) {
         self.cells.clear();
         for (vm, cells) in &self.vms {
-            let held = vm.reservation_on(emulation);
-            let ask = CellAsk::new(cells.len(), u64::from(held.vcpus), held.memory_mib);
+            let ask = CellAsk::new(cells.len(), vm.in_cells(emulation));
             for (at, ask) in cells.iter().zip(ask.into_iter().cycle()) {
                 if self.cells.len() <= at {
                     self.cells.resize(at + 1, Share::default());
                 }
-                self.cells[at] = [self.cells[at][0] + ask.share[0], self.cells[at][1] + ask.share[1]];
+                self.cells[at] = each(&self.cells[at], &ask.share, u64::saturating_add);
             }
         }
     }
@@ -248,7 +247,7 @@ impl Backing {
             if self.cells.len() <= at {
                 self.cells.resize(at + 1, Share::default());
             }
-            self.cells[at] = [self.cells[at][0].max(share[0]), self.cells[at][1].max(share[1])];
+            self.cells[at] = each(&self.cells[at], share, u64::max);
         }
     }
 }

@@ -239,7 +239,10 @@ fn write_node(line: &mut Line, node: &NodeShape, names: &Names) {
         let key = if pool.ready { "pool" } else { "pool-not-ready" };
         line.value(&format!("{key}.{}", names.pool(*id)), format!("{}{held}", pool.capacity_mib));
     }
-    node.cells.iter().for_each(|cell| line.value("cell", format!("{}/{}", cell.vcpus, cell.memory_mib)));
+    for cell in &node.cells {
+        let huge = if cell.huge_mib > 0 { format!("/{}", cell.huge_mib) } else { String::new() };
+        line.value("cell", format!("{}/{}{huge}", cell.vcpus, cell.memory_mib));
+    }
     node.platforms.iter().for_each(|platform| line.value("platform", platform));
     node.bridges.iter().for_each(|bridge| line.value("bridge", bridge));
     node.firmware.iter().for_each(|firmware| line.value("firmware", firmware));
@@ -253,6 +256,7 @@ fn write_vm(line: &mut Line, vm: &VmShape, names: &Names) {
     line.value("memory", vm.reservation.memory_mib);
     line.some("emulation-extra", vm.emulation_extra_mib);
     line.some("cells", u64::from(vm.cells));
+    line.some("huge", vm.huge_mib);
     for disk in &vm.disks {
         let on = disk.on.map(|node| format!("@{}", names.node(node))).unwrap_or_default();
         line.value(&format!("disk.{}", names.pool(disk.pool)), format!("{}{on}", disk.size_mib));

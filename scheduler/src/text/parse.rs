@@ -193,8 +193,10 @@ impl Reader {
                 "firmware" => drop(node.firmware.insert(owned())),
                 "support-ends" => node.support_ends = Some(Day(number(word)?)),
                 "cell" => {
-                    let (vcpus, memory) = value.split_once('/').ok_or_else(|| wrong(word, "VCPUS/MIB"))?;
-                    node.cells.push(Cell { vcpus: amount(word, vcpus)?, memory_mib: amount(word, memory)? });
+                    let (vcpus, rest) = value.split_once('/').ok_or_else(|| wrong(word, "VCPUS/MIB"))?;
+                    let (memory, huge) = rest.split_once('/').unwrap_or((rest, "0"));
+                    let (memory_mib, huge_mib) = (amount(word, memory)?, amount(word, huge)?);
+                    node.cells.push(Cell { vcpus: amount(word, vcpus)?, memory_mib, huge_mib });
                 }
                 key => match key.split_once('.') {
                     Some(("label", key)) => drop(node.labels.insert(key.to_owned(), owned())),
@@ -292,6 +294,7 @@ impl Reader {
             match word.key.as_str() {
                 "on" => on.push((word, (self.home(word, value)?, Cells::NONE))),
                 "cells" => vm.cells = number(word)?,
+                "huge" => vm.huge_mib = number(word)?,
                 "vcpus" => vm.reservation.vcpus = number(word)?,
                 "memory" => vm.reservation.memory_mib = number(word)?,
                 "emulation-extra" => vm.emulation_extra_mib = number(word)?,
@@ -318,6 +321,9 @@ impl Reader {
                     _ => return Err(unexpected(word, "vm")),
                 },
             }
+        }
+        if vm.huge_mib > 0 && vm.cells == 0 {
+            return Err(words[0].error(Problem::Missing("cells")));
         }
         Ok((Arc::new(vm), on))
     }

@@ -31,6 +31,8 @@ pub struct CellUse {
     pub vcpus_used: u64,
     pub memory_mib: u64,
     pub memory_used_mib: u64,
+    pub huge_mib: u64,
+    pub huge_used_mib: u64,
 }
 
 impl View {
@@ -80,11 +82,15 @@ impl View {
     /// The cells of a node, in the order of its list.
     pub fn cell_use(&self, node: NodeId) -> impl Iterator<Item = CellUse> + '_ {
         let row = self.slots.get(&node).and_then(|slot| self.row(*slot));
-        row.into_iter().flat_map(Row::cells).map(|(cell, [vcpus_used, memory_used_mib])| CellUse {
-            vcpus: u64::from(cell.vcpus),
-            vcpus_used,
-            memory_mib: cell.memory_mib,
-            memory_used_mib,
+        row.into_iter().flat_map(Row::cells).map(|(cell, [vcpus_used, memory_used_mib, huge_used_mib])| {
+            CellUse {
+                vcpus: u64::from(cell.vcpus),
+                vcpus_used,
+                memory_mib: cell.memory_mib,
+                memory_used_mib,
+                huge_mib: cell.huge_mib,
+                huge_used_mib,
+            }
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tamdao_model::{PoolId, VmId};
 
-use crate::cells::{CELLS_MAX, CellAsk, Cells, Largest, Share, largest};
+use crate::cells::{CELLS_MAX, CellAsk, Cells, Largest, Share, each, largest};
 use crate::index::{Amounts, Entry, MEMORY, VCPUS};
 use crate::shape::{Cell, NodeShape, VmShape};
 
@@ -97,10 +97,7 @@ impl Row {
 
     /// What each cell has left.
     pub(crate) fn cells_free(&self) -> impl Iterator<Item = Share> + '_ {
-        let left = |(cell, used): (Cell, Share)| {
-            [u64::from(cell.vcpus).saturating_sub(used[0]), cell.memory_mib.saturating_sub(used[1])]
-        };
-        self.cells().map(left)
+        self.cells().map(|(cell, used)| each(&cell.share(), &used, u64::saturating_sub))
     }
 
     /// The cells that a VM would get here: none if it asks for none, or if too few have room.
@@ -125,9 +122,9 @@ impl Row {
         self.used[MEMORY] = apply(self.used[MEMORY], memory);
         let cells = self.cells_of(vm.id);
         // What it holds is a fact, whatever it asks for.
-        if let Some(ask) = CellAsk::new(cells.len(), vcpus, memory) {
+        if let Some(ask) = CellAsk::new(cells.len(), vm.in_cells(self.shape.emulation)) {
             for (_, used) in self.cells_used.iter_mut().enumerate().filter(|(at, _)| cells.contains(*at)) {
-                *used = [apply(used[0], ask.share[0]), apply(used[1], ask.share[1])];
+                *used = each(used, &ask.share, apply);
             }
         }
         for disk in vm.disks.iter().filter(|disk| disk.on != Some(self.shape.id)) {

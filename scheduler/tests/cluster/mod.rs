@@ -58,7 +58,7 @@ prop_compose! {
         local in prop::option::weighted(0.8, (mostly(false), 0u64..60_000, 0u64..20_000)),
         shared in prop::option::weighted(0.8, mostly(false)),
         support in prop::option::of(prop::sample::select(vec![20_270_101u32, 20_300_630])),
-        cells in prop::collection::vec((prop::sample::select(vec![4u32, 8, 8, 16]), prop::sample::select(vec![2_048u64, 4_096, 16_384])), 0..4),
+        cells in prop::collection::vec((prop::sample::select(vec![4u32, 8, 8, 16]), prop::sample::select(vec![2_048u64, 4_096, 16_384]), prop::sample::select(vec![0u64, 1_024, 2_048])), 0..4),
     ) -> NodeShape {
         let mut node = NodeShape::bare(NodeId(Uuid::from_u128(id)), &format!("n{id}"));
         (node.vcpus, node.memory_mib) = (vcpus, memory_mib);
@@ -76,7 +76,7 @@ prop_compose! {
             node.pools.insert(pool_id(2), NodePool { ready, ..NodePool::default() });
         }
         node.support_ends = support.map(Day);
-        node.cells = cells.into_iter().map(|(vcpus, memory_mib)| Cell { vcpus, memory_mib }).collect();
+        node.cells = cells.into_iter().map(|(vcpus, memory_mib, huge_mib)| Cell { vcpus, memory_mib, huge_mib }).collect();
         node
     }
 }
@@ -94,7 +94,7 @@ prop_compose! {
         isolation in prop::option::weighted(0.1, prop::sample::select(vec!["health", "police"])),
         groups in prop::sample::select(vec![0u8, 0, 0, 1, 1, 2, 4, 3]),
         priority in 0u32..3,
-        (protected, cells) in (any::<bool>(), prop::sample::select(vec![0u32, 0, 0, 1, 1, 2, 3])),
+        (protected, cells, huge_mib) in (any::<bool>(), prop::sample::select(vec![0u32, 0, 0, 1, 1, 2, 3]), prop::sample::select(vec![0u64, 0, 0, 512, 1_025])),
     ) -> Arc<VmShape> {
         let node = |n: usize| NodeId(Uuid::from_u128(n as u128 + 1));
         let mut vm = VmShape::bare(VmId(Uuid::from_u128(id)), &format!("v{id}"), vcpus, memory_mib);
@@ -114,6 +114,7 @@ prop_compose! {
         vm.groups = (0..3).filter(|g| groups >> g & 1 == 1).map(|g| GroupId(Uuid::from_u128(g + 1))).collect();
         vm.priority = priority;
         (vm.protected, vm.cells) = (protected, cells);
+        vm.huge_mib = if cells > 0 { huge_mib } else { 0 };
         Arc::new(vm)
     }
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use tamdao_model::Stored;
 use tamdao_model::address::Address;
 use tamdao_model::agency::{Agency, Usage};
+use tamdao_model::applied::Applied;
 use tamdao_model::assignment::Assignment;
 use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{Cluster, Controller, JoinToken, Request};
@@ -50,6 +51,7 @@ macro_rules! kinds {
 pub const KINDS: &[Reader] = kinds![
     Address,
     Agency,
+    Applied,
     Assignment,
     Audit,
     Cluster,

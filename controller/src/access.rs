@@ -89,6 +89,27 @@ impl Asking {
         Self { principal, row, wanted }
     }
 
+    /// The same caller, who would make or change a resource of this kind; an empty agency is the cluster.
+    pub fn to_apply(&self, view: &View, kind: Kind, agency: &str, name: &str) -> Self {
+        let there = kind == Kind::Agency && view.agencies.find(Scope::Cluster, name).is_some();
+        let (method, wanted) = match kind {
+            Kind::Agency if there => ("AgencyService/UpdateAgency", Wanted::Above(name.to_owned())),
+            Kind::Agency => return self.to_place_under(""),
+            Kind::Flavor => ("FlavorService/CreateFlavor", Wanted::Cloud),
+            Kind::Image => ("ImageService/CreateImage", owned(agency)),
+            Kind::Network => ("NetworkService/CreateNetwork", owned(agency)),
+            Kind::PlacementGroup => ("PlacementGroupService/CreatePlacementGroup", owned(agency)),
+            Kind::Pool => ("PoolService/CreatePool", Wanted::Cloud),
+            Kind::RoleBinding => ("RoleBindingService/CreateRoleBinding", owned(agency)),
+            Kind::Vm => ("VmService/CreateVm", owned(agency)),
+            Kind::Volume => ("VolumeService/CreateVolume", owned(agency)),
+            Kind::Node | Kind::SchedulingPolicy | Kind::Controller | Kind::Move | Kind::Token => {
+                ("", Wanted::Cloud)
+            }
+        };
+        Self { principal: self.principal.clone(), row: role::row(method), wanted }
+    }
+
     /// The same caller, who would make an agency under this one; empty for the top.
     pub fn to_place_under(&self, parent: &str) -> Self {
         let wanted = match parent {
@@ -147,6 +168,11 @@ impl Asking {
             needed.join(", ")
         ))
     }
+}
+
+/// The agency, or the cloud for none.
+fn owned(agency: &str) -> Wanted {
+    if agency.is_empty() { Wanted::Cloud } else { Wanted::Agency(agency.to_owned()) }
 }
 
 /// Who was let in, and what he may see.

@@ -73,6 +73,7 @@ pub trait PublicApi:
     + v1::recovery_service_server::RecoveryService
     + v1::role_binding_service_server::RoleBindingService
     + v1::scheduling_policy_service_server::SchedulingPolicyService
+    + v1::stack_service_server::StackService
     + v1::token_service_server::TokenService
     + v1::transfer_service_server::TransferService
     + v1::vm_service_server::VmService
@@ -98,6 +99,7 @@ impl<T> PublicApi for T where
         + v1::recovery_service_server::RecoveryService
         + v1::role_binding_service_server::RoleBindingService
         + v1::scheduling_policy_service_server::SchedulingPolicyService
+        + v1::stack_service_server::StackService
         + v1::token_service_server::TokenService
         + v1::transfer_service_server::TransferService
         + v1::vm_service_server::VmService
@@ -162,6 +164,7 @@ fn public<A: PublicApi>(routes: Routes, api: &A) -> Routes {
         recovery_service_server::RecoveryServiceServer = BODY_BYTES;
         role_binding_service_server::RoleBindingServiceServer = BODY_BYTES;
         scheduling_policy_service_server::SchedulingPolicyServiceServer = BODY_BYTES;
+        stack_service_server::StackServiceServer = BODY_BYTES;
         token_service_server::TokenServiceServer = BODY_BYTES;
         transfer_service_server::TransferServiceServer = CHUNK_MESSAGE_BYTES;
         vm_service_server::VmServiceServer = BODY_BYTES;

@@ -1,10 +1,11 @@
 //! One resource as it is against what a block says: which fields differ, which of them force a new one, and for a VM
 //! what has to be done beside its update: another size, and volumes that were made with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
+pub use tamdao_model::applied::{below, leaves};
 use uuid::Uuid;
 
 use crate::expand::{Desired, Place};
@@ -248,42 +249,6 @@ pub fn is_sensitive(desired: &Desired, path: &str) -> bool {
 pub fn is_unknown(desired: &Desired, path: &str) -> bool {
     let touches = |unknown: &String| path.starts_with(unknown.as_str()) || unknown.starts_with(path);
     !path.is_empty() && desired.says.unknown.iter().any(touches)
-}
-
-/// What users write of a resource, as single values by their paths.
-pub fn leaves(resource: &Json) -> BTreeMap<String, Json> {
-    let mut leaves = BTreeMap::new();
-    for field in ["display_name", "labels"] {
-        walk(&resource["metadata"][field], &format!("metadata.{field}"), &mut leaves);
-    }
-    walk(&resource["spec"], "spec", &mut leaves);
-    leaves
-}
-
-fn walk(json: &Json, path: &str, into: &mut BTreeMap<String, Json>) {
-    match json {
-        Json::Null => {}
-        Json::Object(map) => map.iter().for_each(|(key, value)| walk(value, &format!("{path}.{key}"), into)),
-        Json::Array(list) => {
-            list.iter().enumerate().for_each(|(at, value)| walk(value, &format!("{path}[{at}]"), into));
-        }
-        // What is left out and what is zero are the same in the contract.
-        Json::Bool(false) => {}
-        Json::String(text) if text.is_empty() || text == "0" => {}
-        Json::Number(number) if number.as_u64() == Some(0) => {}
-        // 64-bit numbers are strings in the contract's JSON.
-        Json::Number(number) => {
-            into.insert(path.to_owned(), Json::from(number.to_string()));
-        }
-        leaf => {
-            into.insert(path.to_owned(), leaf.clone());
-        }
-    }
-}
-
-/// A path as it is written in a block: without `spec.` or `metadata.`.
-pub fn below(path: &str) -> &str {
-    path.strip_prefix("spec.").or_else(|| path.strip_prefix("metadata.")).unwrap_or(path)
 }
 
 /// The revision that a resource was seen at.

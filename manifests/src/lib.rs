@@ -29,7 +29,7 @@ pub use expand::{Desired, Expanded, Place, expand};
 pub use export::export;
 pub use fmt::format;
 pub use manifest::{Faulty, Given, Inputs, Live, Manifest, values};
-pub use plan::{Action, Change, Plan, Summary, Where, Wish, plan, validate};
+pub use plan::{Action, Change, Plan, Preview, Summary, Unfit, Where, Wish, plan, validate};
 pub use schema::{Owner, kinds};
 pub use show::{outputs, show};
 pub use source::{At, Fault, File, in_order, place, tell};

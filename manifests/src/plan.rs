@@ -63,6 +63,9 @@ pub struct Change {
     pub block: String,
     #[serde(skip)]
     pub waits: BTreeSet<String>,
+    /// Fields whose differences are left alone.
+    #[serde(skip)]
+    pub ignored: Vec<String>,
 }
 
 /// A place, as fields of a change.
@@ -89,6 +92,33 @@ pub struct Plan {
     /// Those that are not sensitive; null for what is known after apply.
     pub outputs: BTreeMap<String, Json>,
     pub summary: Summary,
+    /// Whether it would fit, as far as the cloud was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
+}
+
+/// What the cloud says would become of a plan now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Preview {
+    /// VMs that are made or get another size and were looked at.
+    pub vms: usize,
+    /// Losses after which every protected VM is to have a place, such as node or rack.
+    pub guarded: Vec<String>,
+    /// What would be refused, and VMs that would wait for a place.
+    pub unfit: Vec<Unfit>,
+    /// What cannot be said before apply, by address.
+    pub unknown: Vec<String>,
+}
+
+/// One resource that would not come to be as the plan says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unfit {
+    pub address: String,
+    /// Whether it would be refused; else it would wait.
+    pub refused: bool,
+    /// One word for programs.
+    pub reason: String,
+    pub message: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -229,7 +259,7 @@ impl<'a> Planner<'a> {
         if !self.faults.is_empty() {
             return Err(self.faults);
         }
-        Ok(Plan { stack: self.stack.to_owned(), summary: summary(&changes), changes, outputs })
+        Ok(Plan { stack: self.stack.to_owned(), summary: summary(&changes), changes, outputs, preview: None })
     }
 
     fn change(&mut self, desired: &Desired) -> Option<Change> {
@@ -354,6 +384,7 @@ impl<'a> Planner<'a> {
             unknown: false,
             block: String::new(),
             waits: BTreeSet::new(),
+            ignored: Vec::new(),
             place: Where { kind, agency, name },
         })
     }
@@ -431,6 +462,7 @@ fn changed(desired: &Desired, action: Action) -> Change {
         unknown: false,
         block: desired.block.clone(),
         waits: desired.waits.clone(),
+        ignored: desired.ignore_changes.clone(),
     }
 }
 

@@ -7,7 +7,10 @@ use std::fmt::Write;
 use serde_json::Value as Json;
 
 use crate::compare::Difference;
-use crate::plan::{Action, Change, Plan};
+use crate::plan::{Action, Change, Plan, Preview};
+
+/// What would not fit is shown so often; a program gets all.
+const SHOWN: usize = 20;
 
 /// The plan for people.
 pub fn show(plan: &Plan) -> String {
@@ -25,6 +28,9 @@ pub fn show(plan: &Plan) -> String {
             summary.add, summary.change, summary.destroy
         );
     }
+    if let Some(preview) = &plan.preview {
+        previewed(preview, &mut text);
+    }
     text.push_str(&outputs(&plan.outputs));
     text
 }
@@ -40,6 +46,37 @@ pub fn outputs(outputs: &BTreeMap<String, Json>) -> String {
         let _ = writeln!(text, "  {name:width$} = {}", json(value));
     }
     text
+}
+
+/// Whether it would fit: one sentence, and below it what would not.
+fn previewed(preview: &Preview, text: &mut String) {
+    let waiting = preview.unfit.iter().filter(|one| !one.refused).count();
+    let (refused, all) = (preview.unfit.len() - waiting, preview.vms);
+    let vms = if all == 1 { "VM" } else { "VMs" };
+    let with = match preview.guarded.as_slice() {
+        [] => String::new(),
+        guarded => format!(", with room kept for the loss of any one {}", guarded.join(" or ")),
+    };
+    let _ = match (waiting, refused, all) {
+        (0, 0, 0) => writeln!(text, "Preview: within all quotas."),
+        (0, 0, all) => writeln!(text, "Preview: a place for {all} {vms} now{with}, within all quotas."),
+        (waiting, 0, all) => {
+            writeln!(text, "Preview: {waiting} of {all} {vms} would wait for a place{with}:")
+        }
+        (0, refused, _) => writeln!(text, "Preview: {refused} would be refused:"),
+        (waiting, refused, all) => {
+            writeln!(text, "Preview: {refused} would be refused, and {waiting} of {all} {vms} would wait:")
+        }
+    };
+    for one in preview.unfit.iter().take(SHOWN) {
+        let _ = writeln!(text, "  {}: {}", one.address, one.message);
+    }
+    if preview.unfit.len() > SHOWN {
+        let _ = writeln!(text, "  and {} more", preview.unfit.len() - SHOWN);
+    }
+    if !preview.unknown.is_empty() {
+        let _ = writeln!(text, "  known only after apply: {}", preview.unknown.join(", "));
+    }
 }
 
 fn one(change: &Change, text: &mut String) {

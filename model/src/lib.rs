@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod agency;
+pub mod applied;
 pub mod assignment;
 pub mod audit;
 pub mod bmc;

@@ -79,6 +79,16 @@ pub const VMS_PER_NODE: usize = 1_000;
 pub const SUBJECT_CHARS: usize = 200;
 /// Role bindings of a cloud: all of them are looked through for each request of a person.
 pub const ROLE_BINDINGS: usize = 10_000;
+/// What stacks have applied in a cloud, resources.
+pub const APPLIED: usize = 100_000;
+/// Resources noted by one request: with the leader's guard they fit one transaction.
+pub const APPLIED_AT_ONCE: usize = 60;
+/// What is noted of one resource, bytes.
+pub const APPLIED_BYTES: usize = 64 * 1024;
+/// Why an apply failed at a resource, characters.
+pub const APPLIED_ERROR_CHARS: usize = 1_000;
+/// Resources of a plan that is previewed.
+pub const PLANNED: usize = 5_000;
 /// A stored image, bytes.
 pub const IMAGE_BYTES: u64 = 1 << 40;
 /// BMCs of one node.

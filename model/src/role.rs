@@ -81,6 +81,7 @@ const SEE_HOSTS: &[Role] = &[Role::CloudAdmin, Role::Operator, Role::Auditor];
 const AUDIT: &[Role] = &[Role::CloudAdmin, Role::Auditor];
 const READ: &[Role] = &[Role::CloudAdmin, Role::Auditor, Role::AgencyAdmin, Role::Member, Role::Viewer];
 const WRITE: &[Role] = &[Role::CloudAdmin, Role::AgencyAdmin, Role::Member];
+const MAKE: &[Role] = &[Role::CloudAdmin, Role::Operator, Role::AgencyAdmin, Role::Member];
 const MANAGE: &[Role] = &[Role::CloudAdmin, Role::AgencyAdmin];
 const SEE_TOKENS: &[Role] = &[Role::CloudAdmin, Role::Auditor, Role::AgencyAdmin];
 
@@ -150,6 +151,8 @@ pub const TABLE: &[Row] = table! {
     "SchedulingPolicyService" {
         GetSchedulingPolicy Cloud SEE_HOSTS; WatchSchedulingPolicy Cloud SEE_HOSTS; UpdateSchedulingPolicy Cloud CLOUD;
     }
+    // What is noted or previewed is judged once more for each resource, as if it were made.
+    "StackService" { ListStackResources Agency READ; RecordApply Shared MAKE; PreviewPlan Shared MAKE; }
     "TokenService" {
         GetToken AgencyOrCloud SEE_TOKENS; ListTokens Agency SEE_TOKENS; WatchTokens Agency SEE_TOKENS;
         CreateToken AgencyOrCloud MANAGE; DeleteToken AgencyOrCloud MANAGE;

@@ -11,6 +11,7 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use tamdao_model::address::Address;
 use tamdao_model::agency::{Agency, Usage};
+use tamdao_model::applied::Applied;
 use tamdao_model::assignment::Assignment;
 use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{Cluster, Controller, JoinToken, Request};
@@ -332,6 +333,8 @@ kinds! {
     requests: Request,
     tokens: Token,
     role_bindings: RoleBinding,
+    /// What stacks have applied.
+    applied: Applied,
     /// One in all.
     cluster: Cluster,
     /// One per node, in recovery and where something is left that no record knows.

@@ -15,7 +15,7 @@ use crate::app::{App, now_s};
 use crate::args::{AuditArgs, AuditListArgs, AuditVerb};
 use crate::client::Client;
 use crate::output::{Cell, Table, Tone};
-use crate::problem::{ExitStatus, Problem};
+use crate::problem::{ExitStatus, Problem, problem_of};
 use crate::quantity::moment;
 use crate::rpc;
 
@@ -166,6 +166,21 @@ async fn open(app: &App, args: &AuditArgs) -> Result<Vec<Told>> {
     Ok(opened)
 }
 
+/// What was changed since a time, the oldest first, as far as the caller may read it. One controller is enough: all have
+/// every change.
+pub(crate) async fn changes_since(
+    app: &App,
+    since: pbjson_types::Timestamp,
+) -> Result<Vec<AuditRecord>, Problem> {
+    let request = WatchAuditRequest { since: Some(since), until_now: true, ..Default::default() };
+    let mut told = ask(app.client().map_err(problem_of)?, request).await?;
+    let mut records = Vec::new();
+    while let Some(message) = told.message().await.map_err(|status| Problem::from_status(&status))? {
+        records.extend(message.record.filter(|record| record.revision != 0));
+    }
+    Ok(records)
+}
+
 async fn ask(
     client: &Client,
     request: WatchAuditRequest,
@@ -194,7 +209,7 @@ fn row(record: &AuditRecord) -> Vec<Cell> {
 }
 
 /// The principal without the id of a token, and the role.
-fn who(record: &AuditRecord) -> String {
+pub(crate) fn who(record: &AuditRecord) -> String {
     let name = match record.principal.splitn(3, ':').collect::<Vec<_>>()[..] {
         ["token", _, name] => name,
         ["user", ..] => record.principal.split_once(':').map_or("", |(_, name)| name),

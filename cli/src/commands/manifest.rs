@@ -5,6 +5,8 @@ mod carry;
 mod export;
 mod files;
 mod live;
+mod note;
+mod preview;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +21,7 @@ use crate::quantity::count;
 
 pub use export::export;
 pub(crate) use live::{each_kind, listed};
+pub(crate) use note::{listed as applied, place_of};
 
 /// A manifest with what is given to it.
 struct Work {
@@ -99,7 +102,8 @@ async fn decided(app: &App, work: &Work, mut wish: Wish) -> Result<(Plan, Live)>
     let live = live::seen(app, &stack, &desired).await?;
     let desired = work.with(&live, |inputs| tamdao_manifests::expand(&work.manifest, inputs))?;
     wish.user_data_differs = live::other_user_data(app, &desired, &live).await?;
-    let plan = work.with(&live, |inputs| tamdao_manifests::plan(&work.manifest, inputs, &wish))?;
+    let mut plan = work.with(&live, |inputs| tamdao_manifests::plan(&work.manifest, inputs, &wish))?;
+    plan.preview = preview::ask(app, &plan).await;
     Ok((plan, live))
 }
 
@@ -143,6 +147,7 @@ async fn carried(app: &App, work: &Work, wish: Wish, args: &CarryArgs, question:
         return Err(problem.hint(format!("if it shall be lost, add {}", flags.join(" "))).into());
     }
     if plan.is_empty() {
+        note::note(app, &plan, &live, &note::Outcomes::default(), true).await;
         return finished(app, &plan);
     }
     app.confirm(args.yes, question)?;

@@ -44,6 +44,9 @@ pub struct World {
     pub uploaded: Vec<u8>,
     pub tokens: Vec<String>,
     pub console_sizes: Vec<TerminalSize>,
+    /// What stacks have applied, and what a preview says; none where the cloud is too old for either.
+    pub applied: Option<Vec<StackResource>>,
+    pub preview: Option<PreviewPlanResponse>,
 }
 
 /// One controller of the fake cloud.
@@ -84,6 +87,7 @@ impl Fake {
             .add_service(network_service_server::NetworkServiceServer::new(self.clone()))
             .add_service(placement_group_service_server::PlacementGroupServiceServer::new(self.clone()))
             .add_service(scheduling_policy_service_server::SchedulingPolicyServiceServer::new(self.clone()))
+            .add_service(stack_service_server::StackServiceServer::new(self.clone()))
             .add_service(pool_service_server::PoolServiceServer::new(self.clone()))
             .add_service(volume_service_server::VolumeServiceServer::new(self.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -530,4 +534,32 @@ pub fn put(vm: Vm, cursor: &str) -> WatchVmsResponse {
 
 pub fn deleted(vm: Vm) -> WatchVmsResponse {
     WatchVmsResponse { event: WatchEvent::Deleted.into(), vm: Some(vm), cursor: "gone".to_owned() }
+}
+
+#[tonic::async_trait]
+impl stack_service_server::StackService for Fake {
+    async fn list_stack_resources(
+        &self,
+        _: Request<ListStackResourcesRequest>,
+    ) -> Result<Response<ListStackResourcesResponse>, Status> {
+        let applied = self.world().applied.clone().ok_or_else(|| Status::unimplemented(""))?;
+        Ok(Response::new(ListStackResourcesResponse { stack_resources: applied, ..Default::default() }))
+    }
+
+    async fn record_apply(
+        &self,
+        request: Request<RecordApplyRequest>,
+    ) -> Result<Response<RecordApplyResponse>, Status> {
+        self.asked("record_apply", &request)?;
+        Ok(Response::new(RecordApplyResponse {}))
+    }
+
+    async fn preview_plan(
+        &self,
+        request: Request<PreviewPlanRequest>,
+    ) -> Result<Response<PreviewPlanResponse>, Status> {
+        let preview = self.world().preview.clone().ok_or_else(|| Status::unimplemented(""))?;
+        self.asked("preview_plan", &request)?;
+        Ok(Response::new(preview))
+    }
 }

@@ -158,3 +158,66 @@ async fn manifests_are_checked_and_written_without_a_cloud() {
     assert_eq!(tamdao.output("fmt --check").await.status.code(), Some(0));
     assert_eq!(tamdao.output("plan --detailed-exitcode -f nowhere").await.status.code(), Some(1));
 }
+
+/// What is known of the VM since an apply.
+fn known(state: StackState) -> StackResource {
+    StackResource {
+        stack: "site".into(),
+        kind: "vm".into(),
+        agency: "health".into(),
+        name: "web".into(),
+        state: state.into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_plan_says_whether_it_would_fit() {
+    let (fake, tamdao) = cloud().await;
+    let place = PlannedOutcome { admitted: true, fits: true, ..Default::default() };
+    let answer = |outcome| PreviewPlanResponse {
+        outcomes: vec![outcome],
+        guarded: vec!["node".into(), "rack".into()],
+    };
+    fake.world().preview = Some(answer(place.clone()));
+    insta::assert_snapshot!("plan-that-fits", tamdao.story("plan").await);
+    let asked = fake.world().asked.iter().find(|(method, _)| *method == "preview_plan").unwrap().1.clone();
+    assert!(asked.contains("debian-12"), "{asked}");
+    let waits = PlannedOutcome {
+        fits: false,
+        reason: "NoRoom".into(),
+        message: "no place on any of 2 nodes: 2 not enough memory".into(),
+        ..place
+    };
+    fake.world().preview = Some(answer(waits));
+    insta::assert_snapshot!("plan-that-would-wait", tamdao.story("plan").await);
+    let plan = tamdao.json("plan -o json").await;
+    assert_eq!(plan["preview"]["unfit"][0]["address"], "vm.web");
+    assert_eq!(plan["preview"]["unfit"][0]["reason"], "NoRoom");
+}
+
+#[tokio::test]
+async fn what_was_applied_is_noted_and_what_has_drifted_is_told() {
+    let (fake, tamdao) = cloud().await;
+    fake.world().vms = vec![applied()];
+    insta::assert_snapshot!("stack-list-before-the-next-apply", tamdao.story("stack list").await);
+    let noted = || fake.world().asked.iter().filter(|(method, _)| *method == "record_apply").count();
+    fake.world().applied = Some(Vec::new());
+    assert!(tamdao.output("apply -y").await.status.success());
+    assert_eq!(noted(), 1, "nothing was to do, and what is there was not known yet");
+    fake.world().applied = Some(vec![known(StackState::InSync)]);
+    assert!(tamdao.output("apply -y").await.status.success());
+    assert_eq!(noted(), 1, "it is known by now");
+    let mut drifted = known(StackState::Drifted);
+    let tier =
+        FieldDifference { path: "labels.tier".into(), applied: "\"front\"".into(), ..Default::default() };
+    drifted.differences = vec![tier];
+    let gone = StackResource { name: "db".into(), ..known(StackState::Gone) };
+    fake.world().applied = Some(vec![drifted, gone]);
+    insta::assert_snapshot!("stack-list-with-drift", tamdao.story("stack list").await);
+    let failed = StackResource { error: "agency health may have 2 vms".into(), ..known(StackState::Failed) };
+    fake.world().applied = Some(vec![failed]);
+    insta::assert_snapshot!("stack-list-with-a-failure", tamdao.story("stack list").await);
+    let list = tamdao.json("stack list -o json").await;
+    assert_eq!(list["stacks"][0]["state"], "failed");
+}

@@ -25,6 +25,7 @@ mod recovery;
 mod replay;
 mod role_binding;
 mod scheduling_policy;
+mod stack;
 mod standard;
 mod token;
 mod transfer;

@@ -1,11 +1,12 @@
-//! The reaper keeps the store small: it removes what has had its time, which is old events and audit records that the controllers' journals hold, answered
-//! requests, rested addresses, expired tokens; it forgets the store's history behind them, and tells when the state grows
-//! large all the same.
+//! The reaper keeps the store small. It removes what has had its time: old events and audit records that the controllers'
+//! journals hold, answered requests, rested addresses, expired tokens, what stacks applied in agencies that have gone. It
+//! forgets the store's history behind them, and tells when the state grows large all the same.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tamdao_model::address::{Address, Holder};
+use tamdao_model::applied::Applied;
 use tamdao_model::audit::Audit;
 use tamdao_model::cluster::{JoinToken, Request};
 use tamdao_model::event::{Event, Severity};
@@ -41,6 +42,7 @@ enum Over {
     Request(String),
     Address(String),
     Token(String),
+    Applied(String),
 }
 
 #[async_trait]
@@ -72,6 +74,7 @@ impl Loop for Reaper {
                         Over::Request(key) => draft.delete::<Request>(key),
                         Over::Address(key) => draft.delete::<Address>(key),
                         Over::Token(key) => draft.delete::<JoinToken>(key),
+                        Over::Applied(key) => draft.delete::<Applied>(key),
                     }
                 }
                 Ok(())
@@ -139,6 +142,10 @@ fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
     });
     // One that is used up stays as long as it would have: a node whose answer was lost comes with it again.
     let tokens = view.join_tokens.iter().filter(|token| token.expire_time < now);
+    let orphaned = view
+        .applied
+        .iter()
+        .filter(|row| row.agency.is_some_and(|agency| view.agencies.get(agency).is_none()));
     let over = events
         .into_iter()
         .map(|row| Over::Event(row.key()))
@@ -146,6 +153,7 @@ fn over(view: &View, now: TimeMs, journalled: Revision) -> (Vec<Over>, u64) {
         .chain(requests.map(|row| Over::Request(row.key())))
         .chain(addresses.map(|row| Over::Address(row.key())))
         .chain(tokens.map(|row| Over::Token(row.key())))
+        .chain(orphaned.map(|row| Over::Applied(row.key())))
         .collect();
     let held_up = waiting.iter().filter(|audit| now.since(audit.time) > ON_ITS_WAY_MS);
     (over, (kept.len() + held_up.count()) as u64)
@@ -237,5 +245,18 @@ mod tests {
             let (over, kept) = over(&cache.view(), now, journalled);
             assert_eq!((over.len(), kept), expected, "{journalled}");
         }
+    }
+
+    #[test]
+    fn what_stacks_applied_in_an_agency_goes_with_it() {
+        let mut draft = Draft::new(View::default(), Uuid::from_u128(1));
+        for agency in [serde_json::Value::Null, Uuid::from_u128(3).to_string().into()] {
+            let record = serde_json::json!({"stack": "site", "kind": "vm", "agency": agency, "name": "web",
+                "time": 1, "principal": "admin:1"});
+            draft.put::<Applied>(serde_json::from_value(record).unwrap());
+        }
+        // The cluster's own stays; there is no agency in this cloud.
+        let (over, _) = over(draft.view(), TimeMs(2), Revision::ZERO);
+        assert!(matches!(&over[..], [Over::Applied(key)] if key.contains("/site/vm/web")));
     }
 }

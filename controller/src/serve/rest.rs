@@ -56,6 +56,7 @@ pub fn service<A: PublicApi>(api: A) -> BoxCloneSyncService<Request, Response, s
         bridge!(__rest_over_grpc_bridge_RoleBindingService::RoleBindingServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_SchedulingPolicyService::SchedulingPolicyServiceRestBridge),
         bridge!(__rest_over_grpc_bridge_VolumeService::VolumeServiceRestBridge),
+        bridge!(__rest_over_grpc_bridge_StackService::StackServiceRestBridge),
     );
     let inner = RestService::new(transcoder).with_max_body_bytes(BODY_BYTES);
     BoxCloneSyncService::new(tower::service_fn(move |request: Request| {

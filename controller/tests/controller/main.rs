@@ -12,4 +12,5 @@ mod fencing;
 mod people;
 mod redfish;
 mod restore;
+mod stacks;
 mod sushy;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tamdao_model::agency::Usage;
+use tamdao_model::applied::Applied;
 use tamdao_model::audit::Audit;
 use tamdao_model::bmc::Trust;
 use tamdao_model::cluster::Cluster;
@@ -10,7 +11,7 @@ use tamdao_model::quota::Measure;
 use tamdao_model::recovery::{Cause, Finding};
 use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::vm::Vm;
-use tamdao_model::{NodeId, VmId};
+use tamdao_model::{NodeId, Stored, VmId};
 
 use crate::updates::{node, vm};
 
@@ -142,5 +143,25 @@ fn role_bindings_are_read_and_written_as_at_first() {
         let text = format!("{{{meta},{rest}}}");
         let record: RoleBinding = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
+}
+
+#[test]
+fn what_was_applied_is_read_and_written_as_at_first() {
+    let least = r#""time":1795000000000,"principal":"admin:1f2e3d4c"}"#;
+    let rest = r#""agency":"00000000-0000-0000-0000-000000000003","name":"web","id":"00000000-0000-0000-0000-000000000007","revision":9,"time":1795000000000,"principal":"admin:1f2e3d4c","fields":{"labels.tier":"\"front\""},"ignored":["run"],"error":"no room"}"#;
+    for (text, key) in [
+        (
+            format!(r#"{{"stack":"site","kind":"vm",{rest}"#),
+            "00000000-0000-0000-0000-000000000003/site/vm/web",
+        ),
+        (
+            format!(r#"{{"stack":"site","kind":"placement_group","name":"apart",{least}"#),
+            "cluster/site/placement_group/apart",
+        ),
+    ] {
+        let record: Applied = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+        assert_eq!(record.key(), key);
     }
 }

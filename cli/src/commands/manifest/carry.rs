@@ -18,6 +18,7 @@ use tonic::Code;
 
 use super::Work;
 use super::live::{at, each_kind};
+use super::note;
 use crate::app::App;
 use crate::args::CarryArgs;
 use crate::client::request_id;
@@ -40,6 +41,7 @@ pub async fn out(
     args: &CarryArgs,
 ) -> Result<Live> {
     let carrier = Carrier { app, work, plan, args, live: Mutex::new(live) };
+    let mut outcomes = note::Outcomes::default();
     let mut spinner = Spinner::new(&app.output);
     let (mut missing, mut users): (Vec<usize>, Vec<Vec<usize>>) =
         (steps.iter().map(|step| step.after.len()).collect(), vec![Vec::new(); steps.len()]);
@@ -61,6 +63,7 @@ pub async fn out(
             ended = running.next() => match ended {
                 None => break,
                 Some((number, Ok(line))) => {
+                    outcomes.done(steps[number].what);
                     if let Some(line) = line {
                         told += 1;
                         spinner.line(&line);
@@ -73,10 +76,13 @@ pub async fn out(
                     }
                 }
                 // The first one is told as the command's error, further ones as they come.
-                Some((_, Err(problem))) => match &failed {
-                    None => failed = Some(problem),
-                    Some(_) => app.output.problem(&problem),
-                },
+                Some((number, Err(problem))) => {
+                    outcomes.failed(steps[number].what, &problem);
+                    match &failed {
+                        None => failed = Some(problem),
+                        Some(_) => app.output.problem(&problem),
+                    }
+                }
             },
             _ = &mut interrupt, if !stopped => {
                 stopped = true;
@@ -88,13 +94,15 @@ pub async fn out(
     drop(running);
     let failed =
         failed.or_else(|| (stopped && told < all).then(|| Problem::failed("stopped before the end")));
+    let live = carrier.live.into_inner();
+    note::note(app, plan, &live, &outcomes, failed.is_none()).await;
     match failed {
         Some(problem) => {
             let problem =
                 problem.detail(format!("{told} of {all} steps are done; the others were not begun"));
             Err(problem.hint("run the same command again to go on from there").into())
         }
-        None => Ok(carrier.live.into_inner()),
+        None => Ok(live),
     }
 }
 

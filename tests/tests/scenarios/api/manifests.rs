@@ -1,11 +1,13 @@
-//! A small stack, from nothing to nothing: applied, found as it should be, changed in place, changed behind its back,
-//! replaced with consent, taken away in part and as a whole; and another stack that keeps its hands off it.
+//! A small stack, from nothing to nothing: previewed, applied, found as it should be, changed in place, changed behind its
+//! back and told of it, replaced with consent, taken away in part and as a whole; and another stack that keeps its hands
+//! off it.
 
 use std::path::Path;
 
 use anyhow::ensure;
 use tamdao_tests::process::said;
-use tamdao_tests::{Cloud, Result};
+use tamdao_tests::wait::SOON;
+use tamdao_tests::{Cloud, Result, eventually, not_yet};
 
 const NODES: usize = 2;
 const SITE: &str = r##"
@@ -64,7 +66,14 @@ async fn a_stack_lives_and_goes() -> Result<()> {
     write(SITE)?;
     let stack = Stack { cloud: &cloud, folder: folder.path() };
     stack.ends("validate", &[], 0, "the manifest is right: 6 resources").await?;
-    stack.ends("plan", &["--detailed-exitcode"], 2, "Plan: 6 to add, 0 to change, 0 to destroy.").await?;
+    let told =
+        stack.ends("plan", &["--detailed-exitcode"], 2, "Plan: 6 to add, 0 to change, 0 to destroy.").await?;
+    ensure!(told.contains("Preview: a place for 3 VMs now"), "{told}");
+    // A third one could not be kept apart from both.
+    write(&SITE.replace("count            = 2", "count            = 3"))?;
+    let told = stack.ends("plan", &["-o", "json"], 0, "\"TooCrowded\"").await?;
+    ensure!(told.contains("vm.web[2]"), "{told}");
+    write(SITE)?;
     let told = stack.ends("apply", &["--yes"], 0, "done: 6 added").await?;
     ensure!(told.contains("fleet-0") && told.contains("fleet-1"), "the outputs are known now: {told}");
     // User data is never shown, and still nothing is to do.
@@ -84,7 +93,17 @@ async fn a_stack_lives_and_goes() -> Result<()> {
     stack.ends("plan", &["--detailed-exitcode"], 0, "No changes.").await?;
 
     // Somebody else's change is found and put right.
+    let listed = cloud.cli.run(&["stack", "list"]).await?;
+    ensure!(listed.contains("in sync"), "{listed}");
     cloud.cli.run(&["vm", "update", "web-0", "--label", "tier=mine"]).await?;
+    // Who it was is told by the journal, which is written behind the change.
+    eventually("the drift is told with who it was", SOON, async || {
+        let listed = cloud.cli.run(&["stack", "list"]).await?;
+        let row = listed.lines().find(|line| line.contains("labels.tier")).unwrap_or_default();
+        let told = ["\"back\"", "\"mine\"", "admin"].iter().all(|word| row.contains(word));
+        if listed.contains("drifted") && told { Ok(()) } else { not_yet(listed) }
+    })
+    .await?;
     stack.ends("plan", &["--detailed-exitcode"], 2, "\"mine\" -> \"back\"").await?;
     stack.ends("apply", &["--yes"], 0, "1 changed").await?;
 
@@ -102,7 +121,7 @@ async fn a_stack_lives_and_goes() -> Result<()> {
     let refused = cloud.cli.attempt(&taken).await?;
     ensure!(said(&refused).contains("belongs to stack \"site\""), "{}", said(&refused));
     let listed = cloud.cli.run(&["stack", "list"]).await?;
-    ensure!(listed.contains("site") && listed.contains("vm 2"), "{listed}");
+    ensure!(listed.contains("in sync") && listed.contains("vm 2"), "{listed}");
 
     write(&fewer)?;
     stack.ends("destroy", &["--yes"], 1, "would lose data").await?;

@@ -7,6 +7,7 @@ use hcl_edit::Span;
 use hcl_edit::expr::{Expression, TraversalOperator};
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
 
+use crate::document::{self, Document};
 use crate::limits;
 use crate::schema;
 use crate::source::{At, Fault, File};
@@ -42,11 +43,13 @@ pub struct Variable {
     pub validations: Vec<(Placed, Placed)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Resource {
     pub at: At,
     pub file: usize,
     pub body: Body,
+    /// In place of the body, for what is in the API's own form.
+    pub document: Option<Document>,
     pub count: Option<Expression>,
     pub for_each: Option<Expression>,
     /// Roots and names of what it waits for.
@@ -84,6 +87,10 @@ pub fn read(files: &[File], first: usize) -> Result<Module, Vec<Fault>> {
             faults.push(Fault::nowhere(format!("{} is larger than {most} bytes", file.name)));
             continue;
         }
+        if document::is(&file.name) {
+            document::take(&mut module, file, number).unwrap_or_else(|more| faults.extend(more));
+            continue;
+        }
         match hcl_edit::parser::parse_body(&file.text) {
             Ok(body) => {
                 for structure in body {
@@ -98,7 +105,8 @@ pub fn read(files: &[File], first: usize) -> Result<Module, Vec<Fault>> {
             }
         }
     }
-    if nodes > limits::NODES || module.locals.len() > limits::NODES {
+    document::link(&mut module);
+    if nodes.max(module.resources.len()) > limits::NODES || module.locals.len() > limits::NODES {
         faults.push(Fault::nowhere(format!("there are more than {} blocks or locals", limits::NODES)));
     }
     if faults.is_empty() { Ok(module) } else { Err(faults) }
@@ -285,16 +293,7 @@ fn call(block: &Block, file: usize, at: At) -> Result<Call, Fault> {
 fn resource(block: Block, file: usize) -> Result<Resource, Fault> {
     let at = At::of(file, &block.ident);
     let end = block.labels.last().map_or(at.end, |label| At::of(file, label).end);
-    let mut resource = Resource {
-        at: At { file, start: at.start, end },
-        file,
-        body: Body::new(),
-        count: None,
-        for_each: None,
-        depends_on: Vec::new(),
-        prevent_destroy: false,
-        ignore_changes: Vec::new(),
-    };
+    let mut resource = Resource { at: At { file, start: at.start, end }, file, ..Resource::default() };
     for structure in block.body.iter() {
         match structure {
             Structure::Attribute(attribute) => match attribute.key.as_str() {

@@ -340,7 +340,10 @@ impl<'a> Expander<'a> {
                 ..*scope
             };
             let mut evaluator = Evaluator::new(&scope, block.file, self.budget);
-            let (mut says, faults) = kind.decode(&block.body, &mut evaluator);
+            let (mut says, faults) = match &block.document {
+                Some(document) => kind.read(document, &mut evaluator),
+                None => kind.decode(&block.body, &mut evaluator),
+            };
             let failed = !faults.is_empty();
             self.faults.extend(faults);
             let place = self.place(kind, &mut says, &key.1, block.at);

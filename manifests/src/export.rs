@@ -34,6 +34,13 @@ const REFERENCES: [(&str, &str, &str); 12] = [
     ("VolumeSpec", "pool", "pool"),
 ];
 
+/// The kind of the resource that a field names, if it names one.
+pub fn reference_of(field: &FieldDescriptor) -> Option<&'static str> {
+    let of = field.parent_message();
+    let named = |one: &&(&str, &str, &'static str)| (of.name(), field.name()) == (one.0, one.1);
+    REFERENCES.iter().find(named).map(|(_, _, kind)| *kind)
+}
+
 /// Writes resources of the cloud as one file of the stack; those of `which` that the cloud does not have are left out.
 /// A volume that was made with its VM is written as that VM's disk, also when `which` has it.
 ///
@@ -186,11 +193,7 @@ impl<'a> Writer<'a> {
     fn value(&self, field: &FieldDescriptor, value: &Json) -> String {
         match (field.kind(), value) {
             (Field::String, Json::String(text)) => {
-                let of = field.parent_message();
-                let found = REFERENCES
-                    .iter()
-                    .find(|(message, name, _)| (of.name(), field.name()) == (*message, *name));
-                found.map_or_else(|| quoted(text), |(_, _, kind)| self.reference(kind, text))
+                reference_of(field).map_or_else(|| quoted(text), |kind| self.reference(kind, text))
             }
             (Field::Enum(choices), Json::String(text)) => quoted(&schema::short(&choices, text)),
             // 64-bit numbers are strings in the contract's JSON.

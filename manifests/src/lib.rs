@@ -1,4 +1,4 @@
-//! Manifests: files in Terraform's form that say what a cloud shall have. From bytes to faults that point into the files,
+//! Manifests: files in Terraform's form, or in the API's own, that say what a cloud shall have. From bytes to faults that point into the files,
 //! to desired resources, to a plan against what the cloud has, to steps in the order of their dependencies. Everything
 //! here is pure: files and resources come through the caller's hands, and nothing is sent. What a block may say is read
 //! from the contract's descriptors (`schema`), and what the cloud would answer is asked of the controller's own
@@ -6,6 +6,7 @@
 
 mod compare;
 mod config;
+mod document;
 mod effects;
 mod eval;
 mod expand;
@@ -25,6 +26,7 @@ mod types;
 mod value;
 
 pub use compare::{Difference, VolumeChange, revision};
+pub use document::is as is_document;
 pub use expand::{Desired, Expanded, Place, expand};
 pub use export::export;
 pub use fmt::format;

@@ -9,12 +9,15 @@ use hcl_edit::structure::{Body, Structure};
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind as Field, MessageDescriptor, ServiceDescriptor};
 use serde_json::{Map, Value as Json};
 
+use crate::document::{Document, Stands};
 use crate::eval::{Evaluator, as_number};
 use crate::source::{At, Fault};
 use crate::value::{Value, is_whole};
 
 /// What users write in the metadata.
 const METADATA: [&str; 4] = ["name", "agency", "display_name", "labels"];
+/// What the cloud writes there, and nobody reads in a request.
+const SHOWN: [&str; 4] = ["id", "revision", "generation", "create_time"];
 /// Attributes and blocks of a resource that are not fields.
 const AROUND: [&str; 4] = ["count", "for_each", "depends_on", "lifecycle"];
 /// Never shown, whatever it was made from.
@@ -115,7 +118,7 @@ impl Kind {
 
     /// Reads a block.
     pub fn decode(&self, body: &Body, evaluator: &mut Evaluator<'_>) -> (Decoded, Vec<Fault>) {
-        let mut reader = Reader { evaluator, decoded: Decoded::default(), faults: Vec::new() };
+        let mut reader = Reader::new(evaluator);
         let (mut metadata, mut spec) = (Map::new(), Map::new());
         for structure in body.iter() {
             let word = word_of(structure);
@@ -145,6 +148,58 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Reads a resource in the API's own form, as it is shown and requested: what the cloud writes is not read.
+    pub fn read(&self, document: &Document, evaluator: &mut Evaluator<'_>) -> (Decoded, Vec<Fault>) {
+        let mut reader = Reader { places: Some(&document.places), ..Reader::new(evaluator) };
+        let Value::Map(whole) = &document.value else { return (reader.decoded, reader.faults) };
+        for (part, message) in [("metadata", &self.metadata), ("spec", &self.spec)] {
+            let mut into = Map::new();
+            match whole.inner.get(part) {
+                Some(Value::Map(map)) => {
+                    for (name, value) in &map.inner {
+                        let path = format!("{part}.{name}");
+                        let known = part == "spec" || self.may_have(name);
+                        if part == "metadata" && SHOWN.contains(&name.as_str()) {
+                            continue;
+                        }
+                        match message.get_field_by_name(name).filter(|_| known) {
+                            Some(field) => {
+                                if let Some(json) = reader.field(&field, value, &path, At::default()) {
+                                    into.insert(name.clone(), json);
+                                }
+                            }
+                            None => {
+                                let fault = Fault::new(
+                                    reader.key(&path),
+                                    format!("the {part} of a {} has no {name:?}", self.word),
+                                );
+                                let words: Vec<String> = match part {
+                                    "spec" => self.fields().collect(),
+                                    _ => METADATA.iter().map(|word| (*word).to_owned()).collect(),
+                                };
+                                reader.faults.push(fault.closest(name, words.iter().map(String::as_str)));
+                            }
+                        }
+                    }
+                }
+                None | Some(Value::Null) => {}
+                Some(_) => {
+                    let fault = Fault::new(reader.at(part, At::default()), format!("the {part} is a map"));
+                    reader.faults.push(fault);
+                }
+            }
+            reader.decoded.json.insert(part.to_owned(), Json::Object(into));
+        }
+        if reader.decoded.json["spec"].get("user_data").is_some() {
+            reader.decoded.sensitive.insert(SECRET.to_owned());
+        }
+        let places = document.places.iter().map(|(path, stands)| (path.clone(), stands.value));
+        reader.decoded.spans.extend(places);
+        (reader.decoded, reader.faults)
+    }
+}
+
 fn word_of(structure: &Structure) -> &str {
     structure_key(structure).as_str()
 }
@@ -160,6 +215,24 @@ struct Reader<'e, 'a> {
     evaluator: &'e mut Evaluator<'a>,
     decoded: Decoded,
     faults: Vec<Fault>,
+    /// Where each path stands, where that is known.
+    places: Option<&'e BTreeMap<String, Stands>>,
+}
+
+impl<'e, 'a> Reader<'e, 'a> {
+    fn new(evaluator: &'e mut Evaluator<'a>) -> Self {
+        Self { evaluator, decoded: Decoded::default(), faults: Vec::new(), places: None }
+    }
+
+    /// Where a value stands; by itself, or with what it lies in.
+    fn at(&self, path: &str, within: At) -> At {
+        self.places.and_then(|places| places.get(path)).map_or(within, |stands| stands.value)
+    }
+
+    /// Where the word of a value stands.
+    fn key(&self, path: &str) -> At {
+        self.places.and_then(|places| places.get(path)).map_or_else(At::default, |stands| stands.key)
+    }
 }
 
 impl Reader<'_, '_> {
@@ -242,6 +315,7 @@ impl Reader<'_, '_> {
 
     /// A value for a field; none when it is unset or not known yet.
     fn field(&mut self, field: &FieldDescriptor, value: &Value, path: &str, at: At) -> Option<Json> {
+        let at = self.at(path, at);
         if *value == Value::Unknown {
             self.decoded.unknown.insert(path.to_owned());
             return None;
@@ -271,6 +345,7 @@ impl Reader<'_, '_> {
     }
 
     fn single(&mut self, kind: &Field, value: &Value, path: &str, at: At) -> Option<Json> {
+        let at = self.at(path, at);
         match (kind, value) {
             (_, Value::Unknown) => {
                 self.decoded.unknown.insert(path.to_owned());
@@ -310,6 +385,8 @@ impl Reader<'_, '_> {
                 let mut into = Map::new();
                 for (name, value) in &map.inner {
                     let Some(field) = message.get_field_by_name(name) else {
+                        let inner = self.places.and_then(|places| places.get(&format!("{path}.{name}")));
+                        let at = inner.map_or(at, |stands| stands.key);
                         self.faults.push(no_field(message, name, at, path));
                         continue;
                     };

@@ -10,8 +10,8 @@ use crate::quantity::parse_duration;
 /// Which manifest, and with what.
 #[derive(Debug, Clone, Args)]
 pub struct ManifestArgs {
-    /// Directory of the manifest, with files named *.tf
-    #[arg(long = "file", short = 'f', value_name = "DIR", default_value = ".")]
+    /// Directory of *.tf files, or one *.yaml or *.json
+    #[arg(long = "file", short = 'f', value_name = "PATH", default_value = ".")]
     pub dir: PathBuf,
     /// Value of a variable; repeat for more. TAMDAO_VAR_NAME in the environment does the same
     #[arg(long = "var", value_name = "NAME=VALUE")]

@@ -33,8 +33,13 @@ struct Work {
 
 impl Work {
     fn new(args: &ManifestArgs, agency: String) -> Result<Self> {
-        let folder = args.dir.clone();
-        let manifest = Manifest::read(&mut |dir: &str| files::of(&folder, dir)).map_err(told)?;
+        let (folder, document) = files::of_what(&args.dir);
+        let mut load = |dir: &str| match &document {
+            // It knows no other directory.
+            Some(path) => Ok(vec![files::one(path, path.display().to_string())?]),
+            None => files::of(&folder, dir),
+        };
+        let manifest = Manifest::read(&mut load).map_err(told)?;
         Ok(Self { manifest, given: files::given(args)?, agency, folder })
     }
 

@@ -221,3 +221,17 @@ async fn what_was_applied_is_noted_and_what_has_drifted_is_told() {
     let list = tamdao.json("stack list -o json").await;
     assert_eq!(list["stacks"][0]["state"], "failed");
 }
+
+#[tokio::test]
+async fn a_file_in_the_apis_own_form_is_a_manifest() {
+    let (fake, tamdao) = cloud().await;
+    fake.world().vms = vec![applied()];
+    let text = "stack: site\n---\nkind: vm\nmetadata: {name: web, labels: {tier: front}}\nspec:\n  vcpus: 1\n  \
+                memory_mib: 512\n  disks:\n    - create: {image: debian-12, size_mib: 2048}\n";
+    tamdao.file("site.yaml", text.as_bytes());
+    let told = tamdao.story("plan -f site.yaml --detailed-exitcode").await;
+    assert!(told.starts_with("exit code: 0\n") && told.contains("No changes."), "{told}");
+    tamdao.file("site.yaml", text.replace("vcpus", "vcpu").as_bytes());
+    let told = tamdao.story("validate -f site.yaml").await;
+    assert!(told.contains("site.yaml:6:3") && told.contains("did you mean \"vcpus\"?"), "{told}");
+}

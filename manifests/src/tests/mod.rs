@@ -1,6 +1,7 @@
 //! Manifests as users write them, against a cloud that is a map: what a plan asks for is done to the map as the
 //! controller would do it.
 
+mod documents;
 mod examples;
 mod exports;
 mod faults;

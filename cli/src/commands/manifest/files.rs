@@ -22,18 +22,27 @@ pub fn of(folder: &Path, dir: &str) -> Result<Vec<File>, String> {
     let mut files = Vec::new();
     for name in names(&path).map_err(|error| format!("cannot read {shown}: {error}"))? {
         let full = path.join(&name);
-        let size = std::fs::metadata(&full)
-            .map_err(|error| format!("cannot read {}: {error}", full.display()))?
-            .len();
-        if size > limits::FILE_BYTES as u64 {
-            return Err(format!("{} is larger than {} bytes", full.display(), limits::FILE_BYTES));
-        }
-        let text = std::fs::read_to_string(&full)
-            .map_err(|error| format!("cannot read {}: {error}", full.display()))?;
         let name = if dir.is_empty() { name } else { format!("{dir}/{name}") };
-        files.push(File { name, text });
+        files.push(one(&full, name)?);
     }
     if files.is_empty() { Err(format!("there are no *.{ENDING} files in {shown}")) } else { Ok(files) }
+}
+
+/// One file, as it is called in faults.
+pub fn one(path: &Path, name: String) -> Result<File, String> {
+    let wrong = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    if std::fs::metadata(path).map_err(wrong)?.len() > limits::FILE_BYTES as u64 {
+        return Err(format!("{} is larger than {} bytes", path.display(), limits::FILE_BYTES));
+    }
+    Ok(File { name, text: std::fs::read_to_string(path).map_err(wrong)? })
+}
+
+/// The directory of a manifest, and its one file if it is in the API's own form.
+pub fn of_what(path: &Path) -> (PathBuf, Option<PathBuf>) {
+    if !tamdao_manifests::is_document(&path.to_string_lossy()) || path.is_dir() {
+        return (path.to_owned(), None);
+    }
+    (path.parent().unwrap_or(Path::new("")).to_owned(), Some(path.to_owned()))
 }
 
 fn names(path: &Path) -> std::io::Result<Vec<String>> {

@@ -18,6 +18,8 @@ pub const HOOKS: &str = "tamdao-node-agent/test-hooks";
 const SEEDS: &str = "2000";
 /// What is done more often with the disk's and the members' misfortunes.
 const CUTS: &str = "test(/power_cuts::|linear::/)";
+/// Manifests that are broken.
+const BROKEN: &str = "test(/^tests::fuzz::/)";
 /// For properties, in place of 256.
 const MANY_CASES: &[(&str, &str)] = &[("PROPTEST_CASES", "2000")];
 
@@ -57,12 +59,17 @@ fn longer(steps: &mut Steps) -> Result<()> {
     // The reference that places must agree with tries everything, which takes an optimiser to be tried often.
     steps.run("cases", || {
         let mut pure = vec!["--profile", "cases", "--cargo-profile", "cases"];
-        pure.extend(["tamdao-model", "tamdao-scheduler", "tamdao-keeper"].iter().flat_map(|one| ["-p", one]));
+        let crates = ["tamdao-model", "tamdao-scheduler", "tamdao-keeper", "tamdao-manifests"];
+        pure.extend(crates.iter().flat_map(|one| ["-p", one]));
         nextest(&pure, MANY_CASES)?;
         let others = "test(/mvcc_tests::|decide::tests::|reconcile::tests::properties/)";
         nextest(&["--workspace", "--profile", "cases", "--features", HOOKS, "-E", others], MANY_CASES)
     })?;
     steps.run("fuzz", || {
+        // Manifests from bytes to plan, with the corpus broken in many ways (decision 0241).
+        let broken =
+            ["--profile", "cases", "--cargo-profile", "cases", "-p", "tamdao-manifests", "-E", BROKEN];
+        nextest(&broken, &[("PROPTEST_CASES", "50000")])?;
         nextest(
             &["--workspace", "--profile", "fuzz", "--features", HOOKS],
             &[("TAMDAO_TEST_EXAMPLES", "100")],

@@ -6,6 +6,7 @@ mod examples;
 mod exports;
 mod faults;
 mod forms;
+mod fuzz;
 mod plans;
 mod properties;
 

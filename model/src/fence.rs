@@ -89,7 +89,7 @@ pub struct Goodbye {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
     pub proofs: Vec<FenceProof>,
-    /// VMs that were restarted elsewhere since. Grows with each batch, which so guards the node's record.
+    /// What was taken off it since: VMs that were restarted elsewhere, and deletions that went on without it. Grows with each batch, which so guards the node's record.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub evacuated: u64,
 }

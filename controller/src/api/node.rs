@@ -1,6 +1,6 @@
 //! NodeService. Nodes come by enrolment, so there is no create.
 
-use tamdao_model::assignment::{Assignment, Intent, VmEntry};
+use tamdao_model::assignment::{Assignment, Hold, Intent, VmEntry};
 use tamdao_model::bmc::Bmc;
 use tamdao_model::convert::Public;
 use tamdao_model::convert::agent::show_inventory;
@@ -60,10 +60,13 @@ impl Standard for Node {
 impl Writable for Node {
     fn check_unused(&self, view: &View) -> Result<(), Refusal> {
         let assignment = view.assignment(self.id());
-        // Of a fenced node it is proven that what is only to be confirmed gone is gone.
+        // Of a fenced node it is proven that what is only to be confirmed gone is gone, and nobody waits for what it has
+        // only to remove.
         let fenced = self.status.phase == NodePhase::Fenced;
         let left = |entry: &VmEntry| !(fenced && entry.intent == Intent::Stale);
-        if !assignment.vms.values().any(left) && assignment.volumes.is_empty() {
+        let files =
+            assignment.volumes.values().filter(|entry| !(fenced && entry.hold == Hold::Leaving)).count();
+        if !assignment.vms.values().any(left) && files == 0 {
             return Ok(());
         }
         let names: Vec<&str> = assignment
@@ -77,7 +80,7 @@ impl Writable for Node {
             "node {:?} still holds {} VMs and {} volumes",
             self.meta.name.as_str(),
             assignment.vms.values().filter(|entry| left(entry)).count(),
-            assignment.volumes.len()
+            files
         );
         if !names.is_empty() {
             message += &format!(": {}", names.join(", "));

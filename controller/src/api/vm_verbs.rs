@@ -13,9 +13,9 @@ use tonic::Code;
 use super::{Api, Asked, agency_of, check_revision, find};
 use crate::access::Asking;
 use crate::admission::Moment;
-use crate::decide::fence;
 use crate::decide::vm_power::{self, Size, Verb};
 use crate::decide::waiting;
+use crate::decide::{self, fence};
 use crate::engine;
 use crate::refusal::Refusal;
 
@@ -110,6 +110,15 @@ impl Api {
         }
         if vm.status.phase == VmPhase::Failed {
             response.hints.push("change its spec, or cure the cause and start it again".into());
+        }
+        if let Some(node) = node.filter(|_| vm.spec.deleting)
+            && !decide::is_reachable(&view, vm.status.node)
+        {
+            let name = &node.meta.name;
+            response.hints.push(format!(
+                "its deletion goes on when {name} is back, or proven not to run it; an operator who knows that {name} is \
+                 gone says so: tamdao node attest-gone {name}"
+            ));
         }
         if vm.status.node.is_none() && !vm.spec.deleting {
             let shape = engine::shape(&view, &vm).map_err(|error| Refusal::internal(error.to_string()))?;

@@ -17,6 +17,7 @@ use tamdao_scheduler::from_model::{self, Stays};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
+use super::move_start::local_volumes;
 use super::{brake, event, move_step, recovery};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
@@ -55,7 +56,13 @@ fn arriving(view: &View, node: NodeId) -> impl Iterator<Item = &Vm> {
 pub fn stays(view: &View, vm: &Vm) -> Option<Stays> {
     let volume = |id| view.volumes.get(id).map(|row| &*row.value);
     let pool = |id| view.pools.get(id).map(|row| &*row.value);
-    from_model::stays(vm, volume, pool)
+    match from_model::stays(vm, volume, pool) {
+        // What binds a VM to its node does not bind its deletion; only a disk that no other node sees does.
+        Some(Stays::Asked | Stays::Pinned) if vm.spec.deleting => {
+            local_volumes(view, vm).first().copied().map(Stays::Local)
+        }
+        stays => stays,
+    }
 }
 
 /// The shared pools that a VM's disks lie on.

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use tamdao_model::assignment::{Intent, Reservation};
+use tamdao_model::address::Holder;
+use tamdao_model::assignment::{Hold, Intent, Reservation, VolumeEntry};
 use tamdao_model::bmc::{self, Bmc, Drilled, Trust};
 use tamdao_model::condition::ConditionStatus;
+use tamdao_model::convert::agent::{FileState, VolumeSeen};
 use tamdao_model::fence::{Evidence, Silence};
 use tamdao_model::node::NodePhase;
+use tamdao_model::quota::{Amounts, Measure};
 use tamdao_model::sealed::Sealed;
 use tamdao_model::vm::{GuestState, OnNodeLoss};
-use tamdao_model::{NodeId, SessionId, TimeMs, VmId};
+use tamdao_model::{NodeId, SessionId, TimeMs, VmId, VolumeId};
 use tamdao_store::typed::Draft;
 use uuid::Uuid;
 
@@ -31,6 +34,10 @@ struct Lost {
 }
 
 const LOST: u128 = 0;
+
+fn volume_of_8_mib() -> Amounts {
+    [(Measure::Volumes, 1), (Measure::DiskMib, 8)].into_iter().collect()
+}
 
 fn silence() -> Evidence {
     let silence = Silence { counter: 7, lease_ms: 6_000, watchdog_timeout_ms: 1_000, apart_ms: 8_200 };
@@ -99,6 +106,29 @@ impl Lost {
     /// The complete report of the session after the loss.
     fn report_well(&mut self) {
         node::set_health(&mut self.draft, &mut self.moment, node_id(LOST), AGAIN, "");
+    }
+
+    /// Makes the pool a local one.
+    fn keep_local(&mut self) {
+        let mut pool = (*self.draft.view().pools.get(POOL).unwrap().value).clone();
+        pool.spec.shared = false;
+        self.draft.put(pool);
+        // As they would have been made there.
+        for at in 0..2 {
+            for id in find(self.draft.view(), at).unwrap().volumes() {
+                let mut volume = (*self.draft.view().volumes.get(id).unwrap().value).clone();
+                volume.status.node = Some(node_id(LOST));
+                let mut own = self.draft.view().assignment(node_id(LOST));
+                own.volumes.insert(id, VolumeEntry::own(POOL, volume.spec.size_mib));
+                self.draft.put(own);
+                self.draft.put(volume);
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<(VolumeId, i32)> {
+        let told = expand::assignment(self.draft.view(), node_id(LOST), None, &|_| None);
+        told.volumes.iter().map(|one| (VolumeId(one.volume_id.parse().unwrap()), one.intent)).collect()
     }
 
     fn told(&self) -> Vec<(VmId, i32)> {
@@ -206,6 +236,99 @@ fn a_deletion_goes_on_elsewhere_once_it_is_proven_that_the_guest_is_gone() {
     assert!(lost.draft.view().vms.get(id).is_none());
     let left = lost.draft.view().assignment(node_id(LOST));
     assert_eq!(left.vms[&id].intent, Intent::Stale, "the lost node has to confirm that it is gone there too");
+}
+
+#[test]
+fn a_deletion_goes_on_without_a_lost_node_that_has_the_disk_once_the_whole_node_is_proven_gone() {
+    let mut lost = Lost::new();
+    lost.keep_local();
+    let (vm, id) = (find(lost.draft.view(), 0).unwrap(), lost.id(0));
+    let volume = vm.volumes().next().unwrap();
+    let address = vm.spec.interfaces[0].addresses[0].addr();
+    vm_delete::want(&mut lost.draft, &mut lost.moment, &vm, false, "a user").unwrap();
+    let held_up = |lost: &Lost| vm_delete::held_up(lost.draft.view());
+    let go_on = |lost: &mut Lost| {
+        vm_delete::go_on(&mut lost.draft, &mut lost.moment, vm_delete::HeldUp::Vm(id));
+    };
+    for evidence in [None, Some(silence())] {
+        assert!(evidence.is_none_or(|evidence| lost.prove(evidence)));
+        assert_eq!(held_up(&lost), [], "a lease on a pool that it does not use says nothing of the guest");
+        go_on(&mut lost);
+        assert!(lost.draft.view().vms.get(id).is_some());
+    }
+    let before = lost.draft.view().usage(vm.agency).amounts;
+    assert!(lost.prove(Evidence::Attestation { reason: String::new() }));
+    assert_eq!(held_up(&lost), [vm_delete::HeldUp::Vm(id)]);
+    let record = lost.node();
+    go_on(&mut lost);
+    assert_ne!(lost.node(), record, "so that a hello at the same time comes before it or after it");
+    let view = lost.draft.view();
+    assert!(view.vms.get(id).is_none() && view.volumes.get(volume).is_none());
+    assert_eq!(view.usage(vm.agency).amounts, before.minus(&vm.amounts()).minus(&volume_of_8_mib()));
+    let holder = view.addresses.iter().find(|row| row.address == address).map(|row| row.holder.clone());
+    assert!(matches!(holder, Some(Holder::Resting { .. })), "{holder:?}");
+    let left = view.assignment(node_id(LOST));
+    assert_eq!((left.vms[&id].intent, left.volumes[&volume].hold), (Intent::Stale, Hold::Leaving));
+
+    // When it is back it destroys what may still be there, and only then is told to remove the file.
+    lost.hello();
+    let stale = tamdao_proto::agent::v1::Intent::Stale as i32;
+    assert_eq!((lost.told(), lost.files()), (vec![(id, stale)], vec![]));
+    let vms = vec![seen(&vm, GuestState::Absent, true)];
+    report::take(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, &Part { vms, ..Part::default() });
+    lost.report_well();
+    assert_eq!(lost.node().status.phase, NodePhase::Ready);
+    let delete = tamdao_proto::agent::v1::VolumeIntent::Delete as i32;
+    assert!(lost.files().contains(&(volume, delete)), "{:?}", lost.files());
+    let gone = VolumeSeen { volume, state: FileState::Deleted, size_mib: 0, used_mib: 0, problem: None };
+    let part = Part { volumes: vec![gone], ..Part::default() };
+    report::take(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, &part);
+    assert!(!lost.draft.view().assignment(node_id(LOST)).volumes.contains_key(&volume));
+}
+
+#[test]
+fn a_disk_that_is_kept_and_a_volume_alone_are_told_apart() {
+    let mut lost = Lost::new();
+    lost.keep_local();
+    let (vm, id) = (find(lost.draft.view(), 0).unwrap(), lost.id(0));
+    let volume = vm.volumes().next().unwrap();
+    let mut kept = (*lost.draft.view().volumes.get(volume).unwrap().value).clone();
+    kept.spec.keep_on_delete = true;
+    lost.draft.put(kept);
+    vm_delete::want(&mut lost.draft, &mut lost.moment, &vm, false, "a user").unwrap();
+    assert!(lost.prove(Evidence::Goodbye));
+    vm_delete::go_on(&mut lost.draft, &mut lost.moment, vm_delete::HeldUp::Vm(id));
+    assert!(lost.draft.view().vms.get(id).is_none());
+    let mut kept = (*lost.draft.view().volumes.get(volume).unwrap().value).clone();
+    let hold = |lost: &Lost| lost.draft.view().assignment(node_id(LOST)).volumes[&volume].hold;
+    assert_eq!((kept.status.vm, hold(&lost)), (None, Hold::Own), "its data is still wanted");
+    let alone = vm_delete::HeldUp::Volume(volume);
+    vm_delete::go_on(&mut lost.draft, &mut lost.moment, alone);
+    assert_eq!((vm_delete::held_up(lost.draft.view()), hold(&lost)), (vec![], Hold::Own));
+    kept.spec.deleting = true;
+    lost.draft.put(kept);
+    assert_eq!(vm_delete::held_up(lost.draft.view()), [alone]);
+    vm_delete::go_on(&mut lost.draft, &mut lost.moment, alone);
+    assert!(lost.draft.view().volumes.get(volume).is_none());
+    assert_eq!(hold(&lost), Hold::Leaving);
+}
+
+#[test]
+fn a_pin_and_a_wish_to_stay_bind_no_deletion() {
+    for pinned in [true, false] {
+        let mut lost = Lost::new();
+        let mut vm = find(lost.draft.view(), 0).unwrap();
+        match pinned {
+            true => vm.spec.pin = Some(node_id(LOST)),
+            false => vm.spec.on_node_loss = OnNodeLoss::Stay,
+        }
+        lost.draft.put(vm.clone());
+        assert!(lost.prove(Evidence::Goodbye));
+        assert!(!lost.due().contains(&vm.id()));
+        vm_delete::want(&mut lost.draft, &mut lost.moment, &vm, false, "a user").unwrap();
+        assert!(lost.due().contains(&vm.id()));
+        assert_eq!((lost.evacuate(0, 1), vm_delete::held_up(lost.draft.view())), (1, vec![]));
+    }
 }
 
 #[test]

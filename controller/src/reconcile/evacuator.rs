@@ -1,5 +1,5 @@
 //! The evacuator: restarts the VMs of fenced nodes elsewhere, the most important first: where room is left for the next
-//! failure if all find such places, else where the plan for this failure has them.
+//! failure if all find such places, else where the plan for this failure has them. What was being deleted is deleted on.
 //!
 //! Invariants: each batch is committed only while its node is Fenced; nothing is evacuated while the brake is on or
 //! automatic restarts are disarmed. Deliberately absent: evidence (the fencer gathers it), and waiting for room: what has
@@ -15,11 +15,13 @@ use tamdao_model::{NodeId, VmId};
 use tamdao_scheduler::VmShape;
 use tamdao_scheduler::check::Step;
 use tamdao_scheduler::survive::guarantee::Guarantee;
+use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 
 use super::Loop;
+use crate::admission::Moment;
 use crate::decide::evacuate::Place;
-use crate::decide::{brake, evacuate, waiting};
+use crate::decide::{brake, evacuate, vm_delete, waiting};
 use crate::engine::{self, judged};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -48,9 +50,19 @@ impl Loop for Evacuator {
 
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let (view, engine) = shared.engine.guarded(&shared.cache);
-        let due = evacuate::due(&view);
-        if due.is_empty() || view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now())) {
+        let (held_up, due) = (vm_delete::held_up(&view), evacuate::due(&view));
+        if view.cluster().is_some_and(|it| it.is_disarmed(shared.clock.now())) {
             return Ok(due.len() as u64);
+        }
+        for held in held_up {
+            let go_on = move |draft: &mut Draft, moment: &mut Moment| {
+                vm_delete::go_on(draft, moment, held);
+                Ok(())
+            };
+            shared.writer.submit(go_on).await?;
+        }
+        if due.is_empty() {
+            return Ok(0);
         }
         let braked = brake::applied(&view);
         if let Some(braked) = braked
@@ -90,7 +102,12 @@ fn decide(view: &View, guarantee: &Guarantee, due: &[(NodeId, VmId)]) -> Result<
         let Some(vm) = view.vms.get(*id) else { continue };
         rest.release(*lost, *id);
         match engine::shape(view, vm) {
-            Ok(shape) => shapes.push((*lost, Arc::new(shape))),
+            Ok(mut shape) => {
+                if vm.spec.deleting {
+                    shape.pin = None;
+                }
+                shapes.push((*lost, Arc::new(shape)));
+            }
             Err(error) => outcome.waiting.push((*id, "Incomplete".into(), error.to_string())),
         }
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tamdao_controller::decide::fence as decided;
+use tamdao_controller::decide::{evacuate, fence as decided};
 use tamdao_controller::engine::{self, Engine};
 use tamdao_model::assignment::Intent;
 use tamdao_model::fence;
@@ -73,6 +73,13 @@ fn open(world: &World) -> Option<String> {
     for vm in view.vms.iter() {
         let name = short(vm.id().0);
         let lost = vm.status.node.filter(|node| is_dead(*node));
+        // Its disk is out of reach with the node, and its deletion need not wait for that.
+        let host = lost.and_then(|node| view.nodes.get(node)).filter(|_| vm.spec.deleting);
+        if host.is_some_and(|host| evacuate::proof(&view, host, vm).is_some()) {
+            return Some(format!(
+                "vm {name} is still there, and it is proven that its dead node does not run it"
+            ));
+        }
         if lost.is_some() && (crippled(vm.id()) || !provable(vm.id())) {
             continue;
         }

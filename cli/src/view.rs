@@ -8,7 +8,7 @@ mod placement;
 mod storage;
 pub mod usage;
 
-pub use moves::{progress, way};
+pub use moves::{forecast, progress, way};
 use tamdao_proto::v1::{Condition, ConditionStatus, Event, EventSeverity};
 
 use crate::output::{Cell, Table, Tone};

@@ -14,6 +14,7 @@ pub mod convert;
 pub mod event;
 pub mod fence;
 pub mod flavor;
+pub mod forecast;
 pub mod id;
 pub mod image;
 pub mod limits;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::forecast::Forecast;
 use crate::record::resource;
 use crate::vm::Vm;
 use crate::{AgencyId, Meta, MoveId, NodeId, Scope, TimeMs, VmId, VolumeId};
@@ -68,6 +69,12 @@ pub struct MoveStatus {
     /// One sentence for people, such as what an end waits for.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub message: String,
+    /// What was expected of it, if it was asked by somebody and the guest could be measured.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub forecast: Option<Forecast>,
+    /// When the source was told to send.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub send_time: Option<TimeMs>,
 }
 
 /// Why a move is given up.

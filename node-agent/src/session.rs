@@ -24,6 +24,7 @@ use crate::checkpoint::checkpoint;
 use crate::dial::{Dial, DialError, chain};
 use crate::hypervisor::Hypervisor;
 use crate::ledger::{Ledger, LedgerError};
+use crate::moves::Moves;
 use crate::news::News;
 use crate::node::{boot_clock_ms, controllers};
 use crate::tunnel;
@@ -99,7 +100,8 @@ pub struct Session {
     pub address: String,
     /// Where other nodes' agents reach this one; 0 takes no part in moves.
     pub moves_port: u16,
-    pub moves: watch::Receiver<BTreeMap<Uuid, MoveProgress>>,
+    pub progress: watch::Receiver<BTreeMap<Uuid, MoveProgress>>,
+    pub moves: Arc<Moves>,
     pub configured: Vec<String>,
     pub reports: watch::Receiver<Option<Arc<wire::Report>>>,
     pub inventory: watch::Receiver<Option<Inventory>>,
@@ -341,9 +343,9 @@ impl Session {
                         }
                     }
                 }
-                Ok(()) = self.moves.changed() => {
-                    let moves = self.moves.borrow_and_update().clone();
-                    for (id, progress) in moves {
+                Ok(()) = self.progress.changed() => {
+                    let all = self.progress.borrow_and_update().clone();
+                    for (id, progress) in all {
                         let report = wire::MoveProgressReport { move_id: id.to_string(), progress: Some(progress) };
                         line.send(Said::MoveProgress(report)).await?;
                     }
@@ -371,8 +373,12 @@ impl Session {
                             told.map_err(|_| SessionError::Goodbye)?;
                         }
                         Some(Heard::OpenTunnel(open)) => {
-                            let serial = self.data_dir.clone();
-                            tunnels.spawn(tunnel::run(channel.clone(), self.hypervisor.clone(), serial, open));
+                            let ends = tunnel::Ends {
+                                hypervisor: self.hypervisor.clone(),
+                                moves: self.moves.clone(),
+                                data_dir: self.data_dir.clone(),
+                            };
+                            tunnels.spawn(tunnel::run(channel.clone(), ends, open));
                         }
                         Some(Heard::Redirect(wire::Redirect { leader, controllers })) => {
                             return Err(SessionError::Redirected { leader, controllers });

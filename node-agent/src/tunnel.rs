@@ -1,4 +1,4 @@
-//! The agent's end of tunnels: a guest's serial port, or its serial log.
+//! The agent's end of tunnels: a guest's serial port, its serial log, or one measurement of it.
 //!
 //! Invariants: the first message names the tunnel; an error that can be told is sent as the last message; a tunnel
 //! ends when either side does, and with the session. Deliberately absent: who may open one, which the leader has
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
 use tamdao_proto::agent::v1::open_tunnel::Purpose;
 use tamdao_proto::agent::v1::tunnel_request::Part as Sent;
@@ -20,6 +21,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::hypervisor::Hypervisor;
+use crate::moves::Moves;
 use crate::operate::serial_log;
 
 /// Bytes in one message.
@@ -48,8 +50,16 @@ async fn send(say: &Say, part: Sent) -> Result<(), TunnelError> {
     say.send(TunnelRequest { part: Some(part) }).await.map_err(|_| TunnelError::Gone)
 }
 
+/// What tunnels can lead to.
+pub struct Ends {
+    pub hypervisor: Arc<dyn Hypervisor>,
+    pub moves: Arc<Moves>,
+    pub data_dir: PathBuf,
+}
+
 /// Opens the tunnel and carries it until its end.
-pub async fn run(channel: Channel, hypervisor: Arc<dyn Hypervisor>, data_dir: PathBuf, open: OpenTunnel) {
+pub async fn run(channel: Channel, ends: Ends, open: OpenTunnel) {
+    let Ends { hypervisor, moves, data_dir } = ends;
     let (say, said) = mpsc::channel(16);
     if send(&say, Sent::TunnelId(open.tunnel_id.clone())).await.is_err() {
         return;
@@ -74,6 +84,7 @@ pub async fn run(channel: Channel, hypervisor: Arc<dyn Hypervisor>, data_dir: Pa
                 () = until_gone(&mut heard) => Err(TunnelError::Gone),
             }
         }
+        Some(Purpose::Measure(asked)) => measure(&*hypervisor, &moves, &asked.vm_id, &say).await,
         None => Err(TunnelError::Purpose),
     };
     if let Err(error) = result {
@@ -119,6 +130,11 @@ async fn carry_console(
             },
         }
     }
+}
+
+async fn measure(hypervisor: &dyn Hypervisor, moves: &Moves, vm: &str, say: &Say) -> Result<(), TunnelError> {
+    let guest = hypervisor.dirtying(parse(vm)?).await?;
+    send(say, Sent::Data(moves.measured(guest).encode_to_vec().into())).await
 }
 
 async fn read_log(data_dir: &Path, vm: &str, tail: u64, follow: bool, say: &Say) -> Result<(), TunnelError> {

@@ -45,26 +45,42 @@ pub async fn run(app: &App, verb: MoveVerb) -> Result<ExitStatus> {
 
 pub async fn migrate(app: &App, args: &VmMigrateArgs) -> Result<ExitStatus> {
     let place = app.place::<Vm>(&args.name, false)?;
-    let request = MigrateVmRequest {
+    let asked = |dry_run| MigrateVmRequest {
         agency: place.agency.clone(),
         name: place.name.clone(),
         request_id: request_id(),
-        validate_only: args.dry_run,
+        validate_only: dry_run,
         target_node: args.to.clone().unwrap_or_default(),
         allow_cold: args.allow_cold,
         no_auto_converge: args.no_auto_converge,
         reason: args.reason.clone(),
     };
-    let one = app.client()?.ask(request).await.map_err(|problem| problem.about(&args.name))?;
-    let spec = one.spec.clone().unwrap_or_default();
-    if args.dry_run {
-        let way = crate::view::way(&spec);
-        app.output.note(&format!(
-            "dry run: vm {place} would move from {} to {} {way}; nothing was changed",
-            spec.source_node, spec.target_node
-        ));
-        return Ok(ExitStatus::Done);
+    // Who sits before a terminal hears first what is to be expected, which takes a second; programs ask with --dry-run.
+    let reader = app.output.can_ask() && !args.wait.no_wait;
+    if args.dry_run || reader {
+        let one = app.client()?.ask(asked(true)).await.map_err(|problem| problem.about(&args.name))?;
+        if args.dry_run && app.output.is_machine() {
+            app.output.value(&one)?;
+            return Ok(ExitStatus::Done);
+        }
+        let (spec, status) = (one.spec.unwrap_or_default(), one.status.unwrap_or_default());
+        if args.dry_run {
+            let way = crate::view::way(&spec);
+            app.output.note(&format!(
+                "dry run: vm {place} would move from {} to {} {way}; nothing was changed",
+                spec.source_node, spec.target_node
+            ));
+        }
+        match &status.forecast {
+            Some(told) => app.output.note(&format!("forecast: {}", crate::view::forecast(told))),
+            None if !status.message.is_empty() => app.output.note(&status.message),
+            None => {}
+        }
+        if args.dry_run {
+            return Ok(ExitStatus::Done);
+        }
     }
+    let one = app.client()?.ask(asked(false)).await.map_err(|problem| problem.about(&args.name))?;
     follow(app, one, &args.wait, MovePhase::Done).await
 }
 
@@ -109,13 +125,19 @@ async fn to_the_end(app: &App, last: &mut Move) -> Result<()> {
     let metadata = last.metadata.clone().unwrap_or_default();
     let place = Place { agency: metadata.agency.clone(), name: metadata.id.clone() };
     let mut spinner = Spinner::new(&app.output);
-    let mut told = String::new();
+    let (mut told, mut foretold) = (String::new(), false);
     let mut watch = Watch::<Move>::new(app.client()?, place.clone(), "", String::new());
     loop {
         let story = last.story();
         if story != told {
             spinner.line(&format!("{}: {story}", metadata.name));
             told = story;
+        }
+        if let Some(told) =
+            last.status.as_ref().and_then(|status| status.forecast.as_ref()).filter(|_| !foretold)
+        {
+            spinner.line(&format!("{}: forecast: {}", metadata.name, crate::view::forecast(told)));
+            foretold = true;
         }
         if is_over(last) {
             return Ok(());

@@ -1,11 +1,11 @@
 //! How moves are shown.
 
-use tamdao_proto::v1::{Move, MoveSpec, MoveWay};
+use tamdao_proto::v1::{Move, MoveForecast, MoveSpec, MoveVerdict, MoveWay};
 
 use super::{View, head, headers, phase, tail, told};
 use crate::bar::bar;
 use crate::output::Cell;
-use crate::quantity::bytes;
+use crate::quantity::{bytes, duration};
 use crate::resource::Resource;
 
 impl View for Move {
@@ -41,8 +41,16 @@ impl View for Move {
             ("Reason", Cell::from(&spec.reason)),
             ("Message", Cell::from(&status.message)),
         ];
+        if let Some(told) = &status.forecast {
+            fields.push(("Forecast", Cell::from(forecast(told))));
+        }
         if status.progress.is_some() {
             fields.push(("Progress", Cell::from(progress(self))));
+        }
+        if let (Some(begun), Some(ended)) = (&status.send_time, &status.end_time) {
+            let took_ms =
+                (ended.seconds - begun.seconds) * 1_000 + i64::from(ended.nanos - begun.nanos) / 1_000_000;
+            fields.push(("Took", Cell::from(time(took_ms.unsigned_abs()))));
         }
         fields
     }
@@ -61,6 +69,39 @@ pub fn way(spec: &MoveSpec) -> &'static str {
         MoveWay::LiveWithDisks => "live, with disks",
         MoveWay::Cold => "cold",
         MoveWay::Unspecified => "",
+    }
+}
+
+/// What is expected of it, in one line.
+pub fn forecast(told: &MoveForecast) -> String {
+    let disks = match told.disk_bytes {
+        0 => String::new(),
+        disks => format!(" and {} of disks", bytes(disks)),
+    };
+    let amount = format!("{} of memory{disks}", bytes(told.memory_bytes));
+    let writes = format!("the guest writes {}/s", bytes(told.dirty_bytes_per_s));
+    let pace = bytes(told.bytes_per_s);
+    let known = format!("{amount} at {pace}/s, {writes}");
+    let end = || format!("about {}, {} of it at a standstill", time(told.time_ms), time(told.downtime_ms));
+    match told.verdict() {
+        MoveVerdict::Arrives => format!("{known}: {}", end()),
+        MoveVerdict::ArrivesSlowed => {
+            format!("{known}: {}, and the guest is slowed down by {} %", end(), told.slowed_percent)
+        }
+        MoveVerdict::TooLong => format!("{known}: it will not arrive within the time that a move has"),
+        MoveVerdict::Never => format!("{known}: it will not arrive, and stays where it is"),
+        MoveVerdict::Unknown | MoveVerdict::Unspecified => {
+            format!("{amount}, {writes}; what can be sent is not known yet")
+        }
+    }
+}
+
+/// A time, ms, to two digits or so.
+fn time(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..10_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+        _ => duration(std::time::Duration::from_secs(ms / 1_000)),
     }
 }
 
@@ -88,6 +129,32 @@ mod tests {
     use tamdao_proto::v1::{MovePhase, MoveProgress, MoveStatus};
 
     use super::*;
+
+    #[test]
+    fn a_forecast_says_what_is_known() {
+        let told = MoveForecast {
+            verdict: MoveVerdict::Arrives.into(),
+            memory_bytes: 1 << 30,
+            dirty_bytes_per_s: 5 << 20,
+            bytes_per_s: 100 << 20,
+            time_ms: 10_750,
+            downtime_ms: 25,
+            ..MoveForecast::default()
+        };
+        let text =
+            "1 GiB of memory at 100 MiB/s, the guest writes 5 MiB/s: about 10s, 25 ms of it at a standstill";
+        assert_eq!(forecast(&told), text);
+        let slowed = MoveVerdict::ArrivesSlowed.into();
+        let slowed = MoveForecast { verdict: slowed, disk_bytes: 1 << 31, slowed_percent: 40, ..told };
+        let text = forecast(&slowed);
+        assert!(
+            text.starts_with("1 GiB of memory and 2 GiB of disks") && text.ends_with("slowed down by 40 %")
+        );
+        let never = MoveForecast { verdict: MoveVerdict::Never.into(), ..told };
+        assert!(forecast(&never).ends_with("it will not arrive, and stays where it is"));
+        let unknown = MoveForecast { verdict: MoveVerdict::Unknown.into(), bytes_per_s: 0, ..told };
+        assert!(forecast(&unknown).ends_with("not known yet"));
+    }
 
     #[test]
     fn progress_says_what_is_known() {

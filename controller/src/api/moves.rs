@@ -2,27 +2,36 @@
 //! picture without the VM in it; the decision then holds the room under the guards of both nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use prost::Message as _;
 use tamdao_model::Scope;
 use tamdao_model::assignment::Intent;
+use tamdao_model::convert::Twin;
+use tamdao_model::convert::moves::show_forecast;
+use tamdao_model::forecast::Forecast;
 use tamdao_model::moves::{Cause, Move, MoveEvent, Way};
 use tamdao_model::node::Node;
 use tamdao_model::vm::Vm;
-use tamdao_model::{Kind, NodeId, limits};
+use tamdao_model::{Kind, MoveId, NodeId, limits};
+use tamdao_proto::agent::v1 as agent;
 use tamdao_proto::v1;
 use tamdao_scheduler::VmShape;
 use tamdao_scheduler::check::Step;
 use tamdao_scheduler::explain::{self, Outcome, Verdict};
 use tamdao_scheduler::survive::guarantee::{Broken, Guarantee};
+use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use tonic::{Code, Request, Response, Status};
 
 use super::standard::{Standard, service};
 use super::{Api, Asked, agency_of, find};
+use crate::admission::Moment;
 use crate::decide::move_start::{self, Wish};
-use crate::decide::move_step;
+use crate::decide::{move_forecast, move_step};
 use crate::engine::{self, judged, judged_plans};
 use crate::refusal::Refusal;
+use crate::sessions::tunnel::FromNode;
 use crate::shared::Shared;
 
 impl Standard for Move {
@@ -46,11 +55,28 @@ impl Api {
         let view = self.fresh().await?;
         // A repeated request must find its move, whatever can be said of the VM by now: so a refusal waits.
         let wish = self.wish(&view, &request);
-        self.change(asked.clone(), move |draft, moment| {
-            let wish = wish.clone()?;
-            move_start::start(draft, moment, &wish, &asked.caller)
-        })
-        .await
+        let (chosen, dry) = (wish.clone().ok(), asked.validate_only);
+        let mut told = self
+            .change(asked.clone(), move |draft, moment| {
+                let wish = wish.clone()?;
+                move_start::start(draft, moment, &wish, &asked.caller)
+            })
+            .await?;
+        let live = told.spec.as_ref().is_some_and(|spec| spec.way != Way::Cold.number());
+        if let Some(wish) = chosen.filter(|_| live) {
+            match told.metadata.as_ref().and_then(|metadata| metadata.id.parse::<MoveId>().ok()) {
+                // A move is not kept waiting for what is expected of it.
+                Some(id) if !dry => drop(tokio::spawn(note_forecast(self.shared.clone(), view, wish, id))),
+                _ => {
+                    let status = told.status.get_or_insert_default();
+                    match forecast(&self.shared, &view, &wish).await {
+                        Ok(forecast) => status.forecast = Some(show_forecast(&forecast)),
+                        Err(refusal) => status.message = format!("no forecast: {}", refusal.message),
+                    }
+                }
+            }
+        }
+        Ok(told)
     }
 
     fn wish(&self, view: &View, request: &v1::MigrateVmRequest) -> Result<Wish, Refusal> {
@@ -100,6 +126,44 @@ impl Api {
                 .ok_or_else(|| Refusal::internal("a move that was cancelled stays"))
         })
         .await
+    }
+}
+
+/// How long a node may take to measure a guest, which it does for a second.
+const MEASURING: Duration = Duration::from_secs(5);
+
+/// What is expected of a live move: its node is asked to measure the guest.
+async fn forecast(shared: &Shared, view: &View, wish: &Wish) -> Result<Forecast, Refusal> {
+    let vm = view.vms.get(wish.vm).ok_or_else(|| Refusal::not_found(Kind::Vm, &wish.vm.to_string()))?;
+    let node = vm.status.node.and_then(|id| view.nodes.get(id));
+    let node = node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
+    let purpose = agent::open_tunnel::Purpose::Measure(agent::MeasureTunnel { vm_id: vm.id().to_string() });
+    let mut tunnel = shared.sessions.open_tunnel(node.id(), purpose)?;
+    let no = |why: String| Refusal::unavailable(format!("{} has not measured it: {why}", node.meta.name));
+    let told = match tokio::time::timeout(MEASURING, tunnel.from_node.recv()).await {
+        Ok(Some(FromNode::Data(data))) => {
+            agent::Measurement::decode(data).map_err(|error| no(error.to_string()))?
+        }
+        Ok(Some(FromNode::Failed(why))) => return Err(no(why)),
+        Ok(None) => return Err(no("it has ended the conversation".to_owned())),
+        Err(_) => return Err(no(format!("it was not heard for {MEASURING:?}"))),
+    };
+    let copies = move_start::local_volumes(view, vm);
+    Ok(move_forecast::expect(view, vm, node, &copies, wish.auto_converge, &told))
+}
+
+/// Puts the forecast of a move that has begun into its record, if there is one.
+async fn note_forecast(shared: Arc<Shared>, view: Arc<View>, wish: Wish, id: MoveId) {
+    let noted = async {
+        let forecast = forecast(&shared, &view, &wish).await?;
+        let note = move |draft: &mut Draft, _: &mut Moment| {
+            move_forecast::note(draft, id, forecast);
+            Ok(())
+        };
+        shared.writer.submit(note).await
+    };
+    if let Err(error) = noted.await {
+        tracing::debug!(vm = %wish.vm, %error, "no forecast of a move");
     }
 }
 

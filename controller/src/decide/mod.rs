@@ -8,6 +8,7 @@ pub mod brake;
 pub mod drain;
 pub mod evacuate;
 pub mod fence;
+pub mod move_forecast;
 pub mod move_start;
 pub mod move_step;
 pub mod node;

@@ -186,6 +186,8 @@ pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -
             kept: false,
             ready: false,
             message: String::new(),
+            forecast: None,
+            send_time: None,
         },
     };
     vm.status.moving = Some(id);

@@ -124,11 +124,20 @@ fn is_proven(view: &View, one: &Move, node: NodeId) -> bool {
 
 fn send(draft: &mut Draft, moment: &mut Moment, one: &mut Move) {
     intend(draft, one, one.spec.source, Intent::Outgoing);
-    let view = draft.view();
-    let memory = view.vms.get(one.spec.vm).map_or(0, |vm| u64::from(vm.spec.memory_mib));
-    let disks = one.spec.copies.iter().filter_map(|id| view.volumes.get(*id));
-    let mib = memory + disks.map(|volume| volume.status.used_mib).sum::<u64>();
-    one.status.deadline = Some(moment.now.plus_ms(SEND_MS + SEND_GIB_MS * mib.div_ceil(1024)));
+    let memory = draft.view().vms.get(one.spec.vm).map_or(0, |vm| u64::from(vm.spec.memory_mib));
+    let limit_ms = send_limit_ms(memory + disks_mib(draft.view(), &one.spec.copies));
+    one.status.deadline = Some(moment.now.plus_ms(limit_ms));
+    one.status.send_time = Some(moment.now);
+}
+
+/// How long so many MiB of memory and disk may take to be sent, ms.
+pub fn send_limit_ms(mib: u64) -> u64 {
+    SEND_MS + SEND_GIB_MS * mib.div_ceil(1024)
+}
+
+/// What these volumes' files take, MiB.
+pub fn disks_mib(view: &View, copies: &[VolumeId]) -> u64 {
+    copies.iter().filter_map(|id| view.volumes.get(*id)).map(|volume| volume.status.used_mib).sum()
 }
 
 /// Sets what a node has to do with the VM.

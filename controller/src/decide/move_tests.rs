@@ -5,19 +5,21 @@ use proptest::prelude::*;
 use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::convert::agent::{FileState, MoveSeen, MoveState, VolumeSeen};
 use tamdao_model::fence::{Evidence, Silence};
+use tamdao_model::forecast::Verdict;
 use tamdao_model::moves::{Cause, Move, MoveEvent, MovePhase, Way};
 use tamdao_model::node::NodePhase;
 use tamdao_model::vm::{GuestState, Vm, VmPhase};
-use tamdao_model::{NodeId, PoolId, TimeMs};
+use tamdao_model::{Name, NodeId, PoolId, TimeMs, VmId};
+use tamdao_proto::agent::v1::Measurement;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
-use super::fence;
 use super::move_start::{self, Wish};
 use super::move_step::{self, Due, Turns};
 use super::report::{self, Part};
 use super::tests::{AGENCY, POOL, SESSION, node_id, request, seen, world};
+use super::{fence, move_forecast};
 use super::{node, place, vm_create};
 use crate::admission::Moment;
 use crate::engine;
@@ -331,6 +333,54 @@ fn moves_take_turns() {
     let late = TimeMs(scene.moment.now.0 + 31 * 60 * 1_000);
     let due = move_step::due(scene.draft.view(), late, Turns { per_node: 2, in_all: 4 });
     assert_eq!(due, [Due::GiveUp(one.id())]);
+}
+
+#[test]
+fn a_forecast_is_of_the_guest_and_of_what_its_node_can_send_now() {
+    let mut scene = Scene::new();
+    let volume = scene.vm().volumes().next().unwrap();
+    let mut volume = (*scene.draft.view().volumes.get(volume).unwrap().value).clone();
+    volume.status.used_mib = 7;
+    scene.draft.put(volume);
+    let told = Measurement {
+        memory_bytes: 100 << 20,
+        dirty_bytes_per_s: 1 << 20,
+        limit_bytes_per_s: 10 << 20,
+        pace_bytes_per_s: 50 << 20,
+    };
+    let expect = |scene: &Scene, told: &Measurement| {
+        let (view, vm) = (scene.draft.view(), scene.vm());
+        let source = view.nodes.get(node_id(0)).unwrap();
+        let copies = move_start::local_volumes(view, &vm);
+        move_forecast::expect(view, &vm, source, &copies, true, told)
+    };
+    let alone = expect(&scene, &told);
+    assert_eq!(
+        (alone.verdict, alone.bytes_per_s),
+        (Verdict::Arrives, 10 << 20),
+        "the limit is the narrowest"
+    );
+    assert_eq!((alone.memory_bytes, alone.disk_bytes), (100 << 20, 7 << 20));
+    let unlimited = Measurement { limit_bytes_per_s: 0, ..told };
+    assert_eq!(expect(&scene, &unlimited).bytes_per_s, 50 << 20);
+    let unknown = Measurement { limit_bytes_per_s: 0, pace_bytes_per_s: 0, ..told };
+    assert_eq!(expect(&scene, &unknown).verdict, Verdict::Unknown);
+    let one = scene.begin();
+    let mut other = one.clone();
+    (other.spec.vm, other.meta.id) = (VmId(Uuid::from_u128(99)), Uuid::from_u128(98));
+    other.meta.name = Name::new("other").unwrap();
+    other.status.phase = MovePhase::Sending;
+    scene.draft.create(other);
+    assert_eq!(expect(&scene, &told).bytes_per_s, 5 << 20, "two share what the node can send");
+
+    move_forecast::note(&mut scene.draft, one.id(), alone);
+    let later = expect(&scene, &unknown);
+    move_forecast::note(&mut scene.draft, one.id(), later);
+    assert_eq!(scene.now(&one).status.forecast, Some(alone), "the first one stands");
+    assert_eq!(scene.now(&one).status.send_time, None);
+    scene.say(&one, 1, MoveState::Ready);
+    scene.turn();
+    assert_eq!(scene.now(&one).status.send_time, Some(scene.moment.now));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod cloud;
 mod cluster;
 mod faces;
 mod fencing;
+mod moves;
 mod people;
 mod redfish;
 mod restore;

@@ -6,6 +6,7 @@ use tamdao_proto::v1;
 use super::held::show as show_id;
 use super::{Shown, Twin, metadata};
 use crate::Kind;
+use crate::forecast::Forecast;
 use crate::lookup::Lookup;
 use crate::moves::Move;
 
@@ -42,11 +43,28 @@ impl Shown for Move {
                 deadline: status.deadline.and_then(metadata::timestamp),
                 end_time: status.end_time.and_then(metadata::timestamp),
                 progress: None,
+                forecast: status.forecast.as_ref().map(show_forecast),
+                send_time: status.send_time.and_then(metadata::timestamp),
             }),
         }
     }
 
     fn phase_number(&self) -> i32 {
         self.status.phase.number()
+    }
+}
+
+/// A forecast as the contract has it.
+#[must_use]
+pub fn show_forecast(forecast: &Forecast) -> v1::MoveForecast {
+    v1::MoveForecast {
+        verdict: forecast.verdict.number(),
+        memory_bytes: forecast.memory_bytes,
+        disk_bytes: forecast.disk_bytes,
+        dirty_bytes_per_s: forecast.dirty_bytes_per_s,
+        bytes_per_s: forecast.bytes_per_s,
+        time_ms: forecast.time_ms,
+        downtime_ms: forecast.downtime_ms,
+        slowed_percent: forecast.slowed_percent,
     }
 }

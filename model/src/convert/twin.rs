@@ -7,6 +7,7 @@ use crate::agency::AgencyState;
 use crate::cluster::JoinKind;
 use crate::condition::ConditionStatus;
 use crate::event::Severity;
+use crate::forecast::Verdict;
 use crate::image::{ImageKind, ImagePhase};
 use crate::moves::{MovePhase, Way};
 use crate::node::{DrainPhase, NodePhase};
@@ -79,6 +80,7 @@ twins! {
         Pending, Scheduled, Starting, Running, Paused, Stopping, Stopped, Deleting, Failed, Unknown,
     }
     Way => v1::MoveWay { Live, LiveWithDisks, Cold }
+    Verdict => v1::MoveVerdict { Arrives, ArrivesSlowed, TooLong, Never, Unknown }
     MovePhase => v1::MovePhase { Preparing, Sending, Recalling, Clearing, Done, Failed, Cancelled }
     GuestState => agent::v1::GuestState { Absent, Preparing, Starting, Running, Paused, Stopping, Stopped }
     GuestExit => agent::v1::GuestExit { ByItself, OnOrder, Failed }

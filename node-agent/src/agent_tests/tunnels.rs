@@ -1,5 +1,6 @@
 //! Consoles and serial logs.
 
+use prost::Message as _;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
 use tamdao_proto::agent::v1::*;
 use uuid::Uuid;
@@ -56,4 +57,23 @@ async fn a_console_is_one_holder_s_at_a_time() {
     controller.type_into("first", b"hello\n").await;
     controller.send(open("second", open_tunnel::Purpose::Console(console(true)))).await;
     controller.wait("taken away", |p| p.tunnels.get("first").is_some_and(|t| t.ended)).await;
+}
+
+#[tokio::test]
+async fn a_guest_is_measured_for_the_forecast_of_its_move() {
+    let (controller, bed, _agent) = running().await;
+    let measure = |n| open_tunnel::Purpose::Measure(MeasureTunnel { vm_id: Uuid::from_u128(n).to_string() });
+    bed.hypervisor.dirties(Uuid::from_u128(1), 5 << 20);
+    controller.send(open("one", measure(1))).await;
+    let picture = controller.wait("the answer", |p| p.tunnels.get("one").is_some_and(|t| t.ended)).await;
+    let told = Measurement::decode(&*picture.tunnels["one"].data).unwrap();
+    assert_eq!((told.memory_bytes, told.dirty_bytes_per_s), (128 << 20, 5 << 20));
+    assert_eq!(
+        (told.limit_bytes_per_s, told.pace_bytes_per_s),
+        (u64::from(bed.config.moves_bandwidth_mib) << 20, 0),
+        "nothing was sent yet"
+    );
+    controller.send(open("none", measure(99))).await;
+    let picture = controller.wait("why not", |p| p.tunnels.get("none").is_some_and(|t| t.ended)).await;
+    assert!(picture.tunnels["none"].error.as_ref().is_some_and(|error| error.contains("no domain")));
 }

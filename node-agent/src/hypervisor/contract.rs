@@ -4,7 +4,8 @@
 //! is there only so that a broken hypervisor does not hang the suite. Deliberately absent: what only one of them
 //! can do.
 
-use std::collections::BTreeMap;
+mod moves;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -19,7 +20,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::migration::Migration;
+use self::moves::{
+    a_guest_arrives_paused_and_runs_when_told, a_guest_that_cannot_be_sent_runs_on,
+    what_a_guest_dirties_is_measured,
+};
 use super::{
     Change, Domain, DomainEvent, DomainSpec, DomainState, Exit, Hypervisor, HypervisorError, PauseReason,
     Resized,
@@ -101,6 +105,7 @@ pub fn cases() -> Vec<(&'static str, Case)> {
         a_guest_agent_answers,
         a_console_has_one_holder,
         counters_are_of_our_domains,
+        what_a_guest_dirties_is_measured,
         a_guest_arrives_paused_and_runs_when_told,
         a_guest_that_cannot_be_sent_runs_on,
         a_lost_connection_comes_back,
@@ -417,70 +422,6 @@ async fn counters_are_of_our_domains(fixture: &dyn Fixture) {
     end(hypervisor, &spec).await;
     let stats = hypervisor.stats().await.expect("stats");
     assert!(stats.iter().all(|stats| stats.vm != spec.vm));
-}
-
-/// What sends a guest of this spec to the other host, where its log has another name.
-fn migration(fixture: &dyn Fixture, spec: &DomainSpec) -> Migration {
-    let (destination, sockets) = fixture.route();
-    let same = spec.disks.iter().filter_map(|disk| disk.path.clone());
-    let same = same.chain(spec.kernel.clone()).chain(spec.initrd.clone()).chain([spec.nvram.clone()]);
-    let mut files: BTreeMap<_, _> = same.map(|path| (path.clone(), path)).collect();
-    files.insert(spec.serial_log.clone(), spec.serial_log.with_extension("arrived"));
-    Migration {
-        destination,
-        memory_socket: sockets.join(format!("{}.memory", spec.vm)),
-        disks_socket: sockets.join(format!("{}.disks", spec.vm)),
-        incarnation_to: 2,
-        files,
-        copies: Vec::new(),
-        auto_converge: true,
-    }
-}
-
-async fn a_guest_arrives_paused_and_runs_when_told(fixture: &dyn Fixture) {
-    let (hypervisor, other) = (fixture.hypervisor(), fixture.other());
-    let spec = run(fixture, Guest::Obedient).await;
-    let before = find(hypervisor, spec.vm).await.expect("it runs");
-    let mut events = hypervisor.events();
-    hypervisor.migrate(spec.vm, 1, &migration(fixture, &spec)).await.expect("migrate");
-    assert_eq!(find(hypervisor, spec.vm).await, None, "it is gone from here");
-    wait_for_change(&mut events, spec.vm, Change::Stopped(Exit::Migrated)).await;
-    assert_eq!(hypervisor.last_exit(spec.vm).await, Ok(Some(Exit::Migrated)));
-    assert_eq!(hypervisor.migration(spec.vm).await, Ok(None));
-
-    let arrived = find(other, spec.vm).await.expect("it is there");
-    assert_eq!(arrived.state, DomainState::Paused(PauseReason::NotYetRun), "until it is told");
-    assert_eq!((arrived.incarnation, arrived.generation), (2, before.generation));
-    assert_eq!(
-        (arrived.platform, arrived.started),
-        (before.platform, before.started),
-        "it is the same guest"
-    );
-    other.resume(spec.vm, 2).await.expect("resume");
-    assert_eq!(find(other, spec.vm).await.expect("it is there").state, DomainState::Running);
-    wait_for_agent(other, spec.vm).await;
-    other.destroy(spec.vm, 2).await.expect("destroy");
-    assert_eq!(find(other, spec.vm).await, None);
-}
-
-async fn a_guest_that_cannot_be_sent_runs_on(fixture: &dyn Fixture) {
-    let hypervisor = fixture.hypervisor();
-    let spec = run(fixture, Guest::Obedient).await;
-    let good = migration(fixture, &spec);
-    let nowhere = Migration { destination: "qemu+unix:///system?socket=/nowhere".to_owned(), ..good.clone() };
-    hypervisor.migrate(spec.vm, 1, &nowhere).await.expect_err("there is nobody");
-    let stale = hypervisor.migrate(spec.vm, 2, &good).await;
-    assert_eq!(stale, Err(HypervisorError::Stale { vm: spec.vm, asked: 2, running: 1 }));
-    assert_eq!(hypervisor.migration(spec.vm).await, Ok(None));
-    assert!(matches!(hypervisor.abort_migration(spec.vm, 1).await, Err(HypervisorError::Refused { .. })));
-    assert_eq!(find(hypervisor, spec.vm).await.expect("it is here").state, DomainState::Running);
-    assert_eq!(find(fixture.other(), spec.vm).await, None, "nothing of it is there");
-    let absent = Uuid::new_v4();
-    let not_found = HypervisorError::NotFound { vm: absent };
-    assert_eq!(hypervisor.migrate(absent, 1, &good).await, Err(not_found.clone()));
-    assert_eq!(hypervisor.abort_migration(absent, 1).await, Err(not_found));
-    assert_eq!(hypervisor.migration(absent).await, Ok(None));
-    end(hypervisor, &spec).await;
 }
 
 async fn a_lost_connection_comes_back(fixture: &dyn Fixture) {

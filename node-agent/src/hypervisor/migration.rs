@@ -23,6 +23,15 @@ pub struct Migration {
     pub auto_converge: bool,
 }
 
+/// How a guest's memory is before a migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dirtying {
+    /// What it has in use, bytes.
+    pub memory_bytes: u64,
+    /// How much of it the guest changes, bytes a second.
+    pub bytes_per_s: u64,
+}
+
 /// How far a migration is. What is not known yet is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MigrationProgress {

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use self::migration::{Migration, MigrationProgress};
+use self::migration::{Dirtying, Migration, MigrationProgress};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
@@ -85,6 +85,10 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// How far the migration out of this host is; `None` while none is at work, or the VM has no domain.
     async fn migration(&self, vm: Uuid) -> Result<Option<MigrationProgress>>;
+
+    /// Measures for a second how much memory the guest changes; one that stands still changes none. Meanwhile the guest
+    /// runs on, and may be sent. A second measurement at the same time may be refused.
+    async fn dirtying(&self, vm: Uuid) -> Result<Dirtying>;
 
     /// What the guest agent says; `None` while none is connected or when it does not answer within two seconds.
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>>;

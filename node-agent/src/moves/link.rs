@@ -25,6 +25,12 @@ impl Bucket {
         Self { rate, paid: Mutex::new(None) }
     }
 
+    /// Bytes a second; 0 does not limit.
+    #[must_use]
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
     /// How long the taker of so many bytes has to wait from now.
     fn wait(&self, bytes: usize, now: Instant) -> Duration {
         if self.rate == 0 {
@@ -44,6 +50,33 @@ impl Bucket {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// Bytes that tell nothing of a link: a move may have sent them while it waited for other things.
+const TOO_FEW: u64 = 64 << 20;
+
+/// What one move sends in its best second: what the link carries at least.
+pub struct Pace {
+    at: Instant,
+    sent: u64,
+    best: u64,
+}
+
+impl Pace {
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { at: now, sent: 0, best: 0 }
+    }
+
+    /// Takes what has been sent in all by now; says the best pace so far, bytes a second, if it tells anything.
+    pub fn look(&mut self, now: Instant, sent: u64) -> Option<u64> {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        if since > 0.0 {
+            self.best = self.best.max((sent.saturating_sub(self.sent) as f64 / since) as u64);
+            (self.at, self.sent) = (now, sent);
+        }
+        (sent >= TOO_FEW && self.best > 0).then_some(self.best)
     }
 }
 
@@ -97,6 +130,17 @@ mod tests {
         assert_eq!(bucket.wait(1, later), Duration::ZERO, "idle time is not saved up");
         assert_eq!(bucket.wait(1_000_000, later).as_millis(), 900);
         assert_eq!(Bucket::new(0).wait(usize::MAX, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_pace_is_that_of_the_best_second() {
+        let begun = Instant::now();
+        let at = |s: u64| begun + Duration::from_secs(s);
+        let mut pace = Pace::new(begun);
+        assert_eq!(pace.look(at(1), TOO_FEW / 2), None, "too little to tell");
+        assert_eq!(pace.look(at(2), TOO_FEW * 2), Some(TOO_FEW / 2 * 3));
+        assert_eq!(pace.look(at(4), TOO_FEW * 3), Some(TOO_FEW / 2 * 3), "a slower second changes nothing");
+        assert_eq!(pace.look(at(4), TOO_FEW * 9), Some(TOO_FEW / 2 * 3), "no time has passed");
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tamdao_proto::agent::v1 as messages;
 use tamdao_proto::v1::MoveProgress;
@@ -22,6 +23,7 @@ pub use link::Bucket;
 pub use target::{Arrival, Arrivals, serve};
 
 use crate::desired::WantedMove;
+use crate::hypervisor::migration::Dirtying;
 use crate::pki::{Files, PkiError};
 
 /// Where the sockets of moves are: the same on every node, because QEMU and libvirt know one name for both ends.
@@ -64,6 +66,8 @@ pub struct Moves {
     libvirt: PathBuf,
     /// One for all moves out of and into this node: it is the link that is limited.
     bucket: Bucket,
+    /// What the last large move out of this node sent in its best second, bytes; 0 before there was one.
+    pace: AtomicU64,
     progress: watch::Sender<BTreeMap<Uuid, MoveProgress>>,
     arrivals: watch::Sender<Arrivals>,
     /// Something has come by a connection that the loop should look at.
@@ -78,6 +82,7 @@ impl Moves {
             files,
             libvirt: libvirt_socket(libvirt_uri),
             bucket: Bucket::new(bandwidth),
+            pace: AtomicU64::new(0),
             progress: watch::channel(BTreeMap::new()).0,
             arrivals: watch::channel(Arrivals::new()).0,
             changed: Notify::new(),
@@ -88,6 +93,17 @@ impl Moves {
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<BTreeMap<Uuid, MoveProgress>> {
         self.progress.subscribe()
+    }
+
+    /// What can be said of a guest before it is sent: what was measured of it, with what this node's link is known for.
+    #[must_use]
+    pub fn measured(&self, guest: Dirtying) -> messages::Measurement {
+        messages::Measurement {
+            memory_bytes: guest.memory_bytes,
+            dirty_bytes_per_s: guest.bytes_per_s,
+            limit_bytes_per_s: self.bucket.rate(),
+            pace_bytes_per_s: self.pace.load(Ordering::Relaxed),
+        }
     }
 
     /// Says which guests may come now.

@@ -109,8 +109,12 @@ impl Moves {
     ) -> AbortOnDropHandle<()> {
         let moves = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut pace = link::Pace::new(tokio::time::Instant::now());
             loop {
                 tokio::time::sleep(PROGRESS).await;
+                if let Some(best) = pace.look(tokio::time::Instant::now(), sent.load(Ordering::Relaxed)) {
+                    moves.pace.store(best, Ordering::Relaxed);
+                }
                 let Ok(Some(now)) = hypervisor.migration(vm).await else { continue };
                 let progress = MoveProgress {
                     total_bytes: now.total_bytes,

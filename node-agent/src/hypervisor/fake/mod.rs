@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::console::{End, Line, hang_up};
 pub use self::migrate::Break;
 use super::domain_xml::vcpus_room;
-use super::migration::{Migration, MigrationProgress};
+use super::migration::{Dirtying, Migration, MigrationProgress};
 use super::{
     Change, Console, DiskStats, Domain, DomainEvent, DomainSpec, DomainState, DomainStats, Exit, Hypervisor,
     HypervisorError, Observation, PauseReason, PortStats, Resized, Result,
@@ -119,6 +119,7 @@ struct State {
     exits: BTreeMap<Uuid, Exit>,
     refusals: BTreeMap<Uuid, HypervisorError>,
     full: BTreeSet<Uuid>,
+    dirty: BTreeMap<Uuid, u64>,
     broken: Option<migrate::Break>,
     foreign: BTreeSet<String>,
     away: bool,
@@ -174,6 +175,11 @@ impl FakeHypervisor {
     /// The first write after the next start of this VM fails.
     pub fn fail_first_write(&self, vm: Uuid) {
         self.lock().full.insert(vm);
+    }
+
+    /// How much memory this VM's guest changes while it runs, bytes a second.
+    pub fn dirties(&self, vm: Uuid, bytes_per_s: u64) {
+        self.lock().dirty.insert(vm, bytes_per_s);
     }
 
     pub fn add_foreign(&self, name: &str) {
@@ -441,6 +447,14 @@ impl Hypervisor for FakeHypervisor {
 
     async fn migration(&self, _vm: Uuid) -> Result<Option<MigrationProgress>> {
         self.reach().map(|_| None)
+    }
+
+    async fn dirtying(&self, vm: Uuid) -> Result<Dirtying> {
+        let state = self.reach()?;
+        let guest = state.guests.get(&vm).ok_or(HypervisorError::NotFound { vm })?;
+        let runs = guest.domain.state == DomainState::Running;
+        let bytes_per_s = state.dirty.get(&vm).copied().filter(|_| runs).unwrap_or_default();
+        Ok(Dirtying { memory_bytes: u64::from(guest.domain.memory_mib) << 20, bytes_per_s })
     }
 
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>> {

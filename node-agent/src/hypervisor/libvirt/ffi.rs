@@ -307,9 +307,44 @@ pub fn stats(connect: &Connect) -> Result<Vec<Record>, Error> {
     if count < 0 {
         return Err(Error::last_error());
     }
-    let mut records = Vec::with_capacity(count as usize);
-    for index in 0..count as usize {
-        // SAFETY: the array has `count` valid records, each with `nparams` parameters and a domain.
+    // SAFETY: the list is the one that the call above gave us, with so many records.
+    Ok(unsafe { take_records(list, count) })
+}
+
+/// Begins to measure how much memory a guest changes.
+pub fn measure_dirtying(domain: &Domain, seconds: c_int) -> Result<(), Error> {
+    let mode = virt_sys::VIR_DOMAIN_DIRTYRATE_MODE_PAGE_SAMPLING;
+    // SAFETY: the domain is alive.
+    if unsafe { virt_sys::virDomainStartDirtyRateCalc(domain.as_ptr(), seconds, mode) } < 0 {
+        return Err(Error::last_error());
+    }
+    Ok(())
+}
+
+/// What has been measured, and the memory that the guest has in use.
+pub fn dirtying(domain: &Domain) -> Result<Option<Record>, Error> {
+    let groups = virt_sys::VIR_DOMAIN_STATS_DIRTYRATE | virt_sys::VIR_DOMAIN_STATS_BALLOON;
+    // SAFETY: the domain is alive, and outlives the array.
+    let mut domains = [unsafe { domain.as_ptr() }, ptr::null_mut()];
+    let mut list: *mut virt_sys::virDomainStatsRecordPtr = ptr::null_mut();
+    // SAFETY: `domains` ends with a null and its one domain is alive; `list` takes an array that we free below.
+    let count = unsafe { virt_sys::virDomainListGetStats(domains.as_mut_ptr(), groups, &mut list, 0) };
+    if count < 0 {
+        return Err(Error::last_error());
+    }
+    // SAFETY: the list is the one that the call above gave us, with so many records.
+    Ok(unsafe { take_records(list, count) }.pop())
+}
+
+/// Makes libvirt's records ours, and frees them.
+///
+/// # Safety
+/// `list` is an array of `count` valid records that libvirt has given to its caller.
+unsafe fn take_records(list: *mut virt_sys::virDomainStatsRecordPtr, count: c_int) -> Vec<Record> {
+    let count = usize::try_from(count).unwrap_or(0);
+    let mut records = Vec::with_capacity(count);
+    for index in 0..count {
+        // SAFETY: the caller says that the array has `count` valid records, each with `nparams` parameters and a domain.
         let (domain, params) = unsafe {
             let record = &**list.add(index);
             let params = match (record.params.is_null(), record.nparams) {
@@ -328,6 +363,13 @@ pub fn stats(connect: &Connect) -> Result<Vec<Record>, Error> {
                     virt_sys::VIR_TYPED_PARAM_UINT => {
                         record.counters.push((field, u64::from(param.value.ui)))
                     }
+                    // Where libvirt has a sign, less than nothing means that it is not known.
+                    virt_sys::VIR_TYPED_PARAM_INT => {
+                        record.counters.extend(u64::try_from(param.value.i).ok().map(|value| (field, value)))
+                    }
+                    virt_sys::VIR_TYPED_PARAM_LLONG => {
+                        record.counters.extend(u64::try_from(param.value.l).ok().map(|value| (field, value)))
+                    }
                     virt_sys::VIR_TYPED_PARAM_STRING => record.names.push((field, text(param.value.s))),
                     _ => {}
                 }
@@ -335,7 +377,7 @@ pub fn stats(connect: &Connect) -> Result<Vec<Record>, Error> {
         }
         records.push(record);
     }
-    // SAFETY: the list is the one that the call above gave us, and nothing of it is kept.
+    // SAFETY: the list is the caller's, and nothing of it is kept.
     unsafe { virt_sys::virDomainStatsRecordListFree(list) };
-    Ok(records)
+    records
 }

@@ -33,7 +33,7 @@ use virt::stream::Stream;
 use self::connection::Link;
 use self::errors::Fault;
 use super::host::{self, Acceleration, Host};
-use super::migration::{Migration, MigrationProgress};
+use super::migration::{Dirtying, Migration, MigrationProgress};
 use super::xml::XmlError;
 use super::{
     Console, Domain, DomainEvent, DomainSpec, DomainState, DomainStats, Exit, Hypervisor, HypervisorError,
@@ -45,6 +45,12 @@ const GUEST_AGENT_TIMEOUT_S: i32 = 2;
 /// How long a start waits for libvirt to clear up after an earlier life of the domain: 5 s.
 const REMOVAL_TRIES: u32 = 50;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a guest's writing is measured, seconds; libvirt takes no less.
+const DIRTYING_S: i32 = 1;
+/// How often it is looked for the result after that, and how many times.
+const DIRTYING_PAUSE: Duration = Duration::from_millis(100);
+const DIRTYING_TRIES: u32 = 20;
 
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
@@ -294,6 +300,25 @@ impl Hypervisor for Libvirt {
             Err(HypervisorError::NotFound { .. }) => Ok(None),
             other => other,
         }
+    }
+
+    async fn dirtying(&self, vm: Uuid) -> Result<Dirtying> {
+        let begin = move |connect: &Connect| {
+            let (handle, _) = find(connect, vm)?;
+            Ok(ffi::measure_dirtying(&handle, DIRTYING_S)?)
+        };
+        self.link.call(Some(vm), begin).await?;
+        tokio::time::sleep(Duration::from_secs(u64::from(DIRTYING_S.unsigned_abs()))).await;
+        for _ in 0..DIRTYING_TRIES {
+            let look = move |connect: &Connect| Ok(ffi::dirtying(&find(connect, vm)?.0)?);
+            let record = self.link.call(Some(vm), look).await?;
+            if let Some(told) = record.as_ref().and_then(stats::dirtying) {
+                return Ok(told);
+            }
+            tokio::time::sleep(DIRTYING_PAUSE).await;
+        }
+        let message = "libvirt has not measured it in time".to_owned();
+        Err(HypervisorError::Refused { reason: "NotMeasured", message, permanent: false })
     }
 
     async fn guest(&self, vm: Uuid) -> Result<Option<GuestStatus>> {

@@ -93,6 +93,12 @@ async fn there_and_back(pool: Option<&str>) -> Result<()> {
     // The node that it leaves clears its log; by another name what is written to it stays.
     let kept = cloud.slot.directory.join("kept.log");
     std::fs::hard_link(log_file(&cloud, &vm_id, &from)?, &kept)?;
+    let dry: Move = cloud.cli.json(&["vm", "migrate", "web", "--to", to, "--dry-run"]).await?;
+    let told = dry.status.unwrap_or_default();
+    let forecast = told.forecast.with_context(|| format!("a forecast: {}", told.message))?;
+    // How much it writes is sampled, and on a busy machine may come out as nothing; small disks count as nothing too.
+    ensure!(forecast.memory_bytes > 0, "{forecast:?}");
+    ensure!(api::node(&cloud.vm("web").await?) == from, "nothing was changed");
     let watcher = Watcher::begin(&vm_id);
     cloud.cli.run(&["vm", "migrate", "web", "--to", to]).await?;
     let vm = cloud.reaches("web", VmPhase::Running).await?;

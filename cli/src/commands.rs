@@ -23,6 +23,7 @@ mod placement_group;
 mod pool;
 mod recovery;
 mod role_binding;
+mod roll;
 mod scheduling_policy;
 mod simulate;
 mod stack;

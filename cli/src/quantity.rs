@@ -31,6 +31,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "expected a time such as 90s, 5m or 1h30m".to_owned())
 }
 
+/// Reads a time such as 2026-11-22T20:00:00Z as seconds since 1970.
+pub fn parse_moment(text: &str) -> Result<i64, String> {
+    let time = humantime::parse_rfc3339_weak(text).ok();
+    let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let seconds = since.and_then(|since| i64::try_from(since.as_secs()).ok());
+    seconds.ok_or_else(|| "expected a time such as 2026-11-22T20:00:00Z, in UTC".to_owned())
+}
+
 /// Shows MiB in the largest unit that keeps three digits.
 pub fn mib(amount: u64) -> String {
     scaled(amount as f64, &["MiB", "GiB", "TiB", "PiB"])

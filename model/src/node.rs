@@ -59,6 +59,9 @@ pub struct NodeStatus {
     pub session: Option<SessionId>,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub boot_id: String,
+    /// When this boot was first heard of; none when that was before this was kept.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub boot_time: Option<TimeMs>,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub address: String,
     /// Where its agent listens for moves; 0 takes no part in them.

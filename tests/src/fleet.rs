@@ -1,6 +1,7 @@
 //! A fleet of nodes that exist only as sessions: each enrols, opens its session and answers every assignment at once.
-//! It is for scale, where real agents would measure the machine that all of them share. Deliberately absent: all
-//! that a real agent refuses, retries or remembers.
+//! It is for scale, where real agents would measure the machine that all of them share. Guests move as soon as they are
+//! told to, and hosts are updated and boot anew at a word. Deliberately absent: all that a real agent refuses, retries or
+//! remembers, and a guest that a move leaves where it is.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tamdao_proto::agent::v1::enroll_service_client::EnrollServiceClient;
 use tamdao_proto::agent::v1::session_request::Message as ToLeader;
 use tamdao_proto::agent::v1::session_response::Message as FromLeader;
 use tamdao_proto::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -40,7 +41,15 @@ pub struct Size {
 
 /// The nodes; they leave when it is dropped.
 pub struct Fleet {
+    hosts: BTreeMap<String, watch::Sender<Host>>,
     _sessions: JoinSet<()>,
+}
+
+/// What of a host changes when it is worked on.
+#[derive(Debug, Clone)]
+struct Host {
+    boot_id: Uuid,
+    qemu: String,
 }
 
 impl Fleet {
@@ -56,11 +65,23 @@ impl Fleet {
         size: Size,
     ) -> Result<Self> {
         let enrolled = (0..count).map(|at| Node::enrol(controllers, ca, token, format!("{name}-{at}"), size));
-        let mut sessions = JoinSet::new();
-        for node in join_all(enrolled).await {
-            sessions.spawn(node?.run());
+        let (mut hosts, mut sessions) = (BTreeMap::new(), JoinSet::new());
+        for (at, node) in join_all(enrolled).await.into_iter().enumerate() {
+            let (changes, host) = watch::channel(Host { boot_id: Uuid::new_v4(), qemu: "7.2.0".into() });
+            hosts.insert(format!("{name}-{at}"), changes);
+            sessions.spawn(node?.run(host));
         }
-        Ok(Self { _sessions: sessions })
+        Ok(Self { hosts, _sessions: sessions })
+    }
+
+    /// A node gets another QEMU and boots anew.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn update(&self, node: &str, qemu: &str) -> Result<()> {
+        let host = self.hosts.get(node).with_context(|| format!("there is no node {node:?}"))?;
+        host.send_replace(Host { boot_id: Uuid::new_v4(), qemu: qemu.to_owned() });
+        Ok(())
     }
 }
 
@@ -70,7 +91,6 @@ struct Node {
     tls: ClientTlsConfig,
     size: Size,
     host_uuid: Uuid,
-    boot_id: Uuid,
     /// What it would tell in a complete report.
     vms: BTreeMap<String, agent::VmReport>,
     volumes: BTreeMap<String, agent::VolumeReport>,
@@ -99,7 +119,6 @@ impl Node {
             tls,
             size,
             host_uuid,
-            boot_id: Uuid::new_v4(),
             vms: BTreeMap::new(),
             volumes: BTreeMap::new(),
             pools: Vec::new(),
@@ -107,12 +126,17 @@ impl Node {
     }
 
     /// Holds a session with whoever leads, for ever.
-    async fn run(mut self) {
+    async fn run(mut self, mut host: watch::Receiver<Host>) {
         let mut at = self.controllers[0].clone();
         let mut tries = 0;
         loop {
             // A session that breaks is the normal end of one: the next controller knows who leads.
-            match self.session(&at).await {
+            let now = host.borrow_and_update().clone();
+            let ended = tokio::select! {
+                ended = self.session(&at, &now) => ended,
+                Ok(()) = host.changed() => Ok(None),
+            };
+            match ended {
                 Ok(Some(leader)) if !leader.is_empty() && leader != at => at = leader,
                 _ => {
                     tries += 1;
@@ -124,17 +148,17 @@ impl Node {
     }
 
     /// One session; the answer is where to go instead.
-    async fn session(&mut self, at: &str) -> Result<Option<String>> {
+    async fn session(&mut self, at: &str, host: &Host) -> Result<Option<String>> {
         let (sender, requests) = mpsc::channel(256);
         let send = async |message| sender.send(agent::SessionRequest { message: Some(message) }).await;
         let hello = agent::Hello {
             session_id: Uuid::new_v4().to_string(),
-            boot_id: self.boot_id.to_string(),
+            boot_id: host.boot_id.to_string(),
             agent_version: "fleet".into(),
             level: 1,
             address: "127.0.0.1".into(),
             host_uuid: self.host_uuid.to_string(),
-            // So that plans find targets. Nothing listens there: a move that was begun would not come far.
+            // So that plans find targets; nothing listens there.
             moves_port: 7_444,
             ..agent::Hello::default()
         };
@@ -155,7 +179,7 @@ impl Node {
             match message {
                 None | Some(FromLeader::Refusal(_)) => return Ok(None),
                 Some(FromLeader::Redirect(redirect)) => return Ok(Some(redirect.leader)),
-                Some(FromLeader::Welcome(_)) => send(ToLeader::Inventory(self.inventory())).await?,
+                Some(FromLeader::Welcome(_)) => send(ToLeader::Inventory(self.inventory(host))).await?,
                 Some(FromLeader::Assignment(assignment)) => {
                     let report = self.obey(assignment);
                     send(ToLeader::Report(report)).await?;
@@ -165,12 +189,13 @@ impl Node {
         }
     }
 
-    fn inventory(&self) -> v1::Inventory {
+    fn inventory(&self, host: &Host) -> v1::Inventory {
         let (first, last) = self.size.vlans;
         let tagged = (first..=last).map(|tag| format!("br-guests.{tag}"));
         let bridges = ["br-guests".to_owned()].into_iter().chain(tagged).collect();
         v1::Inventory {
             hostname: "fleet".into(),
+            qemu_version: host.qemu.clone(),
             acceleration: "kvm".into(),
             cpus: self.size.cpus,
             memory_mib: self.size.memory_mib,
@@ -227,13 +252,26 @@ impl Node {
     fn obey_vm(&mut self, wanted: agent::AssignedVm) -> agent::VmReport {
         let runs = wanted.intent() == agent::Intent::Wanted && wanted.power() == v1::Power::On;
         let platform = v1::Platform { machine_type: "pc-q35-7.2".into(), cpu_model: "qemu64".into() };
+        // The target waits for what the source lets go of at once.
+        let (moving, state) = match wanted.intent() {
+            agent::Intent::Incoming => (Some(agent::MoveState::Ready), agent::GuestState::Paused),
+            agent::Intent::Outgoing => (Some(agent::MoveState::Gone), agent::GuestState::Absent),
+            _ if runs => (None, agent::GuestState::Running),
+            _ => (None, agent::GuestState::Absent),
+        };
+        let moved = wanted.r#move.as_ref().zip(moving);
         let report = agent::VmReport {
             vm_id: wanted.vm_id.clone(),
             incarnation: wanted.incarnation,
             generation: wanted.generation,
-            state: if runs { agent::GuestState::Running } else { agent::GuestState::Absent } as i32,
+            state: state.into(),
             platform: Some(platform),
-            gone: wanted.intent() != agent::Intent::Wanted,
+            gone: moving.is_none() && wanted.intent() != agent::Intent::Wanted,
+            r#move: moved.map(|(to, state)| agent::MoveReport {
+                move_id: to.move_id.clone(),
+                state: state.into(),
+                problem: None,
+            }),
             ..agent::VmReport::default()
         };
         if report.gone {

@@ -84,6 +84,15 @@ impl Testbed {
         self.script("node", &["restart-libvirtd", node]).map(drop)
     }
 
+    /// The shell line that restarts libvirtd of the host whose name this shell word is.
+    pub fn restarts_libvirtd(&self, node: &str) -> String {
+        let script = deploy().join("testbed/node");
+        let (prefix, directory, script) = (&self.prefix, self.directory.display(), script.display());
+        format!(
+            "TAMDAO_TESTBED_PREFIX={prefix} TAMDAO_TESTBED_DIR='{directory}' '{script}' restart-libvirtd {node}"
+        )
+    }
+
     /// A command that runs inside a host and dies when its own process does.
     pub fn inside(&self, node: &str) -> Command {
         let mut command = self.command("node");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{DeleteArgs, EditArgs, ListArgs, NameArg, WaitArgs};
 use crate::quantity::{parse_duration, parse_mib};
@@ -22,6 +22,8 @@ pub enum NodeVerb {
     Drain(NodeDrainArgs),
     /// Take a node into use again, and bring back what its drain moved away
     Return(NodeReturnArgs),
+    /// Update nodes in turns, no VM stopped: drains the fewest groups that can be down together, and brings all back
+    Roll(NodeRollArgs),
     /// Answer for a lost node running nothing any more: its VMs are then restarted elsewhere
     AttestGone(AttestGoneArgs),
     /// Find out, without switching anything, whether a node could be powered off if lost
@@ -99,6 +101,50 @@ pub struct NodeReturnArgs {
     pub names: Vec<String>,
     #[command(flatten)]
     pub common: DrainCommonArgs,
+}
+
+/// Which nodes take turns, what is done to them, and when one has had its turn.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["names", "labels", "failure_domain", "all"])))]
+pub struct NodeRollArgs {
+    /// Names or ids
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Nodes with these labels instead: "key=value", "key!=value" or "key", separated by commas
+    #[arg(long, short = 'l', visible_alias = "selector", value_name = "SELECTOR")]
+    pub labels: Option<String>,
+    /// Nodes that stand in this failure domain and in no other of its key, such as rack=r1
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub failure_domain: Option<String>,
+    /// All nodes
+    #[arg(long)]
+    pub all: bool,
+    /// What is done to a drained node: run here by sh, for each node, whose name is in TAMDAO_NODE and whose address is in
+    /// TAMDAO_NODE_ADDRESS. Without it, do it by other means: it is seen by a new boot or version
+    #[arg(long, value_name = "COMMAND")]
+    pub run: Option<String>,
+    /// When a node has had its turn: agent=VERSION, libvirt=VERSION or qemu=VERSION (or later), booted=TIME (or later);
+    /// repeat for more. Nodes that are so already are left out
+    #[arg(long, value_name = "WHAT")]
+    pub until: Vec<String>,
+    /// Name of this update; it is kept with the drains, and the same command goes on with drains of its name only
+    #[arg(long, value_name = "TEXT", default_value = "rolling update")]
+    pub reason: String,
+    /// Shut VMs down for their move that cannot move while they run
+    #[arg(long)]
+    pub allow_cold: bool,
+    /// Let VMs move where the failover guarantee is lost by it
+    #[arg(long)]
+    pub unguarded: bool,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Answer yes to the question
+    #[arg(long, short = 'y')]
+    pub yes: bool,
+    /// Stop, with exit code 3, when the drain, the work or the return of one group takes longer
+    #[arg(long, value_name = "TIME", default_value = "1day", value_parser = parse_duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

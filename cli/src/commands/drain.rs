@@ -149,7 +149,7 @@ async fn cancel(app: &App, nodes: Nodes) -> Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
-fn phase(node: &Node) -> DrainPhase {
+pub(super) fn phase(node: &Node) -> DrainPhase {
     let drain = node.status.as_ref().and_then(|status| status.drain.as_ref());
     drain.map_or(DrainPhase::Unspecified, |drain| drain.phase())
 }
@@ -256,11 +256,11 @@ fn show(app: &App, plan: &DrainPlan) -> Result<()> {
     Ok(())
 }
 
-fn name(step: &DrainStep) -> String {
+pub(super) fn name(step: &DrainStep) -> String {
     if step.agency.is_empty() { step.vm.clone() } else { format!("{}/{}", step.agency, step.vm) }
 }
 
-fn way(step: &DrainStep) -> Cell {
+pub(super) fn way(step: &DrainStep) -> Cell {
     match step.way() {
         DrainWay::Unspecified => Cell::from(""),
         DrainWay::Live => Cell::from("live"),
@@ -273,6 +273,6 @@ fn way(step: &DrainStep) -> Cell {
     }
 }
 
-fn time(seconds: u64) -> String {
+pub(super) fn time(seconds: u64) -> String {
     duration(std::time::Duration::from_secs(seconds))
 }

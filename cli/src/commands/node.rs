@@ -10,7 +10,7 @@ use tamdao_proto::v1::{
 };
 
 use super::drain::Nodes;
-use super::{drain, standard};
+use super::{drain, roll, standard};
 use crate::app::{App, now_s};
 use crate::args::{
     AttestGoneArgs, JoinTokenCreateArgs, JoinTokenVerb, NameArg, NodeRemoveArgs, NodeUpdateArgs, NodeVerb,
@@ -33,6 +33,7 @@ pub async fn run(app: &App, verb: NodeVerb) -> Result<ExitStatus> {
         NodeVerb::Update(args) => update(app, &args).await,
         NodeVerb::Drain(args) => drain::drain(app, Nodes::named(app, &args.names)?, &args.terms).await,
         NodeVerb::Return(args) => drain::bring_back(app, Nodes::named(app, &args.names)?, &args.common).await,
+        NodeVerb::Roll(args) => roll::run(app, &args).await,
         NodeVerb::Remove(args) if args.force => remove_by_force(app, &args).await,
         NodeVerb::Remove(args) => standard::delete::<Node>(app, &args.delete, false, false).await,
         NodeVerb::JoinToken(JoinTokenVerb::Create(args)) => create_token(app, &args).await,

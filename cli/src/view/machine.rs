@@ -217,7 +217,17 @@ impl View for Node {
     fn headers(wide: bool) -> Vec<&'static str> {
         headers::<Self>(
             &["PHASE", "VMS", "VCPUS", "MEMORY", "DISK"],
-            &["ADDRESS", "FAILURE-DOMAINS", "ACCELERATION", "CPU", "AGENT", "SEEN"],
+            &[
+                "ADDRESS",
+                "FAILURE-DOMAINS",
+                "ACCELERATION",
+                "CPU",
+                "AGENT",
+                "LIBVIRT",
+                "QEMU",
+                "BOOTED",
+                "SEEN",
+            ],
             wide,
         )
     }
@@ -238,6 +248,9 @@ impl View for Node {
             cells.push(Cell::from(inventory.acceleration));
             cells.push(Cell::from(inventory.cpu_model));
             cells.push(Cell::from(inventory.agent_version));
+            cells.push(Cell::from(inventory.libvirt_version));
+            cells.push(Cell::from(inventory.qemu_version));
+            cells.push(Cell::from(since(&status.boot_time, now_s)));
             cells.push(Cell::from(since(&status.last_seen, now_s)));
         }
         cells.extend(tail(self, now_s, wide));
@@ -267,6 +280,7 @@ impl View for Node {
             ("Drain", Cell::toned(drain(self), Tone::Busy)),
             ("Address", Cell::from(&status.address)),
             ("Seen", Cell::from(ago(since(&status.last_seen, now_s)))),
+            ("Booted", Cell::from(ago(since(&status.boot_time, now_s)))),
             ("VMs", Cell::from(status.vms)),
             (
                 "Foreign VMs",

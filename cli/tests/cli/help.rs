@@ -33,6 +33,7 @@ async fn help_pages_are_golden() {
         "node join-token",
         "node remove",
         "node return",
+        "node roll",
         "node update",
         "placement-group",
         "placement-group create",

@@ -299,3 +299,44 @@ async fn bmcs_are_set_without_their_password_being_seen_and_drilled() {
     let bad = tamdao.story("node fence-drill n1").await;
     assert!(bad.contains("exit code: 1") && bad.contains("could not be powered off today"), "{bad}");
 }
+
+#[tokio::test]
+async fn a_roll_shows_its_groups_asks_and_leaves_out_what_is_done() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    let usable = |name: &str, qemu: &str| {
+        let mut node = node(name);
+        node.spec.as_mut().unwrap().cordoned = false;
+        node.status.as_mut().unwrap().inventory.as_mut().unwrap().qemu_version = qemu.into();
+        node
+    };
+    fake.world().nodes =
+        vec![usable("n1", "7.2.0"), usable("n2", "9.2.1"), usable("n3", "7.2.0"), node("n4")];
+    let moves = DrainStep {
+        round: 1,
+        target: "n2".into(),
+        copies_mib: 2_048,
+        expected_s: 19,
+        ..step("web", DrainWay::LiveWithDisks)
+    };
+    fake.world().plan =
+        DrainPlan { steps: vec![moves], rounds: 1, expected_s: 19, mib_per_s: 110, ..DrainPlan::default() };
+    assert_snapshot!("roll-dry-run", tamdao.story("node roll --all --until qemu=9.2 --dry-run").await);
+    assert_snapshot!("roll-asks", tamdao.story("node roll n1 n3").await);
+    let plan = tamdao.json_of_any("node roll --all --until qemu=9.2 --dry-run -o json").await;
+    assert_eq!(plan["groups"][0]["nodes"], serde_json::json!(["n1", "n3"]));
+    assert_eq!(plan["done"], serde_json::json!(["n2"]));
+    fake.world().plan.unguarded = vec!["the loss of node n2 would leave 1 VM without a place".into()];
+    let told = tamdao.story("node roll n1 --dry-run").await;
+    assert!(told.contains("exit code: 1") && told.contains("meanwhile the loss of node n2"), "{told}");
+    let told = tamdao.story("node roll n1 --dry-run --unguarded").await;
+    assert!(told.contains("exit code: 0"), "{told}");
+    for wrong in ["node roll", "node roll n1 --all", "node roll n1 --until kernel=6"] {
+        let told = tamdao.story(wrong).await;
+        assert!(told.contains("exit code: 2"), "{told}");
+    }
+    let real = |(method, request): &&(&str, String)| {
+        *method == "drain_nodes" && request.contains("validate_only: false")
+    };
+    assert_eq!(fake.world().asked.iter().filter(real).count(), 0, "nothing is drained unasked");
+}

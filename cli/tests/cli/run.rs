@@ -50,6 +50,11 @@ impl Tamdao {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// The same, however it ends.
+    pub async fn json_of_any(&self, line: &str) -> serde_json::Value {
+        serde_json::from_slice(&self.output(line).await.stdout).unwrap()
+    }
+
     /// Runs to the end and returns all that it did, with what changes from run to run taken out.
     pub async fn story(&self, line: &str) -> String {
         self.told(&self.output(line).await)

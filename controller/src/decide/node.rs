@@ -51,8 +51,11 @@ pub fn open_session(
         return Err(Refusal::precondition("ClonedNode", message)
             .hint("a machine was cloned with its certificate: remove the agent's data directory there and join it anew"));
     }
-    if node.status.boot_id != opening.boot_id && !node.status.boot_id.is_empty() {
-        event(draft, moment, &node, Severity::Warning, "Rebooted", "the host has booted anew", "node");
+    if node.status.boot_id != opening.boot_id {
+        if !node.status.boot_id.is_empty() {
+            event(draft, moment, &node, Severity::Warning, "Rebooted", "the host has booted anew", "node");
+        }
+        node.status.boot_time = Some(moment.now);
     }
     let heard = fence::next(node.status.phase, NodeEvent::Heard);
     let phase = heard.map_err(|impossible| Refusal::internal(impossible.to_string()))?;

@@ -410,3 +410,23 @@ fn a_goodbye_is_recorded_at_once_and_only_of_the_present_session() {
     node::set_health(&mut draft, &mut moment, id, SESSION, "");
     assert_eq!(told(&draft), (NodePhase::Ready, Some("Healthy".into())));
 }
+
+#[test]
+fn a_boot_has_the_time_at_which_it_was_first_heard_of() {
+    let (mut draft, mut moment) = (Draft::new(world(), Uuid::from_u128(2)), Moment { now: TimeMs(5_000) });
+    let mut hello = |now, boot: &str| {
+        moment.now = TimeMs(now);
+        let opening = node::Opening {
+            session: SESSION,
+            boot_id: boot.into(),
+            address: String::new(),
+            host_uuid: Uuid::nil(),
+            moves_port: 0,
+        };
+        node::open_session(&mut draft, &mut moment, node_id(0), &opening).unwrap().status.boot_time
+    };
+    assert_eq!(hello(6_000, "b1"), Some(TimeMs(6_000)));
+    // The agent comes again, the host has run all the time.
+    assert_eq!(hello(9_000, "b1"), Some(TimeMs(6_000)));
+    assert_eq!(hello(12_000, "b2"), Some(TimeMs(12_000)));
+}

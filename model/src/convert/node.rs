@@ -42,6 +42,7 @@ impl Shown for Node {
                 address: status.address.clone(),
                 inventory: Some(agent::show_inventory(&status.inventory)),
                 boot_id: status.boot_id.clone(),
+                boot_time: status.boot_time.and_then(metadata::timestamp),
                 foreign: status.foreign,
                 keeper_version: status.keeper.clone(),
                 drain: status.drain.as_ref().map(show_drain),

@@ -10,5 +10,6 @@ mod manifests;
 mod people;
 mod placement;
 mod province;
+mod roll;
 mod simulate;
 mod upgrade;

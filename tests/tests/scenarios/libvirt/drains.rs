@@ -15,7 +15,7 @@ use super::moves::{gapless, id, log_file, read};
 const BUSY: &str = "(while :; do :; done &) ; echo b''usy now.";
 
 /// Makes guests that tick on one node, the first of them busy.
-async fn guests(cloud: &Cloud, node: &str, names: &[&str]) -> Result<Vec<Guest>> {
+pub(super) async fn guests(cloud: &Cloud, node: &str, names: &[&str]) -> Result<Vec<Guest>> {
     let others: Vec<String> =
         cloud.agents.iter().map(|agent| agent.name.clone()).filter(|name| name != node).collect();
     for other in &others {
@@ -39,10 +39,10 @@ async fn guests(cloud: &Cloud, node: &str, names: &[&str]) -> Result<Vec<Guest>>
 }
 
 /// A guest with what its first node has logged of it.
-struct Guest {
-    name: String,
-    id: String,
-    kept: std::path::PathBuf,
+pub(super) struct Guest {
+    pub name: String,
+    pub id: String,
+    pub kept: std::path::PathBuf,
 }
 
 impl Guest {

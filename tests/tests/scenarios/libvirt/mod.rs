@@ -9,4 +9,5 @@ mod loss;
 mod moves;
 mod network;
 mod restore;
+mod roll;
 mod upgrade;

@@ -20,6 +20,7 @@ use crate::etcd::Etcd;
 use crate::fleet::{Fleet, NO_VLANS, Size};
 use crate::guarded::Guarded;
 use crate::guest::Guest;
+use crate::island::Island;
 use crate::process::tail;
 use crate::rest::Rest;
 use crate::slot::Slot;
@@ -39,6 +40,8 @@ pub const POOL: &str = "/var/lib/libvirt/pool";
 /// The cloud under test. Its fields go in this order: processes first, then what they lived in.
 pub struct Cloud {
     pub controllers: Vec<Controller>,
+    /// The controllers' networks, where each has its own.
+    pub islands: Vec<Island>,
     pub agents: Vec<Agent>,
     /// Keepers, watchdogs and shared storage, where the cloud has them.
     pub guarded: Vec<Guarded>,
@@ -292,6 +295,7 @@ impl Cloud {
         self.agents.clear();
         self.guarded.clear();
         self.controllers.clear();
+        self.islands.clear();
         self.etcd = None;
         self.slot.clear()
     }
@@ -325,6 +329,7 @@ impl Drop for Cloud {
         if std::env::var_os("TAMDAO_TEST_KEEP").is_some() {
             eprintln!("everything runs on, until the next test: {}", self.slot.directory.display());
             self.controllers.drain(..).for_each(std::mem::forget);
+            self.islands.drain(..).for_each(std::mem::forget);
             self.agents.drain(..).for_each(std::mem::forget);
             std::mem::forget(self.etcd.take());
             return;

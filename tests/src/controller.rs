@@ -1,5 +1,6 @@
 //! One controller as a process: its configuration, its life and its death.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use anyhow::Context;
 
 use crate::Result;
 use crate::binaries::Version;
+use crate::island::Island;
 use crate::process::{Process, run};
 use crate::slot::Slot;
 
@@ -23,6 +25,8 @@ pub struct Controller {
     /// Counts from the next start.
     pub version: Version,
     config: PathBuf,
+    /// What its commands begin with, if it has a network of its own.
+    entry: Vec<String>,
     process: Option<Process>,
 }
 
@@ -32,7 +36,18 @@ impl Controller {
     /// # Errors
     /// When no port is free, or the file cannot be written.
     pub fn plan(directory: &Path, name: &str, host: Ipv4Addr) -> Result<Self> {
-        let address = free(host)?.to_string();
+        Self::planned(directory, name, free(host)?.to_string(), Vec::new())
+    }
+
+    /// The same for a controller with a network of its own.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn plan_on(directory: &Path, name: &str, island: &Island) -> Result<Self> {
+        Self::planned(directory, name, format!("{}:7440", island.address), island.entry())
+    }
+
+    fn planned(directory: &Path, name: &str, address: String, entry: Vec<String>) -> Result<Self> {
         let metrics = free(Ipv4Addr::LOCALHOST)?.to_string();
         let home = directory.join(name);
         std::fs::create_dir_all(&home)?;
@@ -44,7 +59,7 @@ impl Controller {
         std::fs::write(&config, text)?;
         let log = home.join("log");
         let (name, version) = (name.to_owned(), Version::default());
-        Ok(Self { name, address, metrics, data_dir, log, version, config, process: None })
+        Ok(Self { name, address, metrics, data_dir, log, version, config, entry, process: None })
     }
 
     /// Adds sections to the configuration; they count from the next start.
@@ -149,7 +164,10 @@ impl Controller {
 
     /// The program with a subcommand and the configuration.
     fn command(&self, verb: &str) -> Result<Command> {
-        let mut command = Command::new(self.version.find("tamdao-controller")?);
+        let program = self.version.find("tamdao-controller")?;
+        let mut words = self.entry.iter().map(OsString::from).chain([program.into()]);
+        let mut command = Command::new(words.next().expect("there is at least the program"));
+        command.args(words);
         command.arg(verb).arg("--config").arg(&self.config);
         Ok(command)
     }

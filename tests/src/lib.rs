@@ -17,6 +17,7 @@ pub mod figures;
 pub mod fleet;
 pub mod guarded;
 pub mod guest;
+pub mod island;
 pub mod lookout;
 pub mod process;
 pub mod provider;

@@ -52,6 +52,19 @@ impl Testbed {
         Ok(())
     }
 
+    /// Joins the network of a process to the bridge, by a link that is eth0 there.
+    ///
+    /// # Errors
+    /// When the link cannot be made.
+    pub fn join(&self, name: &str, process: u32) -> Result<()> {
+        let (link, process) = (format!("{}-{name}", self.prefix), process.to_string());
+        let ip = |words: &[&str]| run(Command::new("ip").args(words));
+        ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &process])?;
+        // By this mark the testbed knows what is its own.
+        ip(&["link", "set", &link, "alias", &format!("tamdao-testbed {}", self.prefix)])?;
+        ip(&["link", "set", &link, "master", &self.bridge(), "up"]).map(drop)
+    }
+
     /// Starts a host, or starts it again after a cut.
     ///
     /// # Errors

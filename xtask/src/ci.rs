@@ -16,7 +16,7 @@ const DENY: &str = "cargo-deny@0.18.9";
 pub const HOOKS: &str = "tamdao-node-agent/test-hooks";
 /// Histories of the simulation.
 const SEEDS: &str = "2000";
-/// What is done more often with the disk's and the members' misfortunes.
+/// What is done more often with the disk's, the members' and the controllers' misfortunes.
 const CUTS: &str = "test(/power_cuts::|linear::/)";
 /// Manifests that are broken.
 const BROKEN: &str = "test(/^tests::fuzz::/)";

@@ -11,7 +11,7 @@ use tamdao_model::quota::Measure;
 use tamdao_model::recovery::{Cause, Finding};
 use tamdao_model::role_binding::RoleBinding;
 use tamdao_model::vm::Vm;
-use tamdao_model::{NodeId, Stored, VmId};
+use tamdao_model::{NodeId, Stored, TimeMs, VmId};
 
 use crate::updates::{node, vm};
 
@@ -97,6 +97,17 @@ fn a_node_with_bmcs_is_read_as_the_release_that_began_them_wrote_it() {
     let node: Node = serde_json::from_value(written.clone()).unwrap();
     assert_eq!(node.spec.bmcs[2].trust, Trust::Unverified);
     assert!(node.is_fenceable());
+    assert_eq!(serde_json::to_value(&node).unwrap(), written);
+}
+
+#[test]
+fn a_node_that_booted_is_read_as_the_release_that_began_to_say_when_wrote_it() {
+    let mut written = serde_json::to_value(node()).unwrap();
+    let before: Node = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(before.status.boot_time, None, "as 0.1.0 wrote it");
+    written["status"]["boot_time"] = json!(1_795_000_000_000_u64);
+    let node: Node = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(node.status.boot_time, Some(TimeMs(1_795_000_000_000)));
     assert_eq!(serde_json::to_value(&node).unwrap(), written);
 }
 

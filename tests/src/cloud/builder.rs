@@ -14,6 +14,7 @@ use crate::cli::Cli;
 use crate::controller::Controller;
 use crate::etcd::Etcd;
 use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
+use crate::island::Island;
 use crate::slot::Slot;
 use crate::testbed::{self, Testbed};
 use crate::wait::{SOON, eventually, not_yet};
@@ -22,6 +23,7 @@ use crate::wait::{SOON, eventually, not_yet};
 pub struct Builder {
     controllers: usize,
     nodes: u8,
+    apart: bool,
     furnished: bool,
     /// The storage lease, ms, of nodes that share a pool.
     shared: Option<u64>,
@@ -34,6 +36,7 @@ impl Builder {
         Self {
             controllers: 1,
             nodes: 0,
+            apart: false,
             furnished: true,
             shared: None,
             etcd: false,
@@ -44,6 +47,13 @@ impl Builder {
     #[must_use]
     pub fn controllers(mut self, count: usize) -> Self {
         self.controllers = count;
+        self
+    }
+
+    /// Each controller with a network of its own, whose links can be cut.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.apart = true;
         self
     }
 
@@ -95,18 +105,25 @@ impl Builder {
     pub async fn start(self) -> Result<Cloud> {
         let slot = Slot::take()?;
         let testbed = Testbed::of(slot.number, &slot.directory);
-        let host: Ipv4Addr = if self.nodes > 0 {
+        let host: Ipv4Addr = if self.nodes > 0 || self.apart {
             testbed.up()?;
             testbed.address(1).parse()?
         } else {
             Ipv4Addr::LOCALHOST
         };
-        let plan = |number| -> Result<Controller> {
-            let mut controller = Controller::plan(&slot.directory, &format!("c{number}"), host)?;
+        let (mut controllers, mut islands) = (Vec::new(), Vec::new());
+        for number in 1..=self.controllers {
+            let name = format!("c{number}");
+            let mut controller = match self.apart {
+                false => Controller::plan(&slot.directory, &name, host)?,
+                true => {
+                    islands.push(Island::new(&slot, &testbed, u8::try_from(number)?).await?);
+                    Controller::plan_on(&slot.directory, &name, &islands[number - 1])?
+                }
+            };
             controller.version = self.version;
-            Ok(controller)
-        };
-        let mut controllers: Vec<Controller> = (1..=self.controllers).map(plan).collect::<Result<_>>()?;
+            controllers.push(controller);
+        }
         let etcd = (self.etcd || all_on_etcd()?).then(|| Etcd::start(&slot)).transpose()?;
         if let Some(etcd) = &etcd {
             controllers.iter().try_for_each(|controller| controller.configure(&etcd.section()))?;
@@ -126,6 +143,7 @@ impl Builder {
         let cli = Cli::new(&config, &addresses, &ca_file, &token_file, AGENCY).await?;
         let mut cloud = Cloud {
             controllers,
+            islands,
             agents: Vec::new(),
             guarded: Vec::new(),
             etcd,

@@ -1,9 +1,10 @@
 //! Clients of three members, each a process of its own, while links are cut, members are killed, stopped and slow, and
 //! the lead is given away: what the clients saw is what one register for each key could have shown (linearizability).
 //!
-//! The checker is todc-utils' of Wing and Gong's algorithm with Lowe's memory of what was tried (decision 0204).
+//! The checker is todc-utils' of Wing and Gong's algorithm with Lowe's memory of what was tried (decision 0206).
 
 pub mod process;
+pub mod register;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,67 +12,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use process::{Answer, Ask, Process};
+use register::{Op, Seen, linearizable};
 use tamdao_store::contract::within;
-use todc_utils::{Action, History, Specification, WGLChecker};
 use uuid::Uuid;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const KEYS: u64 = 3;
 const CLIENTS: u64 = 6;
-
-/// What a client did to a register, and what it was told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Op {
-    Write(u64),
-    Read(Option<u64>),
-    /// From one number to another.
-    Swap(u64, u64),
-    /// It was another number.
-    Unswapped(u64),
-    /// Whether it happened nobody knows.
-    MaybeSwap(u64, u64),
-}
-
-struct Register;
-
-impl Specification for Register {
-    type State = Option<u64>;
-    type Operation = Op;
-
-    fn init() -> Option<u64> {
-        None
-    }
-
-    fn apply(op: &Op, state: &Option<u64>) -> (bool, Option<u64>) {
-        match op {
-            Op::Write(number) => (true, Some(*number)),
-            Op::Read(found) => (found == state, *state),
-            Op::Swap(from, to) => (*state == Some(*from), Some(*to)),
-            Op::Unswapped(from) => (*state != Some(*from), *state),
-            Op::MaybeSwap(from, to) => (true, if *state == Some(*from) { Some(*to) } else { *state }),
-        }
-    }
-}
-
-/// When an operation began and ended, in the order of all; none has no end, as nobody knows it.
-#[derive(Debug, Clone)]
-struct Seen {
-    key: u64,
-    began: u64,
-    ended: Option<u64>,
-    op: Op,
-}
-
-fn linearizable(seen: &[Seen]) -> bool {
-    let mut actions: Vec<(u64, usize, Action<Op>)> = Vec::new();
-    for (process, one) in seen.iter().enumerate() {
-        actions.push((one.began, process, Action::Call(one.op.clone())));
-        actions.push((one.ended.unwrap_or(u64::MAX), process, Action::Response(one.op.clone())));
-    }
-    actions.sort_by_key(|(at, ..)| *at);
-    let actions: Vec<_> = actions.into_iter().map(|(_, process, action)| (process, action)).collect();
-    actions.is_empty() || WGLChecker::<Register>::is_linearizable(History::from_actions(actions))
-}
 
 /// Three processes.
 struct Group {

@@ -6,6 +6,7 @@ mod etcd;
 mod fuzz;
 mod input;
 mod leader;
+mod linear;
 mod manifests;
 mod people;
 mod placement;

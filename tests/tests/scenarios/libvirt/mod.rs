@@ -4,6 +4,7 @@ mod agent;
 mod controllers;
 mod drains;
 mod faults;
+mod leader;
 mod life;
 mod loss;
 mod moves;

@@ -13,7 +13,7 @@ use tamdao_tests::watcher::Watcher;
 use tamdao_tests::{Cloud, Result, api, eventually, not_yet};
 
 /// Keeps memory and the second disk busy until it is told to end.
-const LOAD: &str = "(while [ ! -e /run/rest ]; do dd if=/dev/urandom of=/run/dirt bs=64k count=64; \
+pub(super) const LOAD: &str = "(while [ ! -e /run/rest ]; do dd if=/dev/urandom of=/run/dirt bs=64k count=64; \
     dd if=/run/dirt of=/dev/vdb bs=64k seek=512 conv=notrunc; done >/dev/null 2>&1 &) ; echo b''usy now.";
 
 /// The id of a VM.
@@ -183,12 +183,12 @@ async fn newest(cloud: &Cloud) -> Result<Move> {
     moves.into_iter().max_by_key(begun).context("a move")
 }
 
-fn phase(one: &Move) -> MovePhase {
+pub(super) fn phase(one: &Move) -> MovePhase {
     one.status.as_ref().map_or(MovePhase::Unspecified, |status| status.phase())
 }
 
 /// Waits until the newest move is over.
-async fn over(cloud: &Cloud) -> Result<Move> {
+pub(super) async fn over(cloud: &Cloud) -> Result<Move> {
     eventually("the move is over", BOOT, async || {
         let one = newest(cloud).await?;
         match phase(&one) {
@@ -200,7 +200,7 @@ async fn over(cloud: &Cloud) -> Result<Move> {
 }
 
 /// Waits until the newest move is being sent, with something of it on its way.
-async fn under_way(cloud: &Cloud) -> Result<()> {
+pub(super) async fn under_way(cloud: &Cloud) -> Result<()> {
     eventually("the guest is on its way", SOON, async || {
         let one = newest(cloud).await?;
         let progress = one.status.as_ref().and_then(|status| status.progress);
@@ -213,7 +213,7 @@ async fn under_way(cloud: &Cloud) -> Result<()> {
 }
 
 /// After a move: one QEMU in all, where the record says, and the guest runs on without having booted again.
-async fn one_guest_where_the_record_says(cloud: &Cloud, name: &str) -> Result<String> {
+pub(super) async fn one_guest_where_the_record_says(cloud: &Cloud, name: &str) -> Result<String> {
     let node = eventually("one guest, where the record says", BOOT, async || {
         let vm = cloud.vm(name).await?;
         let node = api::node(&vm).to_owned();

@@ -4,8 +4,12 @@
 //! mended. Deliberately absent: where the records come from, and what a restore makes of them.
 
 pub mod check;
+pub mod destination;
 pub mod file;
+pub mod schedule;
 mod seal;
 
+pub use destination::{Access, Credentials, Destination, DestinationError, Found, Place, Verdict};
 pub use file::{About, BackupError, Content, Entry, Head, head, open, write};
+pub use schedule::{BackupName, Keep};
 pub use seal::{Identities, Recipients};

@@ -10,7 +10,7 @@ use age::x25519;
 use crate::file::BackupError;
 
 /// The public keys that a backup is encrypted to.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Recipients(Vec<x25519::Recipient>);
 
 impl Recipients {

@@ -4,6 +4,7 @@
 mod agency;
 mod audit;
 mod backup;
+mod backup_drill;
 mod completion;
 mod console;
 mod context;

@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use crate::admission::Writer;
 use crate::api::Api;
 use crate::auth::{Gate, Strangers};
+use crate::backups::Backups;
 use crate::bmc::Redfish;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Backend, Config};
@@ -134,6 +135,7 @@ impl Controller {
             sessions: Arc::new(Sessions::new(config.session_timeout)),
             journals: journals.clone(),
             trail: trail.clone(),
+            backups: Backups::new(config.backup.clone()),
             bmc: Arc::new(Redfish::default()),
             images: images.clone(),
             engine: Follower::default(),

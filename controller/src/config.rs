@@ -4,6 +4,7 @@
 //! allowed, and all of them are found before any port is bound. Deliberately absent: secrets, which lie in the
 //! data directory, and what the whole cloud must agree on, which lies in the store.
 
+mod backup;
 mod etcd;
 mod oidc_file;
 mod rates;
@@ -20,10 +21,12 @@ use tamdao_model::{Name, limits};
 use tamdao_store::backend::etcd::EtcdConfig;
 use tamdao_store::journal::Keep;
 
+use backup::BackupFile;
 use etcd::EtcdFile;
 use oidc_file::OidcFile;
 use rates::RatesFile;
 
+use crate::backups;
 use crate::oidc;
 use crate::rate::Allowances;
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub images: ImagesConfig,
     /// What this controller's own journal keeps.
     pub journal: Keep,
+    /// Backups that are made by themselves; none where the operator makes them.
+    pub backup: Option<backups::Settings>,
     /// Who vouches for people; none where only tokens come in.
     pub oidc: Option<oidc::Settings>,
     /// What callers and agencies may ask of this controller.
@@ -197,6 +202,7 @@ struct File {
     #[serde(default)]
     limits: RatesFile,
     oidc: Option<OidcFile>,
+    backup: Option<BackupFile>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -353,6 +359,7 @@ impl File {
         let ca = read_certificates(&self.images.ca_file);
         let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
         let oidc = self.oidc.map(|file| file.check(&mut refuse));
+        let backup = self.backup.and_then(|file| file.check(&mut refuse));
         if store.election_min < 2 * store.heartbeat {
             let allowed = "at least twice store.heartbeat_ms, or one lost heartbeat deposes a leader";
             refuse("store.election_min_ms", &self.store.election_min_ms, allowed.into());
@@ -384,6 +391,7 @@ impl File {
                 ca_pem: ca?,
             },
             oidc,
+            backup,
             allowances,
             journal: Keep {
                 bytes: self.journal.max_size_mib << 20,

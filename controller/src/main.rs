@@ -4,7 +4,7 @@
 //! only what the operator asked for; everything else is a log line. Deliberately absent: everything that the library
 //! can do.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use tamdao_controller::clock::{Clock, SystemClock};
 use tamdao_controller::config::{Config, LogFormat};
 use tamdao_controller::identity::{self, Identity};
 use tamdao_controller::recover::{self, Found};
-use tamdao_controller::{join, restore};
+use tamdao_controller::{drill, join, restore};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -64,6 +64,19 @@ enum Command {
         /// The secret key that it was encrypted to, as age-keygen writes it.
         #[arg(long, value_name = "FILE")]
         identity: PathBuf,
+    },
+    /// Restore a backup into a scratch directory, look at what comes of it, remove it, and say in JSON what was found:
+    /// what `tamdao backup drill` asks for. It needs neither a configuration nor a controller that runs.
+    Drill {
+        /// The backup, if it does not come on standard input.
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        /// The secret key that it was encrypted to, as age-keygen writes it.
+        #[arg(long, value_name = "FILE")]
+        identity: PathBuf,
+        /// The directory below which it works.
+        #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+        scratch: PathBuf,
     },
     /// Make the first controller of a new group out of the last survivor of one that lost its majority for good. Without
     /// the word that the others are lost it only shows what there is. The new group recovers: it does nothing to any VM
@@ -134,6 +147,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
             restore(&config, &file.config, &from, &identity)?;
         }
+        Command::Drill { from, identity, scratch } => {
+            if !drill(from.as_deref(), &identity, &scratch)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Recover { file, i_have_lost_all_other_controllers } => {
             let Some(config) = load(&file.config) else { return Ok(ExitCode::from(BAD_CONFIG)) };
             recover(&config, &file.config, i_have_lost_all_other_controllers)?;
@@ -199,6 +217,33 @@ fn restore(
     say("never start a controller of the lost cluster again");
     say(&format!("next: tamdao-controller run --config {}", path.display()));
     Ok(())
+}
+
+/// A signal is heeded only when nothing is left: the scratch directory holds the cluster key.
+fn drill(
+    from: Option<&std::path::Path>,
+    identity: &std::path::Path,
+    base: &std::path::Path,
+) -> anyhow::Result<bool> {
+    let text = std::fs::read_to_string(identity).with_context(|| identity.display().to_string())?;
+    let identities = Identities::parse(&text).with_context(|| identity.display().to_string())?;
+    let file = match from {
+        Some(path) => std::fs::read(path).with_context(|| path.display().to_string())?,
+        None => {
+            let mut file = Vec::new();
+            std::io::stdin().read_to_end(&mut file).context("the backup on standard input")?;
+            file
+        }
+    };
+    let base = base.to_owned();
+    let drilled = runtime()?.block_on(async move {
+        let _terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be heard")?;
+        let _interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be heard")?;
+        let work = move || drill::drill(&file, &identities, &base, SystemClock.now());
+        Ok::<_, anyhow::Error>(tokio::task::spawn_blocking(work).await.context("the drill ended early")??)
+    })?;
+    say(&serde_json::to_string(&drilled).context("what came of it")?);
+    Ok(drilled.faults.is_empty())
 }
 
 fn recover(config: &Config, path: &std::path::Path, lost: bool) -> anyhow::Result<()> {

@@ -12,7 +12,8 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 /// Services whose answers hold what only the leader remembers: who is heard, and how far behind they are.
-const ANSWERED_BY_THE_LEADER: [&str; 4] = [
+const ANSWERED_BY_THE_LEADER: [&str; 5] = [
+    "tamdao.v1.BackupService",
     "tamdao.v1.ControllerService",
     "tamdao.v1.MoveService",
     "tamdao.v1.NodeService",

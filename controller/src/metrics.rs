@@ -50,6 +50,14 @@ pub fn describe() {
         rate::LIMITED,
         "Requests that were refused because a caller or an agency asks too often"
     );
+    describe_gauge!(
+        "tamdao_backup_newest_timestamp_seconds",
+        Unit::Seconds,
+        "When the newest good scheduled backup was taken, since 1970; told by the leader, so take the maximum"
+    );
+    describe_gauge!("tamdao_backup_bytes", Unit::Bytes, "Size of the backup that was made last here");
+    describe_gauge!("tamdao_backup_damaged", "Files of the destination that are damaged or cannot be read");
+    describe_counter!("tamdao_backup_failures_total", "Attempts to make or keep backups that failed");
     describe_gauge!("tamdao_store_revision", "Newest revision applied here");
     describe_gauge!("tamdao_store_oldest_revision", "Oldest revision after which a watch can begin");
     describe_gauge!(

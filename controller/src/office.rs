@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::reconcile::archivist::Archivist;
 use crate::reconcile::drainer::Drainer;
 use crate::reconcile::driller::Driller;
 use crate::reconcile::drive;
@@ -83,7 +84,7 @@ async fn hold(
 pub fn duties(shared: &Arc<Shared>, leadership: &Leadership) -> Vec<BoxFuture<'static, ()>> {
     let since = shared.clock.instant();
     let (shared, office) = (|| shared.clone(), || Some(leadership.clone()));
-    vec![
+    let mut duties = vec![
         drive(Placer::default(), shared(), office()).boxed(),
         drive(Liveness::new(since), shared(), office()).boxed(),
         drive(Mover, shared(), office()).boxed(),
@@ -95,7 +96,11 @@ pub fn duties(shared: &Arc<Shared>, leadership: &Leadership) -> Vec<BoxFuture<'s
         drive(Seater, shared(), office()).boxed(),
         drive(Surveyor::default(), shared(), office()).boxed(),
         dispatch(shared(), leadership.clone()).boxed(),
-    ]
+    ];
+    if let Some(settings) = &shared().backups.settings {
+        duties.push(drive(Archivist::new(settings.every), shared(), office()).boxed());
+    }
+    duties
 }
 
 /// Tells the sessions what concerns them, as it is committed.

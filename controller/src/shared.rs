@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::admission::Writer;
 use crate::auth::Strangers;
+use crate::backups::Backups;
 use crate::bmc::Bmc;
 use crate::clock::Clock;
 use crate::engine::Follower;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub journals: Arc<Journals>,
     /// What goes into this controller's own journal beside the commits.
     pub trail: Arc<Trail>,
+    /// Backups that the leader makes by itself.
+    pub backups: Backups,
     /// Nodes' power.
     pub bmc: Arc<dyn Bmc>,
     /// The bytes of images.

@@ -102,7 +102,7 @@ pub const TABLE: &[Row] = table! {
         CreateAgency Parent MANAGE; UpdateAgency Above MANAGE; DeleteAgency Above MANAGE;
     }
     "AuditService" { WatchAudit Agency SEE_TOKENS; VerifyAudit Cloud AUDIT; }
-    "BackupService" { TakeBackup Cloud CLOUD; }
+    "BackupService" { TakeBackup Cloud CLOUD; ListBackups Cloud SEE_HOSTS; }
     "ClusterService" {
         GetCluster Shared ALL; ListLoops Cloud SEE_HOSTS; DisarmHa Cloud HOSTS; ArmHa Cloud HOSTS;
         CreateJoinToken Cloud HOSTS; ListJoinTokens Cloud SEE_HOSTS; RevokeJoinToken Cloud HOSTS;

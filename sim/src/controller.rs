@@ -130,6 +130,7 @@ impl Process {
             journals: Arc::new(Journals::default()),
             // Nothing passes a gate here.
             trail: Arc::new(Trail::new(ControllerId(Uuid::from_u128(0x500 + at as u128)), PathBuf::new())),
+            backups: Default::default(),
             bmc: Arc::new(bmc.clone()),
             images,
             engine: Follower::default(),

@@ -1,38 +1,121 @@
-//! `tamdao backup`: the cloud's records in a file that only its recipients read. The controller encrypts; what comes here
+//! `tamdao backup`: the cloud's records in files that only their recipients read. The controller encrypts; what comes here
 //! is written as a whole or not at all. A restore is the controller's own: `tamdao-controller restore`.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
-use tamdao_backup::{Head, Identities, check};
+use pbjson_types::Timestamp;
+use tamdao_backup::schedule::SUFFIX;
+use tamdao_backup::{
+    Access, BackupError, Content, Credentials, Destination, DestinationError, Found, Head, Identities, Place,
+    Verdict, check,
+};
 use tamdao_model::TimeMs;
-use tamdao_proto::v1::TakeBackupRequest;
+use tamdao_model::convert::metadata::timestamp;
 use tamdao_proto::v1::backup_service_client::BackupServiceClient;
+use tamdao_proto::v1::{KeptBackup, ListBackupsRequest, ListBackupsResponse, TakeBackupRequest};
 use tonic::Response;
 
-use crate::app::App;
-use crate::args::BackupVerb;
-use crate::output::{Cell, Table};
+use super::backup_drill::{self, Drill};
+use crate::app::{App, now_s};
+use crate::args::{BackupVerb, S3Args};
+use crate::output::{Cell, Table, Tone};
 use crate::problem::{ExitStatus, Problem};
-use crate::quantity::bytes;
+use crate::quantity::{bytes, count};
+use crate::view::since;
 
-const SUFFIX: &str = "tamdao-backup";
 /// Faults that are shown.
-const SHOWN: usize = 20;
-/// More than any first line.
-const LINE: u64 = 8_192;
+pub const SHOWN: usize = 20;
 
 pub async fn run(app: &App, verb: BackupVerb) -> Result<ExitStatus> {
     match verb {
-        BackupVerb::Create { to, recipients } => create(app, &to, &recipients).await,
-        BackupVerb::List { directory } => list(app, &directory),
-        BackupVerb::Verify { file, identity } => verify(app, &file, &identity),
+        BackupVerb::Create { to, recipients, s3 } => create(app, &to, &recipients, &s3).await,
+        BackupVerb::List { destination: None, .. } => {
+            let kept = app.client()?.ask(ListBackupsRequest {}).await?;
+            show(app, &kept)
+        }
+        BackupVerb::List { destination: Some(place), s3 } => {
+            let destination = open(&place, &s3)?;
+            let kept = destination.survey(&[]).await.map_err(failed)?;
+            let backups = kept.iter().map(|(found, verdict)| shown(found, verdict)).collect();
+            let destination = destination.place().to_string();
+            show(app, &ListBackupsResponse { destination, backups, ..Default::default() })
+        }
+        BackupVerb::Verify { backup, destination, identity, s3 } => {
+            let file = match destination {
+                Some(place) => open(&place, &s3)?.get(&backup).await.map_err(failed)?,
+                None => read(Path::new(&backup))?,
+            };
+            verify(app, &backup, &file, &identity)
+        }
+        BackupVerb::Fetch { name, destination, to, s3 } => {
+            let file = open(&destination, &s3)?.get(&name).await.map_err(failed)?;
+            let written = File::create_new(&to).and_then(|mut out| {
+                out.write_all(&file)?;
+                out.sync_all()
+            });
+            written.map_err(|error| Problem::failed(format!("{}: {error}", to.display())))?;
+            app.output.note(&format!("{}: written, {}", to.display(), bytes(file.len() as u64)));
+            Ok(ExitStatus::Done)
+        }
+        BackupVerb::Drill { destination, identity, cluster, max_age, controller, scratch, s3 } => {
+            let destination = open(&destination, &s3)?;
+            let drill = Drill { destination, identity, cluster, max_age, controller, scratch };
+            backup_drill::run(app, drill).await
+        }
     }
 }
 
-async fn create(app: &App, directory: &Path, recipients: &[String]) -> Result<ExitStatus> {
+fn failed(error: DestinationError) -> Problem {
+    Problem::failed(error.to_string())
+}
+
+/// The destination that a text names.
+fn open(place: &str, s3: &S3Args) -> Result<Destination> {
+    let place = Place::parse(place).map_err(|error| Problem::usage(error.to_string()))?;
+    let credentials = match (&place, &s3.credentials) {
+        (Place::Directory(_), _) => Credentials::default(),
+        (_, Some(path)) => Credentials::parse(&text(path)?).ok_or_else(|| {
+            let what = format!("{}: has not the form of Amazon's credentials", path.display());
+            Problem::failed(what)
+                .hint("write the lines aws_access_key_id = … and aws_secret_access_key = …, once each")
+        })?,
+        (_, None) => from_environment()?,
+    };
+    let access = Access {
+        endpoint: s3.endpoint.clone().unwrap_or_default(),
+        region: s3.region.clone(),
+        credentials,
+        ca_pem: s3.ca.as_deref().map(text).transpose()?.unwrap_or_default(),
+    };
+    Ok(Destination::open(place, &access).map_err(failed)?)
+}
+
+fn from_environment() -> Result<Credentials, Problem> {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
+        (Some(key_id), Some(secret)) => Ok(Credentials { key_id, secret }),
+        _ => Err(Problem::usage("there are no credentials for the bucket")
+            .hint("add --s3-credentials FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")),
+    }
+}
+
+fn text(path: &Path) -> Result<String, Problem> {
+    fs::read_to_string(path).map_err(|error| Problem::failed(format!("{}: {error}", path.display())))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+    fs::read(path).map_err(|error| Problem::failed(format!("{}: {error}", path.display())))
+}
+
+async fn create(app: &App, to: &str, recipients: &[String], s3: &S3Args) -> Result<ExitStatus> {
+    // Before the records are asked for: where nothing can be written nothing need be sent.
+    if let Ok(Place::Directory(path)) = Place::parse(to) {
+        fs::create_dir_all(&path).map_err(|error| Problem::failed(format!("{}: {error}", path.display())))?;
+    }
+    let destination = open(to, s3)?;
     let request = TakeBackupRequest { recipients: recipients.to_vec() };
     let taken = app.client()?.call_long(move |wire| {
         let request = request.clone();
@@ -48,105 +131,120 @@ async fn create(app: &App, directory: &Path, recipients: &[String]) -> Result<Ex
     });
     let file = taken.await?;
     let head = tamdao_backup::head(&file).map_err(|error| Problem::failed(error.to_string()))?;
-    let name = format!("{}-{}.{SUFFIX}", head.about.cluster_name, head.about.revision);
-    let path = directory.join(name);
-    write(directory, &path, &file)
-        .map_err(|error| Problem::failed(format!("{} cannot be written: {error}", path.display())))?;
+    let about = &head.about;
+    // Not the name of a scheduled one: what was made by hand is removed by hand.
+    let name = format!("{}-{}{SUFFIX}", about.cluster_name.replace(['/', ' '], "-"), about.revision);
+    let size = file.len() as u64;
+    destination.put(&name, file.into()).await.map_err(failed)?;
+    let path = format!("{}/{name}", destination.place());
     if app.output.is_machine() {
-        app.output.value(&shown(&path, &head, file.len() as u64))?;
+        app.output.value(&facts(&path, &head, size))?;
         return Ok(ExitStatus::Done);
     }
     app.output.note(&format!(
         "{} records at revision {}, {}",
         head.records,
         head.about.revision,
-        bytes(file.len() as u64)
+        bytes(size)
     ));
-    app.output.line(&path.display().to_string())?;
+    app.output.line(&path)?;
     Ok(ExitStatus::Done)
 }
 
-/// Writes aside, fsyncs and renames: the name stands for a whole file, or for none.
-fn write(directory: &Path, path: &Path, file: &[u8]) -> std::io::Result<()> {
-    fs::create_dir_all(directory)?;
-    let aside = path.with_extension("partial");
-    let mut out = File::create(&aside)?;
-    out.write_all(file)?;
-    out.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(directory)?.sync_all()
-}
-
-fn shown(path: &Path, head: &Head, size: u64) -> serde_json::Value {
+fn facts(path: &str, head: &Head, size: u64) -> serde_json::Value {
     serde_json::json!({"file": path, "bytes": size, "head": head})
 }
 
-/// The first lines only: nothing is proven of what is listed.
-fn list(app: &App, directory: &Path) -> Result<ExitStatus> {
-    let wrong = |error: std::io::Error| Problem::failed(format!("{}: {error}", directory.display()));
-    let mut found: Vec<(PathBuf, u64, Result<Head, String>)> = Vec::new();
-    for entry in fs::read_dir(directory).map_err(wrong)? {
-        let path = entry.map_err(wrong)?.path();
-        if path.extension().is_none_or(|extension| extension != SUFFIX) {
-            continue;
-        }
-        let (line, size) = beginning(&path).map_err(wrong)?;
-        found.push((path, size, tamdao_backup::head(&line).map_err(|error| error.to_string())));
+/// As a controller would show it.
+fn shown(found: &Found, verdict: &Verdict) -> KeptBackup {
+    let file = KeptBackup { name: found.name.clone(), bytes: found.bytes, ..Default::default() };
+    let Some(Head { about, records, .. }) = verdict.head() else {
+        return KeptBackup { fault: verdict.fault().unwrap_or_default().to_owned(), ..file };
+    };
+    KeptBackup {
+        proven: verdict.whole().is_some(),
+        cluster_id: about.cluster.to_string(),
+        cluster_name: about.cluster_name.clone(),
+        revision: about.revision,
+        records: *records,
+        time: timestamp(TimeMs(about.time_ms)),
+        ..file
     }
-    let time = |head: &Result<Head, String>| head.as_ref().map_or(0, |head| head.about.time_ms);
-    found.sort_by(|a, b| (time(&a.2), &a.0).cmp(&(time(&b.2), &b.0)));
+}
+
+/// Ends with 1 if something is damaged or missed, so that it can be asked by a program.
+fn show(app: &App, kept: &ListBackupsResponse) -> Result<ExitStatus> {
+    let faulty = kept.backups.iter().filter(|one| !one.fault.is_empty()).count();
+    let status = if faulty > 0 || kept.overdue { ExitStatus::Failed } else { ExitStatus::Done };
     if app.output.is_machine() {
-        let rows =
-            found.iter().filter_map(|(path, size, head)| Some(shown(path, head.as_ref().ok()?, *size)));
-        app.output.value(&serde_json::json!({"backups": rows.collect::<Vec<_>>()}))?;
-        return Ok(ExitStatus::Done);
+        app.output.value(kept)?;
+        return Ok(status);
     }
-    let rows = found.iter().map(|(path, size, head)| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut row = vec![Cell::from(name)];
-        match head {
-            Ok(Head { about, records, .. }) => row.extend([
-                Cell::from(&about.cluster_name),
-                Cell::from(about.revision),
-                Cell::from(*records),
-                Cell::from(bytes(*size)),
-                Cell::from(TimeMs(about.time_ms).to_string()),
-            ]),
-            Err(error) => row.push(Cell::from(error.as_str())),
-        }
-        row.resize(6, Cell::from(""));
-        row
+    let rows = kept.backups.iter().map(|one| {
+        let state = match (one.fault.as_str(), one.proven) {
+            ("", true) => Cell::toned("whole", Tone::Good),
+            ("", false) => Cell::toned("not proven", Tone::Faint),
+            (fault, _) => Cell::toned(fault, Tone::Bad),
+        };
+        let known = |text: String| if one.fault.is_empty() { Cell::from(text) } else { Cell::from("") };
+        vec![
+            Cell::from(&one.name),
+            Cell::from(&one.cluster_name),
+            known(one.revision.to_string()),
+            known(one.records.to_string()),
+            Cell::from(bytes(one.bytes)),
+            known(since(&one.time, now_s())),
+            state,
+        ]
     });
-    let headers = vec!["FILE", "CLUSTER", "REVISION", "RECORDS", "SIZE", "TAKEN"];
+    let headers = vec!["FILE", "CLUSTER", "REVISION", "RECORDS", "SIZE", "AGE", "STATE"];
     app.output.table(&Table { headers, rows: rows.collect() }, "there are no backups here")?;
-    Ok(ExitStatus::Done)
+    if kept.every_minutes > 0 {
+        let next = kept.next_time.as_ref().map_or("not known yet".to_owned(), at);
+        app.output.note(&format!(
+            "in {}, one every {}, the next at {next}",
+            kept.destination,
+            count(kept.every_minutes as usize, "minute")
+        ));
+    }
+    if !kept.error.is_empty() {
+        app.output.warning(&format!("the last attempt failed: {}", kept.error));
+    }
+    if kept.overdue {
+        app.output.warning("the newest good backup is older than two periods, or there is none");
+    }
+    if faulty > 0 {
+        app.output.warning(&format!("{} no backup can be restored from", count(faulty, "file")));
+    }
+    Ok(status)
 }
 
-fn beginning(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
-    use std::io::Read as _;
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut line = Vec::new();
-    file.take(LINE).read_to_end(&mut line)?;
-    Ok((line, size))
+fn at(time: &Timestamp) -> String {
+    let ms = u64::try_from(time.seconds).unwrap_or_default() * 1_000;
+    TimeMs(ms).to_string()
 }
 
-fn verify(app: &App, path: &Path, identity: &Path) -> Result<ExitStatus> {
-    let wrong =
-        |path: &Path, error: &dyn std::fmt::Display| Problem::failed(format!("{}: {error}", path.display()));
-    let text = fs::read_to_string(identity).map_err(|error| wrong(identity, &error))?;
-    let identities = Identities::parse(&text).map_err(|error| wrong(identity, &error))?;
-    let file = fs::read(path).map_err(|error| wrong(path, &error))?;
-    let (head, content) = tamdao_backup::open(&file, &identities).map_err(|error| wrong(path, &error))?;
+/// What the file holds, once all of it is proven.
+///
+/// # Errors
+/// When the identity cannot be read or does not open it, or it is not as it was written.
+pub fn opened(file: &[u8], identity: &Path) -> Result<(Head, Content), Problem> {
+    let wrong = |error: BackupError| Problem::failed(error.to_string());
+    let identities = Identities::parse(&text(identity)?)
+        .map_err(|error| wrong(error).about(&identity.display().to_string()))?;
+    tamdao_backup::open(file, &identities).map_err(wrong)
+}
+
+fn verify(app: &App, name: &str, file: &[u8], identity: &Path) -> Result<ExitStatus> {
+    let (head, content) = opened(file, identity).map_err(|problem| problem.about(name))?;
     let faults = check::faults(&content.entries);
     if !faults.is_empty() {
-        let mut problem =
-            Problem::failed(format!("{}: {} records are not well", path.display(), faults.len()));
+        let mut problem = Problem::failed(format!("{name}: {} records are not well", faults.len()));
         problem.details = faults.into_iter().take(SHOWN).collect();
         return Err(problem.into());
     }
     if app.output.is_machine() {
-        app.output.value(&shown(path, &head, file.len() as u64))?;
+        app.output.value(&facts(name, &head, file.len() as u64))?;
         return Ok(ExitStatus::Done);
     }
     app.output.card(&[

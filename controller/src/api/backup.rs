@@ -1,14 +1,16 @@
-//! BackupService: all records at one revision, and the cluster key, encrypted before they leave this process.
+//! BackupService: a backup for who asks, and those that the leader has made by itself.
 
-use bytes::Bytes;
-use tamdao_backup::{About, Content, Entry, Recipients};
+use tamdao_backup::{Destination, Found, Head, Recipients, Verdict};
+use tamdao_model::TimeMs;
+use tamdao_model::convert::metadata::timestamp;
 use tamdao_proto::v1;
 use tamdao_proto::v1::backup_service_server::BackupService;
-use tamdao_store::kv::{Key, Prefix, Read};
+use tamdao_store::view::View;
 use tonic::{Request, Response, Status};
 
 use super::{Api, Events};
 use crate::access::Asking;
+use crate::backups;
 use crate::refusal::Refusal;
 
 /// Bytes of one part.
@@ -17,36 +19,50 @@ const CHUNK: usize = 256 << 10;
 const RECIPIENTS: usize = 16;
 
 impl Api {
-    /// The whole file.
-    async fn backup(&self, recipients: Recipients) -> Result<Bytes, Refusal> {
-        let (entries, revision) = self.shared.kv.list(&Prefix::all(), Read::Linearizable).await?;
-        let view = self.shared.cache.view();
-        let cluster = view.cluster().ok_or_else(|| Refusal::unavailable("the cluster is being made"))?;
-        let about = About {
-            cluster: cluster.id.0,
-            cluster_name: cluster.name.clone(),
-            revision: revision.0,
-            level: self.shared.kv.status().level.max(cluster.level),
-            time_ms: self.shared.clock.now().0,
-            version: env!("CARGO_PKG_VERSION").into(),
+    /// All that is kept, read anew: what the archivist has read may be damaged since.
+    async fn backups(&self, view: &View) -> Result<v1::ListBackupsResponse, Refusal> {
+        let backups = &self.shared.backups;
+        let settings = backups.settings.as_ref().ok_or_else(|| {
+            let message = "the leader's configuration has no [backup]: it makes none by itself";
+            Refusal::precondition("NoSchedule", message)
+                .hint("list a destination without the leader: tamdao backup list --destination DEST")
+        })?;
+        let outcome = backups.outcome().clone();
+        let opened = Destination::open(settings.place.clone(), &settings.access);
+        let survey = async { opened?.survey(&[]).await };
+        // When it does not answer, who asks wants to know what is known all the same.
+        let (kept, error) = match survey.await {
+            Ok(kept) => (kept, outcome.error),
+            Err(error) => (Vec::new(), error.to_string()),
         };
-        let cluster_key = *self.shared.key.expose();
-        // A large cloud's records take a while, in which others want to be served.
-        let written = tokio::task::spawn_blocking(move || {
-            // Who leads is of no interest to a cloud that has other controllers.
-            let entries = entries.into_iter().filter(|entry| entry.key != Key::leader());
-            let entries = entries.map(|entry| Entry {
-                key: entry.key.as_str().to_owned(),
-                value: entry.value,
-                create_revision: entry.create_revision.0,
-                mod_revision: entry.mod_revision.0,
-            });
-            let content = Content { cluster_key, entries: entries.collect() };
-            tamdao_backup::write(about, &content, &recipients)
-        });
-        let file =
-            written.await.map_err(|error| Refusal::internal(format!("the backup ended early: {error}")))?;
-        Ok(Bytes::from(file.map_err(|error| Refusal::internal(error.to_string()))?))
+        let (now, cluster) = (self.shared.clock.now(), view.cluster().map(|cluster| cluster.id.0));
+        let ours = kept.iter().filter_map(|(_, verdict)| verdict.whole());
+        let ours = ours.filter(|name| Some(name.cluster) == cluster && name.time_ms <= now.0);
+        let newest = ours.map(|name| TimeMs(name.time_ms)).max().or(outcome.newest);
+        Ok(v1::ListBackupsResponse {
+            destination: settings.place.to_string(),
+            every_minutes: u32::try_from(settings.every.as_secs() / 60).unwrap_or(u32::MAX),
+            next_time: outcome.next.and_then(timestamp),
+            overdue: settings.is_overdue(newest, now),
+            error,
+            backups: kept.iter().map(|(found, verdict)| shown(found, verdict)).collect(),
+        })
+    }
+}
+
+fn shown(found: &Found, verdict: &Verdict) -> v1::KeptBackup {
+    let file = v1::KeptBackup { name: found.name.clone(), bytes: found.bytes, ..Default::default() };
+    let Some(Head { about, records, .. }) = verdict.head() else {
+        return v1::KeptBackup { fault: verdict.fault().unwrap_or_default().to_owned(), ..file };
+    };
+    v1::KeptBackup {
+        proven: verdict.whole().is_some(),
+        cluster_id: about.cluster.to_string(),
+        cluster_name: about.cluster_name.clone(),
+        revision: about.revision,
+        records: *records,
+        time: timestamp(TimeMs(about.time_ms)),
+        ..file
     }
 }
 
@@ -66,11 +82,19 @@ impl BackupService for Api {
         }
         let recipients = Recipients::parse(texts.iter().map(String::as_str))
             .map_err(|error| Refusal::field("recipients", error.to_string()))?;
-        let file = self.backup(recipients).await?;
+        let file = backups::take(&self.shared, recipients).await?;
         tracing::info!(by = %asking.principal, bytes = file.len(), "backup taken");
         let count = file.len().div_ceil(CHUNK);
         let part = move |at: usize| file.slice(at * CHUNK..file.len().min((at + 1) * CHUNK));
         let parts = (0..count).map(move |at| Ok(v1::TakeBackupResponse { chunk: part(at) }));
         Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    }
+
+    async fn list_backups(
+        &self,
+        request: Request<v1::ListBackupsRequest>,
+    ) -> Result<Response<v1::ListBackupsResponse>, Status> {
+        let (view, _) = self.admitted(&Asking::of(&request)).await?;
+        Ok(Response::new(self.backups(&view).await?))
     }
 }

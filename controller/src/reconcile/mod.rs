@@ -4,6 +4,7 @@
 //! looks at what is, and may be killed at any line. A pass retries nothing inside: the next pass is the retry.
 //! Loops that decide run only while this controller leads.
 
+pub mod archivist;
 pub mod drainer;
 pub mod driller;
 pub mod evacuator;

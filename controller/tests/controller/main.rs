@@ -5,6 +5,7 @@
 mod access;
 mod agencies;
 mod audit;
+mod backups;
 mod cloud;
 mod cluster;
 mod faces;

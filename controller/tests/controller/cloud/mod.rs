@@ -4,6 +4,7 @@
 pub mod bmc;
 pub mod node;
 pub mod provider;
+pub mod s3;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Scenarios of the control plane alone.
 
+mod backups;
 mod cluster;
 mod creates;
 mod etcd;

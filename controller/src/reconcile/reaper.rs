@@ -105,7 +105,7 @@ impl Reaper {
             );
             let told = shared.writer.submit(move |draft, moment| {
                 // One that is being removed has no record any more, and another leader tells.
-                if let Some(controller) = draft.view().controllers.get(&me.to_string()).cloned() {
+                if let Some(controller) = draft.view().controllers.get(me.to_string()).cloned() {
                     let (severity, reason) = (Severity::Warning, "StateLarge");
                     decide::event(draft, moment, &*controller, severity, reason, message.clone(), "reaper");
                 }

@@ -92,7 +92,8 @@ fn sizes(fork: &Fork, args: &FitArgs) -> Result<Vec<Flavor>, Problem> {
         let found = fork.view.pools().find(|known| *known.name == **pool);
         let found = found.ok_or_else(|| usage(unknown("pool", pool, fork.view.pools().map(|p| &*p.name))))?;
         let disk = DiskNeed { pool: found.id, size_mib: u64::from(*size), on: None };
-        let volume: Amounts = [(Measure::Volumes, 1), (Measure::DiskMib, disk.size_mib)].into_iter().collect();
+        let volume: Amounts =
+            [(Measure::Volumes, 1), (Measure::DiskMib, disk.size_mib)].into_iter().collect();
         for flavor in &mut sizes {
             Arc::make_mut(&mut flavor.shape).disks.push(disk);
             flavor.counts = std::mem::take(&mut flavor.counts).plus(&volume);

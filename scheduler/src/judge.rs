@@ -1,7 +1,7 @@
 //! The judge of plans, beside [`check`], the judge of steps: replays a plan round by round and says what is wrong
 //! with it. In each round all targets are held before any source is given up, which is the most that any order of
-//! its moves can hold at once; rules only get harder to keep with more places held, so a round that passes here
-//! passes in every order. It shares no code with the planners: rules are judged by [`check`], the rest by its own
+//! its moves can hold at once; then each VM of a group is judged once more as the last to come. Rules only get harder to
+//! keep with more places of others held, so a round that passes here passes in every order. It shares no code with the planners: rules are judged by [`check`], the rest by its own
 //! sums over the view that it is given.
 //!
 //! Rules that keep a group together cannot hold while the group moves; they are judged once its last move is done.
@@ -60,12 +60,22 @@ pub fn judge(before: &View, plan: &Plan, limits: &Limits) -> Result<(), Vec<Faul
             Step::Assign { vm, node, cells }
         });
         steps.extend(all);
+        let grouped = known.iter().filter(|(vm, _)| known.len() > 1 && !vm.groups.is_empty());
+        steps.extend(grouped.flat_map(|(vm, a_move)| {
+            let (vm, node, cells) = (vm.clone(), a_move.to, a_move.cells);
+            [Step::Release { vm: vm.id, node }, Step::Assign { vm, node, cells }]
+        }));
         steps.extend(known.iter().map(|(vm, a_move)| Step::Release { vm: vm.id, node: a_move.from }));
         round_of.resize(steps.len(), round);
     }
     for breach in check(before, &steps).err().unwrap_or_default() {
         let round = round_of.get(breach.step).copied().unwrap_or(0);
-        if !judge.is_together_rule(&breach.broken) {
+        // Who is judged twice says it once.
+        let said = |fault: &Fault| {
+            matches!(fault, Fault::Rule { round: of, breach: one }
+            if (*of, one.vm, one.node, &one.broken) == (round, breach.vm, breach.node, &breach.broken))
+        };
+        if !judge.is_together_rule(&breach.broken) && !judge.faults.iter().any(said) {
             judge.faults.push(Fault::Rule { round, breach });
         }
     }

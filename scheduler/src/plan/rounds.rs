@@ -70,6 +70,8 @@ struct Open<'a> {
     round: Round,
     /// The cluster with all ends of the round held, and the places of moves that were overtaken.
     peak: View,
+    /// Who goes where in this round, of those that are in groups.
+    grouped: Vec<(Arc<VmShape>, NodeId)>,
     moves_of: BTreeMap<NodeId, u32>,
     moves_over: BTreeMap<(String, String), u32>,
     /// VMs with a move that is in this round or was passed over.
@@ -86,6 +88,7 @@ impl<'a> Open<'a> {
             limits,
             round: Round::default(),
             peak: now.clone(),
+            grouped: Vec::new(),
             moves_of: BTreeMap::new(),
             moves_over: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -104,7 +107,8 @@ impl<'a> Open<'a> {
             && !self.shut_nodes.contains(&a_move.to)
             && vm.groups.is_disjoint(&self.shut_groups)
             && why_not(&self.peak, vm, a_move.to).is_none()
-            && self.peak.cells_have_room(a_move.to, a_move.cells, vm);
+            && self.peak.cells_have_room(a_move.to, a_move.cells, vm)
+            && !self.disturbs(a_move, vm);
         self.busy.insert(vm.id);
         if !is_free {
             self.shut_nodes.insert(a_move.to);
@@ -128,9 +132,25 @@ impl<'a> Open<'a> {
         for link in links {
             *self.moves_over.entry(link).or_default() += 1;
         }
+        if !vm.groups.is_empty() {
+            self.grouped.push((vm.clone(), a_move.to));
+        }
         self.round.moves.push(a_move.clone());
         self.full = self.round.moves.len() >= self.limits.at_once.max(1) as usize;
         true
+    }
+
+    /// Whether some move of the round could not begin after this one. A VM's own places do not speak against it, so the
+    /// order in which two of a group begin may matter; those do not share a round.
+    fn disturbs(&self, a_move: &Move, vm: &Arc<VmShape>) -> bool {
+        let mut after = self.peak.clone();
+        hold(&mut after, vm, a_move.to, a_move.cells);
+        self.grouped.iter().filter(|(earlier, _)| !earlier.groups.is_disjoint(&vm.groups)).any(
+            |(earlier, to)| {
+                let mut without = after.clone();
+                without.release(*to, earlier.id).is_none() || why_not(&without, earlier, *to).is_some()
+            },
+        )
     }
 }
 
@@ -173,6 +193,31 @@ mod tests {
         }
         let plan = rounds(&view, course.moves, &terms.limits);
         assert_eq!(plan.move_count(), 5);
+        assert_eq!(crate::judge::judge(&view, &plan, &terms.limits), Ok(()));
+    }
+
+    /// Both fit into the rack of three when the one that stands there already is the last to begin, and not when it is the
+    /// first: it holds two places there then.
+    #[test]
+    fn two_of_a_group_whose_order_matters_do_not_share_a_round() {
+        let text = "tamdao-cluster 1
+            group g apart=domain.rack:2
+            node n1 vcpus=8 memory=1024 domain.rack=r1
+            node n2 vcpus=8 memory=1024 domain.rack=r2
+            node n3 vcpus=8 memory=1024 domain.rack=r1
+            vm a on=n1 vcpus=1 memory=1 group=g
+            vm b on=n2 vcpus=1 memory=1 group=g";
+        let view = Cluster::parse(text).unwrap().view().unwrap();
+        let nodes: Vec<NodeId> = view.nodes().map(|node| node.id).collect();
+        let [a, b] = [0, 1].map(|node| view.vms_on(nodes[node])[0].clone());
+        let terms = Terms::default();
+        let mut course = Course::new(&view, &terms);
+        course.carry(&b, nodes[1], nodes[2], Why::Wished, 0);
+        course.carry(&a, nodes[0], nodes[2], Why::Wished, 0);
+        let together = Plan { rounds: vec![Round { moves: course.moves.clone() }], ..Plan::default() };
+        assert!(crate::judge::judge(&view, &together, &terms.limits).is_err());
+        let plan = rounds(&view, course.moves, &terms.limits);
+        assert_eq!(plan.rounds.len(), 2);
         assert_eq!(crate::judge::judge(&view, &plan, &terms.limits), Ok(()));
     }
 }

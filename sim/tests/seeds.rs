@@ -59,7 +59,7 @@ fn deposed_leader() {
 
 #[test]
 fn absence_is_a_command() {
-    found(Mutant::AbsenceIsACommand, 20, &["orders"]);
+    found(Mutant::AbsenceIsACommand, 120, &["orders"]);
 }
 
 #[test]

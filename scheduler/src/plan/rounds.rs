@@ -214,7 +214,7 @@ mod tests {
         let mut course = Course::new(&view, &terms);
         course.carry(&b, nodes[1], nodes[2], Why::Wished, 0);
         course.carry(&a, nodes[0], nodes[2], Why::Wished, 0);
-        let together = Plan { rounds: vec![Round { moves: course.moves.clone() }], ..Plan::default() };
+        let together = Plan { rounds: vec![Round { moves: course.moves.clone() }] };
         assert!(crate::judge::judge(&view, &together, &terms.limits).is_err());
         let plan = rounds(&view, course.moves, &terms.limits);
         assert_eq!(plan.rounds.len(), 2);

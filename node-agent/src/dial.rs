@@ -11,6 +11,8 @@ use crate::pki::{CONTROLLER_NAME, Files, PkiError};
 
 /// How long a connection may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long both sides may take to prove who they are.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a download may stand still.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -64,16 +66,18 @@ impl Dial {
             .ca_certificate(Certificate::from_pem(identity.ca))
             .identity(tonic::transport::Identity::from_pem(identity.certificate, identity.key))
             .domain_name(CONTROLLER_NAME);
-        Endpoint::from_shared(format!("https://{controller}"))
+        let endpoint = Endpoint::from_shared(format!("https://{controller}"))
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(|error| connect(chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .connect()
-            .await
-            .map_err(|error| connect(chain(&error)))
+            .keep_alive_timeout(Duration::from_secs(5));
+        // The endpoint's own limit ends with TCP, which the kernel of a host answers whose controller stands still.
+        match tokio::time::timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT, endpoint.connect()).await {
+            Ok(connected) => connected.map_err(|error| connect(chain(&error))),
+            Err(_) => Err(connect("takes connections and does not answer".to_owned())),
+        }
     }
 
     /// Asks one controller for a path, from the given byte on.

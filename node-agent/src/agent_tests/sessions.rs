@@ -21,6 +21,20 @@ async fn a_follower_s_hint_is_followed_and_remembered() {
     leader.wait("again, without the follower", |p| p.sessions == 2).await;
 }
 
+/// As a leader whose host hangs: its kernel takes connections, and nobody ever answers.
+#[tokio::test]
+async fn a_controller_that_stands_still_is_given_up() {
+    let ca = Ca::new();
+    let controller = Controller::start(&ca, 5).await;
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    *controller.redirect.lock().unwrap() = Some(frozen.local_addr().unwrap().to_string());
+    let bed = Bed::joined(&ca, &controller);
+    let _agent = bed.start();
+    let _held = frozen.accept().await.unwrap();
+    *controller.redirect.lock().unwrap() = None;
+    controller.wait("session with another one", |p| p.up).await;
+}
+
 #[tokio::test]
 async fn a_lower_epoch_is_refused_and_a_higher_one_taken() {
     let ca = Ca::new();

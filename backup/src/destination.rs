@@ -18,6 +18,9 @@ use object_store::{
     RetryConfig,
 };
 use sha2::{Digest, Sha256};
+use tamdao_model::TimeMs;
+use tamdao_model::convert::metadata::timestamp;
+use tamdao_proto::v1;
 
 use crate::file::{Head, head};
 use crate::schedule::{BackupName, SUFFIX};
@@ -121,6 +124,13 @@ impl Credentials {
         };
         Some(Self { key_id: value("aws_access_key_id")?, secret: value("aws_secret_access_key")? })
     }
+
+    /// Reads the variables that Amazon's tools know, `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. None unless both say
+    /// something.
+    pub fn from_environment() -> Option<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Some(Self { key_id: variable("AWS_ACCESS_KEY_ID")?, secret: variable("AWS_SECRET_ACCESS_KEY")? })
+    }
 }
 
 /// One file of a destination.
@@ -168,6 +178,23 @@ impl Verdict {
         match self {
             Self::Whole(_, head) | Self::Unproven(head) => Some(head),
             _ => None,
+        }
+    }
+
+    /// The file that this is said of, as the contract shows it.
+    pub fn shown(&self, found: &Found) -> v1::KeptBackup {
+        let file = v1::KeptBackup { name: found.name.clone(), bytes: found.bytes, ..Default::default() };
+        let Some(Head { about, records, .. }) = self.head() else {
+            return v1::KeptBackup { fault: self.fault().unwrap_or_default().to_owned(), ..file };
+        };
+        v1::KeptBackup {
+            proven: self.whole().is_some(),
+            cluster_id: about.cluster.to_string(),
+            cluster_name: about.cluster_name.clone(),
+            revision: about.revision,
+            records: *records,
+            time: timestamp(TimeMs(about.time_ms)),
+            ..file
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tamdao_backup::{About, Access, Content, Entry, Keep, Place, Recipients};
 use tamdao_model::TimeMs;
-use tamdao_store::kv::{Key, Prefix, Read};
+use tamdao_store::kv::{Entry as Stored, Key, Prefix, Read};
 
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -91,16 +91,20 @@ pub async fn take(shared: &Shared, recipients: Recipients) -> Result<Bytes, Refu
     let written = tokio::task::spawn_blocking(move || {
         // Who leads is of no interest to a cloud that has other controllers.
         let entries = entries.into_iter().filter(|entry| entry.key != Key::leader());
-        let entries = entries.map(|entry| Entry {
-            key: entry.key.as_str().to_owned(),
-            value: entry.value,
-            create_revision: entry.create_revision.0,
-            mod_revision: entry.mod_revision.0,
-        });
-        let content = Content { cluster_key, entries: entries.collect() };
+        let content = Content { cluster_key, entries: entries.map(entry).collect() };
         tamdao_backup::write(about, &content, &recipients)
     });
     let file =
         written.await.map_err(|error| Refusal::internal(format!("the backup ended early: {error}")))?;
     Ok(Bytes::from(file.map_err(|error| Refusal::internal(error.to_string()))?))
+}
+
+/// A record of the store as a backup holds it.
+pub fn entry(stored: Stored) -> Entry {
+    Entry {
+        key: stored.key.as_str().to_owned(),
+        value: stored.value,
+        create_revision: stored.create_revision.0,
+        mod_revision: stored.mod_revision.0,
+    }
 }

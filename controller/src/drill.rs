@@ -17,6 +17,7 @@ use tamdao_model::{assignment::Assignment, moves::Move, node::Node, volume::Volu
 use tamdao_store::backend::raft::{OpenError, RaftConfig, RaftStore};
 use tamdao_store::view::View;
 
+use crate::backups;
 use crate::config::{Config, ConfigError};
 use crate::decide::recovery;
 use crate::decide::restore::{incarnations, stale};
@@ -80,7 +81,7 @@ fn compare(config: &Config, before: &[Entry], old: ClusterId) -> Result<Drilled,
     let settings = RaftConfig::new(config.data_dir.join(RAFT), config.name.as_str(), &config.address);
     let remains = RaftStore::remains(&settings)?;
     let view = View::of(remains.state.revision, remains.state.entries()).map_err(RestoreError::from)?;
-    let after: Vec<Entry> = remains.state.entries().map(unstored).collect();
+    let after: Vec<Entry> = remains.state.entries().map(backups::entry).collect();
     let mut faults = check::faults(&after);
     faults.extend(differences(before, &after));
     faults.extend(speaks_of_the_past(&view, old));
@@ -138,14 +139,5 @@ fn of(key: &str) -> &str {
     match kind(key) {
         "name" => key.split('/').nth(2).unwrap_or_default(),
         kind => kind,
-    }
-}
-
-fn unstored(entry: tamdao_store::kv::Entry) -> Entry {
-    Entry {
-        key: entry.key.as_str().to_owned(),
-        value: entry.value,
-        create_revision: entry.create_revision.0,
-        mod_revision: entry.mod_revision.0,
     }
 }

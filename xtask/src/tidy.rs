@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tamdao-model", &["tamdao-proto", "tamdao-seams"]),
     ("tamdao-scheduler", &["tamdao-model"]),
     ("tamdao-store", &["tamdao-model", "tamdao-proto", "tamdao-seams"]),
-    ("tamdao-backup", &["tamdao-model"]),
+    ("tamdao-backup", &["tamdao-model", "tamdao-proto"]),
     (
         "tamdao-controller",
         &[

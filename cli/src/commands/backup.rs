@@ -9,13 +9,11 @@ use anyhow::Result;
 use pbjson_types::Timestamp;
 use tamdao_backup::schedule::SUFFIX;
 use tamdao_backup::{
-    Access, BackupError, Content, Credentials, Destination, DestinationError, Found, Head, Identities, Place,
-    Verdict, check,
+    Access, BackupError, Content, Credentials, Destination, DestinationError, Head, Identities, Place, check,
 };
 use tamdao_model::TimeMs;
-use tamdao_model::convert::metadata::timestamp;
 use tamdao_proto::v1::backup_service_client::BackupServiceClient;
-use tamdao_proto::v1::{KeptBackup, ListBackupsRequest, ListBackupsResponse, TakeBackupRequest};
+use tamdao_proto::v1::{ListBackupsRequest, ListBackupsResponse, TakeBackupRequest};
 use tonic::Response;
 
 use super::backup_drill::{self, Drill};
@@ -39,7 +37,7 @@ pub async fn run(app: &App, verb: BackupVerb) -> Result<ExitStatus> {
         BackupVerb::List { destination: Some(place), s3 } => {
             let destination = open(&place, &s3)?;
             let kept = destination.survey(&[]).await.map_err(failed)?;
-            let backups = kept.iter().map(|(found, verdict)| shown(found, verdict)).collect();
+            let backups = kept.iter().map(|(found, verdict)| verdict.shown(found)).collect();
             let destination = destination.place().to_string();
             show(app, &ListBackupsResponse { destination, backups, ..Default::default() })
         }
@@ -82,7 +80,10 @@ fn open(place: &str, s3: &S3Args) -> Result<Destination> {
             Problem::failed(what)
                 .hint("write the lines aws_access_key_id = … and aws_secret_access_key = …, once each")
         })?,
-        (_, None) => from_environment()?,
+        (_, None) => Credentials::from_environment().ok_or_else(|| {
+            Problem::usage("there are no credentials for the bucket")
+                .hint("add --s3-credentials FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        })?,
     };
     let access = Access {
         endpoint: s3.endpoint.clone().unwrap_or_default(),
@@ -91,15 +92,6 @@ fn open(place: &str, s3: &S3Args) -> Result<Destination> {
         ca_pem: s3.ca.as_deref().map(text).transpose()?.unwrap_or_default(),
     };
     Ok(Destination::open(place, &access).map_err(failed)?)
-}
-
-fn from_environment() -> Result<Credentials, Problem> {
-    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-    match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
-        (Some(key_id), Some(secret)) => Ok(Credentials { key_id, secret }),
-        _ => Err(Problem::usage("there are no credentials for the bucket")
-            .hint("add --s3-credentials FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")),
-    }
 }
 
 fn text(path: &Path) -> Result<String, Problem> {
@@ -153,23 +145,6 @@ async fn create(app: &App, to: &str, recipients: &[String], s3: &S3Args) -> Resu
 
 fn facts(path: &str, head: &Head, size: u64) -> serde_json::Value {
     serde_json::json!({"file": path, "bytes": size, "head": head})
-}
-
-/// As a controller would show it.
-fn shown(found: &Found, verdict: &Verdict) -> KeptBackup {
-    let file = KeptBackup { name: found.name.clone(), bytes: found.bytes, ..Default::default() };
-    let Some(Head { about, records, .. }) = verdict.head() else {
-        return KeptBackup { fault: verdict.fault().unwrap_or_default().to_owned(), ..file };
-    };
-    KeptBackup {
-        proven: verdict.whole().is_some(),
-        cluster_id: about.cluster.to_string(),
-        cluster_name: about.cluster_name.clone(),
-        revision: about.revision,
-        records: *records,
-        time: timestamp(TimeMs(about.time_ms)),
-        ..file
-    }
 }
 
 /// Ends with 1 if something is damaged or missed, so that it can be asked by a program.

@@ -1,6 +1,6 @@
 //! BackupService: a backup for who asks, and those that the leader has made by itself.
 
-use tamdao_backup::{Destination, Found, Head, Recipients, Verdict};
+use tamdao_backup::{Destination, Recipients};
 use tamdao_model::TimeMs;
 use tamdao_model::convert::metadata::timestamp;
 use tamdao_proto::v1;
@@ -45,24 +45,8 @@ impl Api {
             next_time: outcome.next.and_then(timestamp),
             overdue: settings.is_overdue(newest, now),
             error,
-            backups: kept.iter().map(|(found, verdict)| shown(found, verdict)).collect(),
+            backups: kept.iter().map(|(found, verdict)| verdict.shown(found)).collect(),
         })
-    }
-}
-
-fn shown(found: &Found, verdict: &Verdict) -> v1::KeptBackup {
-    let file = v1::KeptBackup { name: found.name.clone(), bytes: found.bytes, ..Default::default() };
-    let Some(Head { about, records, .. }) = verdict.head() else {
-        return v1::KeptBackup { fault: verdict.fault().unwrap_or_default().to_owned(), ..file };
-    };
-    v1::KeptBackup {
-        proven: verdict.whole().is_some(),
-        cluster_id: about.cluster.to_string(),
-        cluster_name: about.cluster_name.clone(),
-        revision: about.revision,
-        records: *records,
-        time: timestamp(TimeMs(about.time_ms)),
-        ..file
     }
 }
 

@@ -115,14 +115,9 @@ impl BackupFile {
 /// From the file, or without one from the variables that Amazon's tools know.
 fn credentials(file: &Path) -> Result<Credentials, String> {
     if file.as_os_str().is_empty() {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (key_id, secret) = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"));
-        return match (key_id, secret) {
-            (Some(key_id), Some(secret)) => Ok(Credentials { key_id, secret }),
-            _ => Err("a file with the credentials of the bucket, unless AWS_ACCESS_KEY_ID and \
-                      AWS_SECRET_ACCESS_KEY are set"
-                .into()),
-        };
+        let needed = "a file with the credentials of the bucket, unless AWS_ACCESS_KEY_ID and \
+                      AWS_SECRET_ACCESS_KEY are set";
+        return Credentials::from_environment().ok_or_else(|| needed.to_owned());
     }
     let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read ({error})"))?;
     let form = "a file with the lines aws_access_key_id = … and aws_secret_access_key = …, once each";

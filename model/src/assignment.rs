@@ -32,6 +32,12 @@ pub struct VmEntry {
 }
 
 impl VmEntry {
+    /// The VM is another node's, or nobody's: what is here up to this incarnation shall go, and holds nothing.
+    pub fn stale(incarnation: u64) -> Self {
+        let reservation = Reservation::default();
+        Self { incarnation, intent: Intent::Stale, reservation, cells: Vec::new() }
+    }
+
     /// What it holds on this cell. What cannot be split evenly is held by each.
     pub fn held_on(&self, cell: u32) -> Reservation {
         match self.cells.contains(&cell) {

@@ -92,13 +92,7 @@ fn evacuate_one(draft: &mut Draft, moment: &mut Moment, lost: &Node, place: &Pla
         return None;
     }
     let mut left = view.assignment(lost.id());
-    let stale = VmEntry {
-        incarnation: vm.status.incarnation,
-        intent: Intent::Stale,
-        reservation: Reservation::default(),
-        cells: Vec::new(),
-    };
-    left.vms.insert(id, stale);
+    left.vms.insert(id, VmEntry::stale(vm.status.incarnation));
     vm.status.node = Some(to);
     vm.status.incarnation = vm.next_incarnation();
     vm.status.seen = None;

@@ -351,9 +351,7 @@ fn follow(draft: &mut Draft, moment: &mut Moment, node: NodeId, id: VmId, found:
         entry = entry.or(there.vms.remove(&id)).map(|entry| VmEntry { cells: Vec::new(), ..entry });
         if draft.view().nodes.get(old).is_some_and(|lost| lost.status.phase == NodePhase::Fenced) {
             // Should it ever come back, what it has of the VM is older than what runs.
-            let (incarnation, reservation) = (found.incarnation.saturating_sub(1), Reservation::default());
-            let stale = VmEntry { incarnation, intent: Intent::Stale, reservation, cells: Vec::new() };
-            there.vms.insert(id, stale);
+            there.vms.insert(id, VmEntry::stale(found.incarnation.saturating_sub(1)));
         }
         draft.put(there);
     }

@@ -5,7 +5,7 @@
 //! it: what it has to destroy and the files that it has to remove stay in its assignment, for when it is back.
 
 use tamdao_model::address::{Address, Holder};
-use tamdao_model::assignment::{Hold, Intent, Reservation, VmEntry};
+use tamdao_model::assignment::{Hold, Intent, VmEntry};
 use tamdao_model::event::Severity;
 use tamdao_model::limits::ADDRESS_REST_MS;
 use tamdao_model::node::{Node, NodePhase};
@@ -192,13 +192,7 @@ fn unbind(draft: &mut Draft, moment: &mut Moment, id: VmId, node: &Node) {
         return put_vm(draft, vm);
     }
     let mut left = draft.view().assignment(node.id());
-    let stale = VmEntry {
-        incarnation: vm.status.incarnation,
-        intent: Intent::Stale,
-        reservation: Reservation::default(),
-        cells: Vec::new(),
-    };
-    left.vms.insert(id, stale);
+    left.vms.insert(id, VmEntry::stale(vm.status.incarnation));
     draft.put(left);
     let message = format!(
         "its node {} is proven not to run it; what it left there goes when that is back",

@@ -24,6 +24,7 @@ pub use authority::{Authority, KeyAndRequest, public_key_of, request};
 pub use credentials::{Credentials, renewal_time};
 pub use key::ClusterKey;
 pub use pinned::pinned_client;
+pub(crate) use pinned::{Believe, Shown};
 pub use token::{AdminToken, JoinSecret, TokenSecret, same};
 
 /// The name that every controller's certificate carries, so that it can be asked for at any address.

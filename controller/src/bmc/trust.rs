@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::crypto::ring;
+use rustls::{CertificateError, ClientConfig, Error, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 use tamdao_model::bmc::Trust;
 
 use super::Fault;
+use crate::pki::{Believe, Shown};
 
 /// The settings for dialling a BMC that is trusted so.
 pub fn client(trust: &Trust) -> Result<ClientConfig, Fault> {
@@ -34,55 +34,13 @@ pub fn client(trust: &Trust) -> Result<ClientConfig, Fault> {
         Trust::Fingerprint(fingerprint) => Some(fingerprint.clone()),
         Trust::Unverified => None,
     };
-    let verifier = Arc::new(Pinned { only, provider });
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-}
-
-/// Believes the one certificate of this SHA-256 (lower-case hex), or any.
-#[derive(Debug)]
-struct Pinned {
-    only: Option<String>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match &self.only {
-            Some(only) if *only != hex::encode(Sha256::digest(leaf)) => {
-                Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
-            }
-            _ => Ok(ServerCertVerified::assertion()),
+    // The one certificate of this SHA-256 (lower-case hex), or any.
+    let rule = move |(leaf, ..): Shown<'_>| match &only {
+        Some(only) if *only != hex::encode(Sha256::digest(leaf)) => {
+            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+        _ => Ok(()),
+    };
+    let verifier = Believe::when(rule, provider);
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }

@@ -50,9 +50,9 @@ pub struct AttestGoneArgs {
     pub yes: bool,
 }
 
-/// What a drain or return of nodes has in common.
+/// How far a plan of moves may go, and whether it is only shown.
 #[derive(Debug, Args)]
-pub struct DrainCommonArgs {
+pub struct MovesArgs {
     /// Let VMs move where the failover guarantee is lost by it
     #[arg(long)]
     pub unguarded: bool,
@@ -62,6 +62,13 @@ pub struct DrainCommonArgs {
     /// Answer yes to the question
     #[arg(long, short = 'y')]
     pub yes: bool,
+}
+
+/// What a drain or return of nodes has in common.
+#[derive(Debug, Args)]
+pub struct DrainCommonArgs {
+    #[command(flatten)]
+    pub moves: MovesArgs,
     #[command(flatten)]
     pub wait: WaitArgs,
 }
@@ -133,15 +140,8 @@ pub struct NodeRollArgs {
     /// Shut VMs down for their move that cannot move while they run
     #[arg(long)]
     pub allow_cold: bool,
-    /// Let VMs move where the failover guarantee is lost by it
-    #[arg(long)]
-    pub unguarded: bool,
-    /// Show the plan and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Answer yes to the question
-    #[arg(long, short = 'y')]
-    pub yes: bool,
+    #[command(flatten)]
+    pub moves: MovesArgs,
     /// Stop, with exit code 3, when the drain, the work or the return of one group takes longer
     #[arg(long, value_name = "TIME", default_value = "1day", value_parser = parse_duration)]
     pub timeout: Duration,

@@ -92,7 +92,7 @@ pub async fn drain(app: &App, nodes: Nodes, terms: &DrainTermsArgs) -> Result<Ex
         names: nodes.names.clone(),
         failure_domain: nodes.failure_domain.clone(),
         allow_cold: terms.allow_cold,
-        unguarded: common.unguarded,
+        unguarded: common.moves.unguarded,
         reason: terms.reason.clone(),
         deadline_s,
         validate_only: true,
@@ -116,7 +116,7 @@ pub async fn bring_back(app: &App, nodes: Nodes, common: &DrainCommonArgs) -> Re
     let mut request = ReturnNodesRequest {
         names: nodes.names.clone(),
         failure_domain: nodes.failure_domain.clone(),
-        unguarded: common.unguarded,
+        unguarded: common.moves.unguarded,
         validate_only: true,
     };
     let seen = app.client()?.ask(request.clone()).await?;
@@ -185,13 +185,13 @@ fn agree(
     common: &DrainCommonArgs,
     question: &str,
 ) -> Result<Option<ExitStatus>> {
-    if common.dry_run {
+    if common.moves.dry_run {
         return dry_run(app, plan).map(Some);
     }
     if !app.output.is_machine() {
         show(app, plan)?;
     }
-    app.confirm(common.yes, question)?;
+    app.confirm(common.moves.yes, question)?;
     Ok(None)
 }
 

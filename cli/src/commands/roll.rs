@@ -40,11 +40,11 @@ pub async fn run(app: &App, args: &NodeRollArgs) -> Result<ExitStatus> {
     let roll = Roll { app, args, goals, confirmed: work::Confirmed::default() };
     let turns = roll.turns(&BTreeSet::new()).await?;
     let plan = roll.plan(turns).await?;
-    if args.dry_run || !app.output.is_machine() {
+    if args.moves.dry_run || !app.output.is_machine() {
         plan.show(app)?;
     }
     let all_go = plan.left_out.is_empty();
-    if args.dry_run {
+    if args.moves.dry_run {
         app.output.note("dry run: nothing was changed");
         return Ok(if all_go { ExitStatus::Done } else { ExitStatus::Failed });
     }
@@ -52,7 +52,7 @@ pub async fn run(app: &App, args: &NodeRollArgs) -> Result<ExitStatus> {
         app.output.note("no node is to be updated");
         return Ok(if all_go { ExitStatus::Done } else { ExitStatus::Failed });
     }
-    app.confirm(args.yes, &format!("update {} in turns", count(plan.nodes(), "node")))?;
+    app.confirm(args.moves.yes, &format!("update {} in turns", count(plan.nodes(), "node")))?;
     roll.carry_out().await
 }
 
@@ -171,7 +171,7 @@ impl Roll<'_> {
         if !drained.is_empty() {
             self.work(&drained).await?;
             let names = drained.iter().map(|node| node.name().to_owned()).collect();
-            let unguarded = self.args.unguarded;
+            let unguarded = self.args.moves.unguarded;
             let request = ReturnNodesRequest { names, unguarded, ..ReturnNodesRequest::default() };
             self.app.client()?.ask(request).await?;
         }
@@ -360,7 +360,7 @@ impl Roll<'_> {
             lift => format!("{}: {} (would help: {lift})", name(step), step.why),
         };
         let mut blockers: Vec<String> = plan.steps.iter().filter(blocks).map(told).collect();
-        if !self.args.unguarded {
+        if !self.args.moves.unguarded {
             blockers.extend(plan.unguarded.iter().map(|loss| format!("meanwhile {loss}")));
         }
         blockers
@@ -371,7 +371,7 @@ impl Roll<'_> {
             names: nodes.to_vec(),
             failure_domain: String::new(),
             allow_cold: self.args.allow_cold,
-            unguarded: self.args.unguarded,
+            unguarded: self.args.moves.unguarded,
             reason: self.args.reason.clone(),
             deadline_s: DEADLINE_S,
             validate_only,

@@ -58,7 +58,7 @@ impl Roll<'_> {
         }
         let all = names.join(", ");
         self.app.output.note(&format!("{all}: nothing runs there; waiting for a new boot or version"));
-        if self.args.yes || !self.app.output.can_ask() {
+        if self.args.moves.yes || !self.app.output.can_ask() {
             return self.ready(drained).await;
         }
         self.app.output.note("press Enter when the work there is done");

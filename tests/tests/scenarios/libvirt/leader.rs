@@ -4,28 +4,19 @@
 use anyhow::ensure;
 use rustix::process::Signal;
 use tamdao_proto::v1::MovePhase;
-use tamdao_tests::guest::READY;
 use tamdao_tests::process::signal;
 use tamdao_tests::watcher::Watcher;
 use tamdao_tests::{Cloud, Result, api};
 
 use super::moves::{
-    LOAD, gapless, id, log_file, one_guest_where_the_record_says, over, phase, read, under_way,
+    busy_guest_on_slow_links, gapless, log_file, one_guest_where_the_record_says, over, phase, read,
+    under_way,
 };
 
 #[tokio::test]
 async fn the_next_leader_goes_on_with_a_move() -> Result<()> {
     let mut cloud = Cloud::builder().controllers(3).nodes(2).start().await?;
-    cloud.create_tiny("web", &[]).await?;
-    cloud.guest("web").says(READY, 1).await?;
-    let vm_id = id(&cloud.vm("web").await?);
-    for node in ["n1", "n2"] {
-        cloud.agent(node)?.limit_moves(8)?;
-        cloud.agent_mut(node)?.stop().await?;
-        cloud.agent_mut(node)?.start()?;
-    }
-    cloud.nodes_ready().await?;
-    cloud.guest("web").answers(&LOAD.replace("/dev/vdb", "/run/more"), "busy now.").await?;
+    let vm_id = busy_guest_on_slow_links(&mut cloud).await?;
     // One leader is killed; the next one stands still, is deposed, and comes back with what it believed.
     for dies in [true, false] {
         let from = api::node(&cloud.vm("web").await?).to_owned();

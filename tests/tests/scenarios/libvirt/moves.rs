@@ -319,12 +319,10 @@ async fn a_move_survives_the_death_of_the_target_s_agent_at_each_step() -> Resul
     agent_dies(false, &["move-receive", "move-ready", "move-heard", "resumed", "running"]).await
 }
 
-#[tokio::test]
-async fn a_move_survives_the_death_of_either_libvirtd_and_of_the_leader() -> Result<()> {
-    let mut cloud = Cloud::builder().nodes(2).start().await?;
+/// A guest `web` that always writes, on nodes n1 and n2 between which a move takes a while; its id.
+pub(super) async fn busy_guest_on_slow_links(cloud: &mut Cloud) -> Result<String> {
     cloud.create_tiny("web", &[]).await?;
     cloud.guest("web").says(READY, 1).await?;
-    let vm_id = id(&cloud.vm("web").await?);
     for node in ["n1", "n2"] {
         cloud.agent(node)?.limit_moves(8)?;
         cloud.agent_mut(node)?.stop().await?;
@@ -332,6 +330,13 @@ async fn a_move_survives_the_death_of_either_libvirtd_and_of_the_leader() -> Res
     }
     cloud.nodes_ready().await?;
     cloud.guest("web").answers(&LOAD.replace("/dev/vdb", "/run/more"), "busy now.").await?;
+    Ok(id(&cloud.vm("web").await?))
+}
+
+#[tokio::test]
+async fn a_move_survives_the_death_of_either_libvirtd_and_of_the_leader() -> Result<()> {
+    let mut cloud = Cloud::builder().nodes(2).start().await?;
+    let vm_id = busy_guest_on_slow_links(&mut cloud).await?;
     for dies in ["the source's libvirtd", "the target's libvirtd", "the leader"] {
         let from = api::node(&cloud.vm("web").await?).to_owned();
         let to = if from == "n1" { "n2" } else { "n1" };

@@ -12,6 +12,7 @@ use tamdao_store::backend::raft::PlainDial;
 use tamdao_store::kv::{Election, Kv, Prefix, Read};
 
 use super::*;
+use crate::backups;
 
 const NOW: TimeMs = TimeMs(1_800_000_000_000);
 
@@ -47,14 +48,9 @@ impl Lost {
         draft.put(JoinToken { id, kind, digest, expire_time, uses_left: 1, name: None });
         store.commit(draft.into_txn([])).await.unwrap();
         let (entries, revision) = store.list(&Prefix::all(), Read::Linearizable).await.unwrap();
-        let entries = entries.into_iter().map(|entry| Entry {
-            key: entry.key.as_str().to_owned(),
-            value: entry.value,
-            create_revision: entry.create_revision.0,
-            mod_revision: entry.mod_revision.0,
-        });
+        let entries = entries.into_iter().map(backups::entry).collect();
         let (identities, recipient) = Identities::generate();
-        let (entries, key) = (entries.collect(), *identity.key.expose());
+        let key = *identity.key.expose();
         Self { directory, entries, cluster, key, revision: revision.0, identities, recipient }
     }
 
@@ -92,16 +88,8 @@ async fn what_is_restored_is_what_was_backed_up_record_by_record() {
     let office = store.campaign().await.unwrap();
     assert!(office.epoch > restored.base && restored.base.0 > lost.revision + 1_000_000);
     let (after, _) = store.list(&Prefix::all(), Read::Linearizable).await.unwrap();
-    let after: Vec<Entry> = after
-        .into_iter()
-        .filter(|entry| entry.key != Key::leader())
-        .map(|entry| Entry {
-            key: entry.key.as_str().to_owned(),
-            value: entry.value,
-            create_revision: entry.create_revision.0,
-            mod_revision: entry.mod_revision.0,
-        })
-        .collect();
+    let after = after.into_iter().filter(|entry| entry.key != Key::leader());
+    let after: Vec<Entry> = after.map(backups::entry).collect();
     let renewed = |entry: &&Entry| entry.key != "/cluster/self";
     let kept = |entry: &&Entry| !entry.key.starts_with("/join_token/");
     let before: Vec<&Entry> = lost.entries.iter().filter(renewed).filter(kept).collect();
@@ -128,9 +116,12 @@ async fn nothing_is_written_from_what_cannot_be_believed() {
         false => entry,
     });
     let unreadable = lost.backup_of(unreadable.collect(), lost.key);
+    // Each record can be read, and a name is left of one that is not there.
+    let nameless = lost.entries.iter().filter(|entry| !entry.key.starts_with("/agency/")).cloned().collect();
+    let nameless = lost.backup_of(nameless, lost.key);
     let other_key = lost.backup_of(lost.entries.clone(), [1; 32]);
     for (wrong, file) in
-        [damaged, file[..file.len() - 1].to_vec(), unreadable, other_key].into_iter().enumerate()
+        [damaged, file[..file.len() - 1].to_vec(), unreadable, nameless, other_key].into_iter().enumerate()
     {
         assert!(lost.restore("c9", &file).is_err(), "{wrong}");
         assert!(!lost.directory.path().join("c9").exists(), "{wrong} left something");

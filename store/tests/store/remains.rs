@@ -100,6 +100,8 @@ async fn what_is_damaged_or_no_member_is_refused() {
 
     let (config, state) = stopped(&cluster).await;
     let path = config.directory.join("log.redb");
+    // Also the pages of a file that was closed in order are proven.
+    drop(redb::Database::open(&path).unwrap());
     let whole = fs::read(&path).unwrap();
     let at = whole.windows(8).position(|bytes| bytes == b"value 30").expect("the entry lies in the file");
     let mut damaged = whole.clone();

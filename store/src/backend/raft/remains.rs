@@ -12,7 +12,7 @@ use prost::Message as _;
 use tamdao_proto::raft::v1 as wire;
 use uuid::Uuid;
 
-use super::disk::{Disk, DiskError};
+use super::disk::Disk;
 use super::log::{COMMITTED, VOTE, decode};
 use super::types::{LogId, Proposal, StoredMembership, members};
 use super::{CLUSTER_ID, LOG_FILE, NODE_ID, OpenError, Opened, RaftConfig, RaftStore, codec};
@@ -59,7 +59,6 @@ impl RaftStore {
         if !path.is_file() {
             return Err(wrong(config, "it holds no member of a group".into()));
         }
-        intact(&path)?;
         let disk = Arc::new(Disk::open(&System, &path)?);
         let read = read(config, &disk);
         if read.is_err() {
@@ -71,16 +70,6 @@ impl RaftStore {
 
 fn wrong(config: &RaftConfig, reason: String) -> OpenError {
     OpenError::Directory { directory: config.directory.display().to_string(), reason }
-}
-
-/// Proves every page of the log's file by its checksum, which an ordinary start takes on trust.
-fn intact(path: &std::path::Path) -> Result<(), DiskError> {
-    let checked = redb::Builder::new().set_check_integrity_on_open(true).open(path);
-    let path = path.display().to_string();
-    checked.map(drop).map_err(|source| match source {
-        redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path },
-        source => DiskError::Open { path, source },
-    })
 }
 
 fn read(config: &RaftConfig, disk: &Arc<Disk>) -> Result<Remains, OpenError> {

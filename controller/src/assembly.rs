@@ -132,7 +132,7 @@ impl Controller {
             clock: clock.clone(),
             office,
             key: identity.key.clone(),
-            sessions: Arc::new(Sessions::new(config.session_timeout)),
+            sessions: Arc::new(Sessions::new(config.session_timeout, config.steady)),
             journals: journals.clone(),
             trail: trail.clone(),
             backups: Backups::new(config.backup.clone()),

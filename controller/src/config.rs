@@ -43,6 +43,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// After this silence an agent counts as unreachable.
     pub session_timeout: Duration,
+    /// For how long a node whose link flaps has to be heard before it takes VMs again; zero believes it at once.
+    pub steady: Duration,
     pub store: StoreConfig,
     pub log: LogConfig,
     pub metrics: MetricsConfig,
@@ -189,6 +191,8 @@ struct File {
     data_dir: PathBuf,
     #[serde(default = "default_session_timeout_ms")]
     session_timeout_ms: u64,
+    #[serde(default = "default_steady_ms")]
+    steady_ms: u64,
     #[serde(default)]
     store: StoreFile,
     #[serde(default)]
@@ -261,6 +265,10 @@ fn default_data_dir() -> PathBuf {
 
 fn default_session_timeout_ms() -> u64 {
     10_000
+}
+
+fn default_steady_ms() -> u64 {
+    180_000
 }
 
 impl Default for StoreFile {
@@ -344,6 +352,7 @@ impl File {
             Duration::from_millis(value)
         };
         let session_timeout = within("session_timeout_ms", self.session_timeout_ms, 1_000, 600_000);
+        let steady = within("steady_ms", self.steady_ms, 0, 3_600_000);
         let store = StoreConfig {
             backend,
             heartbeat: within("store.heartbeat_ms", self.store.heartbeat_ms, 10, 10_000),
@@ -382,6 +391,7 @@ impl File {
             address: self.address,
             data_dir: self.data_dir,
             session_timeout,
+            steady,
             store,
             log: LogConfig { level: self.log.level, format: self.log.format },
             metrics: MetricsConfig { listen: metrics? },

@@ -94,6 +94,34 @@ pub struct NodeStatus {
     /// What was last found out about its BMCs, in the order of the spec; none of one that was set since.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub fence_drill: Vec<Drilled>,
+    /// When its agent fell silent, the last few times, oldest first.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub losses: Vec<TimeMs>,
+}
+
+/// So many losses within [`LOSSES_MS`] make a node unsteady.
+pub const LOSSES: usize = 3;
+/// Ten minutes, ms.
+pub const LOSSES_MS: u64 = 600_000;
+
+impl NodeStatus {
+    /// Keeps that it fell silent; of more than the last [`LOSSES`] none matters.
+    pub fn note_loss(&mut self, now: TimeMs) {
+        self.losses.push(now);
+        let more = self.losses.len().saturating_sub(LOSSES);
+        self.losses.drain(..more);
+    }
+
+    /// Whether it falls silent so often that nothing new should rest on it: [`LOSSES`] times within [`LOSSES_MS`], the
+    /// last of them less than `steady_ms` ago.
+    pub fn is_unsteady(&self, now: TimeMs, steady_ms: u64) -> bool {
+        match self.losses.as_slice() {
+            [first, .., last] if self.losses.len() == LOSSES => {
+                last.since(*first) <= LOSSES_MS && now.since(*last) < steady_ms
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A drain, from the asking for it until the node is uncordoned or has returned. Its owner is the drainer; what is

@@ -29,10 +29,10 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::SESSION_TIMEOUT;
 use crate::bmc::SimBmc;
 use crate::store::{Outbox, SimKv};
 use crate::tasks::{SimClock, Tasks};
+use crate::{SESSION_TIMEOUT, STEADY};
 
 /// The process of a controller. It dies as a whole.
 pub struct Process {
@@ -126,7 +126,7 @@ impl Process {
             clock,
             office: held,
             key,
-            sessions: Arc::new(Sessions::new(SESSION_TIMEOUT)),
+            sessions: Arc::new(Sessions::new(SESSION_TIMEOUT, STEADY)),
             journals: Arc::new(Journals::default()),
             // Nothing passes a gate here.
             trail: Arc::new(Trail::new(ControllerId(Uuid::from_u128(0x500 + at as u128)), PathBuf::new())),

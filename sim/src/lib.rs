@@ -40,6 +40,8 @@ use world::{Event, World, node_id};
 
 /// After so much silence a node is unreachable.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// For how long a node whose link flaps has to be heard before it takes VMs again.
+pub const STEADY: Duration = Duration::from_secs(40);
 /// How long a storage lease is, and what its watchdog may take.
 pub const LEASE_MS: u64 = 6_000;
 pub const WATCHDOG_MS: u64 = 1_000;

@@ -62,6 +62,15 @@ impl Controller {
         Ok(Self { name, address, metrics, data_dir, log, version, config, entry, process: None })
     }
 
+    /// Sets a key outside all sections; it counts from the next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, line: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, format!("{line}\n{text}"))?)
+    }
+
     /// Adds sections to the configuration; they count from the next start.
     ///
     /// # Errors

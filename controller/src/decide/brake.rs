@@ -47,9 +47,14 @@ fn is_silent(node: &Node) -> bool {
             || node.status.goodbye.map(|said| said.session) != node.status.session)
 }
 
+/// So few of all nodes that what they have in common may be chance: each is looked at for itself.
+pub fn are_few(some: usize, nodes: usize) -> bool {
+    some <= ALWAYS_FREE || some * 100 <= nodes * FREE_PERCENT
+}
+
 /// The rule itself: so many nodes in all, those that are silent, and the keys of guarded failure domains.
 fn brake(nodes: usize, silent: &[&Node], guarded: &BTreeSet<String>) -> Option<Braked> {
-    if silent.len() <= ALWAYS_FREE || silent.len() * 100 <= nodes * FREE_PERCENT {
+    if are_few(silent.len(), nodes) {
         return None;
     }
     let one_value = |key: &String| {

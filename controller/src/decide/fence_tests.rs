@@ -39,6 +39,69 @@ fn volume_of_8_mib() -> Amounts {
     [(Measure::Volumes, 1), (Measure::DiskMib, 8)].into_iter().collect()
 }
 
+#[test]
+fn a_node_whose_link_flaps_takes_vms_again_when_it_is_steady() {
+    const STEADY_MS: u64 = 180_000;
+    let mut lost = Lost::new();
+    let ready = |lost: &Lost| {
+        let status = lost.node().status;
+        (status.phase, status.conditions.get("Ready").map(|ready| ready.reason.clone()).unwrap_or_default())
+    };
+    let back = |lost: &mut Lost, steady_ms| {
+        lost.hello();
+        node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, "", steady_ms);
+    };
+    let lose = |lost: &mut Lost, after_ms| {
+        lost.moment.now = lost.moment.now.plus_ms(after_ms);
+        node::lose(&mut lost.draft, &mut lost.moment, node_id(LOST), "silent again");
+    };
+    // Lost once by `new`, and a second time.
+    back(&mut lost, STEADY_MS);
+    lose(&mut lost, 20_000);
+    back(&mut lost, STEADY_MS);
+    assert_eq!(ready(&lost), (NodePhase::Ready, "Healthy".into()), "twice may be chance");
+    lose(&mut lost, 20_000);
+    assert_eq!(ready(&lost), (NodePhase::Unreachable, "AgentSilent".into()));
+    back(&mut lost, STEADY_MS);
+    assert_eq!(ready(&lost), (NodePhase::NotReady, "Unsteady".into()));
+    // Each report says so anew, and an illness is told of before.
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, "no libvirt", STEADY_MS);
+    assert_eq!(ready(&lost), (NodePhase::NotReady, "Unhealthy".into()));
+    back(&mut lost, STEADY_MS);
+    lost.moment.now = lost.moment.now.plus_ms(STEADY_MS - 1);
+    node::release(&mut lost.draft, &mut lost.moment, node_id(LOST), STEADY_MS);
+    assert_eq!(ready(&lost), (NodePhase::NotReady, "Unsteady".into()));
+    lost.moment.now = lost.moment.now.plus_ms(1);
+    assert_eq!(node::steady_again(lost.draft.view(), lost.moment.now, STEADY_MS), [node_id(LOST)]);
+    node::release(&mut lost.draft, &mut lost.moment, node_id(LOST), STEADY_MS);
+    assert_eq!(ready(&lost), (NodePhase::Ready, "Steady".into()));
+    // Three losses that lie farther apart are three losses.
+    lose(&mut lost, 600_000);
+    back(&mut lost, STEADY_MS);
+    assert_eq!(ready(&lost).0, NodePhase::Ready);
+    // Where it is wanted so, a node that is heard is believed.
+    for _ in 0..3 {
+        lose(&mut lost, 1_000);
+        back(&mut lost, 0);
+    }
+    assert_eq!(ready(&lost).0, NodePhase::Ready);
+}
+
+#[test]
+fn where_many_links_flap_no_node_is_held() {
+    let mut lost = Lost::new();
+    let nodes: Vec<NodeId> = lost.draft.view().nodes.iter().map(|row| row.id()).collect();
+    assert!(nodes.len() > 2);
+    for id in &nodes {
+        let mut node = (*lost.draft.view().nodes.get(*id).unwrap().value).clone();
+        node.status.losses = vec![TimeMs(1), TimeMs(2), TimeMs(3)];
+        lost.draft.put(node);
+    }
+    lost.hello();
+    node::set_health(&mut lost.draft, &mut lost.moment, node_id(LOST), AGAIN, "", 180_000);
+    assert_eq!(lost.node().status.phase, NodePhase::Ready);
+}
+
 fn silence() -> Evidence {
     let silence = Silence { counter: 7, lease_ms: 6_000, watchdog_timeout_ms: 1_000, apart_ms: 8_200 };
     Evidence::StorageSilence { pool: POOL, silence }
@@ -105,7 +168,7 @@ impl Lost {
 
     /// The complete report of the session after the loss.
     fn report_well(&mut self) {
-        node::set_health(&mut self.draft, &mut self.moment, node_id(LOST), AGAIN, "");
+        node::set_health(&mut self.draft, &mut self.moment, node_id(LOST), AGAIN, "", 0);
     }
 
     /// Makes the pool a local one.

@@ -4,17 +4,24 @@ use tamdao_model::assignment::Intent;
 use tamdao_model::condition::ConditionStatus;
 use tamdao_model::event::Severity;
 use tamdao_model::fence::{self, Goodbye, NodeEvent};
-use tamdao_model::node::{Inventory, Node, NodePhase};
+use tamdao_model::node::{Inventory, LOSSES, LOSSES_MS, Node, NodePhase};
 use tamdao_model::vm;
-use tamdao_model::{Kind, NodeId, SessionId, VmId};
+use tamdao_model::{Kind, NodeId, SessionId, TimeMs, VmId};
 use tamdao_seams::{Mutant, has};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
 
-use super::{event, is_reachable, move_step, put_vm, went_back};
+use super::{brake, event, is_reachable, move_step, put_vm, went_back};
 use crate::admission::Moment;
 use crate::refusal::Refusal;
+
+/// Why a session is refused: the machine is another than the node's.
+pub const CLONED: &str = "ClonedNode";
+/// Why a session is refused: the node is heard at this moment, on another boot.
+pub const SECOND: &str = "SecondSession";
+/// Why a node that is heard and healthy takes nothing new: its link flaps.
+const UNSTEADY: &str = "Unsteady";
 
 /// What an agent says when it opens a session.
 #[derive(Debug, Clone)]
@@ -48,7 +55,7 @@ pub fn open_session(
             "node {} is known with host UUID {}, and {} speaks in its name",
             node.meta.name, node.status.host_uuid, opening.host_uuid
         );
-        return Err(Refusal::precondition("ClonedNode", message)
+        return Err(Refusal::precondition(CLONED, message)
             .hint("a machine was cloned with its certificate: remove the agent's data directory there and join it anew"));
     }
     if node.status.boot_id != opening.boot_id {
@@ -93,7 +100,16 @@ pub fn take_inventory(draft: &mut Draft, id: NodeId, inventory: &Inventory) {
 
 /// The complete report of a node's last session has been taken: it is heard, and healthy or not. One that comes back from
 /// being fenced is neither before it has confirmed that nothing which runs elsewhere by now is left on it.
-pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: SessionId, health: &str) {
+///
+/// One that fell silent again and again is healthy only `steady_ms` after the last time; 0 believes it at once.
+pub fn set_health(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    id: NodeId,
+    session: SessionId,
+    health: &str,
+    steady_ms: u64,
+) {
     let Some(row) = draft.view().nodes.get(id).filter(|row| row.status.session == Some(session)) else {
         return;
     };
@@ -106,6 +122,15 @@ pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: S
         advance(draft, moment, id, NodeEvent::Cleared, ConditionStatus::False, "Returned", message);
     }
     match health {
+        "" if is_held(draft.view(), id, moment.now, steady_ms) => {
+            let message = format!(
+                "it fell silent {LOSSES} times within {} min; it takes VMs again when it has been heard for {} s without \
+                 a break",
+                LOSSES_MS / 60_000,
+                steady_ms / 1_000
+            );
+            advance(draft, moment, id, NodeEvent::Unhealthy, ConditionStatus::False, UNSTEADY, &message);
+        }
         "" => {
             let message = "the agent is heard and libvirt works";
             advance(draft, moment, id, NodeEvent::Healthy, ConditionStatus::True, "Healthy", message);
@@ -116,9 +141,45 @@ pub fn set_health(draft: &mut Draft, moment: &mut Moment, id: NodeId, session: S
     }
 }
 
+/// Whether a node that is heard takes nothing new because its link flaps. Where many do it is the network, and holding
+/// them all would only leave VMs without a place.
+fn is_held(view: &View, id: NodeId, now: TimeMs, steady_ms: u64) -> bool {
+    let unsteady = |node: &Node| node.status.is_unsteady(now, steady_ms);
+    view.nodes.get(id).is_some_and(|row| unsteady(row))
+        && brake::are_few(view.nodes.iter().filter(|row| unsteady(row)).count(), view.nodes.len())
+}
+
+/// Nodes that were held for their flapping links and have been heard for long enough since.
+pub fn steady_again(view: &View, now: TimeMs, steady_ms: u64) -> Vec<NodeId> {
+    let held = |node: &Node| {
+        node.status.phase == NodePhase::NotReady
+            && node.status.conditions.get("Ready").is_some_and(|ready| ready.reason == UNSTEADY)
+    };
+    let rows = view.nodes.iter().filter(|row| held(row) && !is_held(view, row.id(), now, steady_ms));
+    rows.map(|row| row.id()).collect()
+}
+
+/// A node that was held for its flapping link takes VMs again.
+pub fn release(draft: &mut Draft, moment: &mut Moment, id: NodeId, steady_ms: u64) {
+    if steady_again(draft.view(), moment.now, steady_ms).contains(&id) {
+        let message = "it has been heard for long enough without a break";
+        advance(draft, moment, id, NodeEvent::Healthy, ConditionStatus::True, "Steady", message);
+    }
+}
+
+/// Another machine spoke in this node's name and was refused.
+pub fn tell_of_clone(draft: &mut Draft, moment: &mut Moment, id: NodeId, reason: &str, message: &str) {
+    let Some(node) = draft.view().nodes.get(id).map(|row| row.value.clone()) else { return };
+    event(draft, moment, &*node, Severity::Warning, reason, message, "controller");
+}
+
 /// The node's agent has been silent for too long. Its VMs are left alone until something is proven.
 pub fn lose(draft: &mut Draft, moment: &mut Moment, id: NodeId, message: &str) {
     advance(draft, moment, id, NodeEvent::Lost, ConditionStatus::Unknown, "AgentSilent", message);
+    if let Some(mut node) = draft.view().nodes.get(id).map(|row| (*row.value).clone()) {
+        node.status.note_loss(moment.now);
+        draft.put(node);
+    }
     // One that was on its way back is Fenced again, by the proofs that it had.
     move_step::fenced(draft, moment, id);
 }

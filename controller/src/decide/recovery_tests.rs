@@ -118,7 +118,7 @@ impl Restored {
         let part = Part { whole: Some(recovery::living(&vms)), vms, ..Part::default() };
         self.take(at, &part);
         recovery::heard_all(&mut self.draft, node_id(at), session(at));
-        node::set_health(&mut self.draft, &mut self.moment, node_id(at), session(at), "");
+        node::set_health(&mut self.draft, &mut self.moment, node_id(at), session(at), "", 0);
     }
 
     fn take(&mut self, at: u128, part: &Part) {

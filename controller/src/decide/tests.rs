@@ -405,9 +405,9 @@ fn a_goodbye_is_recorded_at_once_and_only_of_the_present_session() {
     assert_eq!(told(&draft), (NodePhase::Unreachable, Some("Goodbye".into())));
     assert_eq!(draft.view().events.len(), events + 1);
     // The next session's first report ends it.
-    node::set_health(&mut draft, &mut moment, id, SessionId(Uuid::from_u128(99)), "");
+    node::set_health(&mut draft, &mut moment, id, SessionId(Uuid::from_u128(99)), "", 0);
     assert_eq!(told(&draft).0, NodePhase::Unreachable, "another session's says nothing");
-    node::set_health(&mut draft, &mut moment, id, SESSION, "");
+    node::set_health(&mut draft, &mut moment, id, SESSION, "", 0);
     assert_eq!(told(&draft), (NodePhase::Ready, Some("Healthy".into())));
 }
 

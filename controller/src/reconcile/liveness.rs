@@ -67,6 +67,14 @@ impl Loop for Liveness {
             }
             refresh(shared, id).await?;
         }
+        let steady_ms = shared.sessions.steady_ms();
+        for id in node::steady_again(&shared.cache.view(), shared.clock.now(), steady_ms) {
+            let decided = shared.writer.submit(move |draft, moment| {
+                node::release(draft, moment, id, steady_ms);
+                Ok(())
+            });
+            decided.await?;
+        }
         Ok(0)
     }
 }

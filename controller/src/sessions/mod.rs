@@ -33,6 +33,8 @@ pub use stream::{AgentApi, hold};
 const TO_AGENT: usize = 256;
 /// Lease readings that wait for the fencer at most.
 const READINGS: usize = 1_024;
+/// A machine that speaks in another's name is told of so often.
+const CLONE_TOLD: Duration = Duration::from_secs(600);
 
 /// The sessions that are open here.
 pub struct Sessions {
@@ -42,6 +44,10 @@ pub struct Sessions {
     tunnels: tunnel::Waiting,
     progress: progress::Progress,
     timeout: Duration,
+    /// For how long a node whose link flaps has to be heard before it takes VMs again.
+    steady: Duration,
+    /// When it was last told of each node, and why, that another machine speaks in its name.
+    clones: Mutex<BTreeMap<(NodeId, &'static str), Instant>>,
     /// Looks at other nodes' leases that agents have sent and the fencer has not taken yet.
     readings: Mutex<Vec<LeaseTold>>,
     /// Held by whoever readies the records of a store that went back in time.
@@ -88,14 +94,17 @@ struct Dirty {
 }
 
 impl Sessions {
-    /// `timeout` is after how much silence an agent counts as unreachable.
-    pub fn new(timeout: Duration) -> Self {
+    /// `timeout` is after how much silence an agent counts as unreachable; `steady`, for how long a node whose link flaps
+    /// has to be heard before it takes VMs again.
+    pub fn new(timeout: Duration, steady: Duration) -> Self {
         Self {
             open: Mutex::default(),
             arriving: Mutex::default(),
             tunnels: tunnel::Waiting::default(),
             progress: progress::Progress::default(),
             timeout,
+            steady,
+            clones: Mutex::default(),
             readings: Mutex::default(),
             readying: tokio::sync::Mutex::default(),
         }
@@ -103,6 +112,21 @@ impl Sessions {
 
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    pub fn steady_ms(&self) -> u64 {
+        u64::try_from(self.steady.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether an event should tell that another machine speaks in this node's name: it tries again every few seconds.
+    fn is_news_of_clone(&self, node: NodeId, reason: &'static str, now: Instant) -> bool {
+        let mut clones = self.clones.lock().expect("no holder of the lock panics");
+        let is_news =
+            clones.get(&(node, reason)).is_none_or(|told| now.saturating_duration_since(*told) > CLONE_TOLD);
+        if is_news {
+            clones.insert((node, reason), now);
+        }
+        is_news
     }
 
     /// When this node was last heard, if it has a session here.
@@ -376,8 +400,11 @@ mod tests {
 
     #[test]
     fn an_agent_whose_hello_is_being_committed_is_not_silent() {
-        let (sessions, node, now) =
-            (Sessions::new(Duration::from_secs(5)), NodeId(Uuid::from_u128(1)), Instant::now());
+        let (sessions, node, now) = (
+            Sessions::new(Duration::from_secs(5), Duration::ZERO),
+            NodeId(Uuid::from_u128(1)),
+            Instant::now(),
+        );
         let (first, second) = (sessions.arrive(node), sessions.arrive(node));
         drop(first);
         assert_eq!(sessions.silence(node, now), Some(Duration::ZERO));

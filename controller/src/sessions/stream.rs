@@ -26,7 +26,7 @@ use super::{Deaf, Dirty, Heard, LeaseTold, Session, TO_AGENT, expand, read_id};
 use crate::admission::Moment;
 use crate::api::open_user_data;
 use crate::auth::{self, Principal};
-use crate::decide::node::{self as decide, Opening};
+use crate::decide::node::{self as decide, CLONED, Opening, SECOND};
 use crate::decide::recovery;
 use crate::decide::report::{self, CHUNK, Part};
 use crate::decide::went_back;
@@ -144,11 +144,25 @@ pub async fn hold(
     requests: impl Stream<Item = Result<agent::SessionRequest, Status>> + Send + Unpin,
     to_agent: ToAgents,
 ) {
-    let Err(ending) = serve(shared, node, requests, to_agent.clone()).await else { return };
+    let Err(ending) = serve(shared.clone(), node, requests, to_agent.clone()).await else { return };
+    let now = shared.clock.instant();
     let message = match ending {
         Ending::Redirect(redirect) => ToAgent::Redirect(redirect),
         Ending::Refused(refusal) => {
             tracing::warn!(%node, error = %refusal, "session refused");
+            if matches!(refusal.reason, CLONED | SECOND)
+                && shared.sessions.is_news_of_clone(node, refusal.reason, now)
+            {
+                let (reason, message) = (refusal.reason, refusal.message.clone());
+                let decided = shared.writer.submit(move |draft, moment| {
+                    decide::tell_of_clone(draft, moment, node, reason, &message);
+                    Ok(())
+                });
+                // It will speak again, and be told of then.
+                if let Err(error) = decided.await {
+                    tracing::warn!(%node, %error, "refused clone not recorded");
+                }
+            }
             ToAgent::Refusal(agent::Refusal { reason: refusal.reason.into(), message: refusal.message })
         }
     };
@@ -230,12 +244,15 @@ async fn open(
         Err(refusal) if refusal.code == tonic::Code::Unavailable => return Ok(None),
         judged => judged?,
     }
+    // One with another UUID is refused for good, and told so, where the hello is committed.
+    let known = shared.cache.view().nodes.get(node).map(|row| row.status.host_uuid);
     if let Some(present) = shared.sessions.get(node)
         && present.boot_id != opening.boot_id
+        && known == Some(opening.host_uuid)
         && present.silence(shared.clock.instant()) < Duration::from_secs(3)
     {
         let message = "another machine speaks in this node's name right now".to_owned();
-        return Err(Refusal::precondition("SecondSession", message).hint(
+        return Err(Refusal::precondition(SECOND, message).hint(
             "a machine was cloned with its certificate: remove the agent's data directory on one of them",
         ));
     }
@@ -400,9 +417,10 @@ fn take_report(
     if report.complete {
         handed_in.push(hand_in(shared, move |draft, _| recovery::heard_all(draft, id, session)));
     }
-    let health = report.health;
-    handed_in
-        .push(hand_in(shared, move |draft, moment| decide::set_health(draft, moment, id, session, &health)));
+    let (health, steady_ms) = (report.health, shared.sessions.steady_ms());
+    handed_in.push(hand_in(shared, move |draft, moment| {
+        decide::set_health(draft, moment, id, session, &health, steady_ms);
+    }));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod cloud;
 mod cluster;
 mod faces;
 mod fencing;
+mod links;
 mod moves;
 mod people;
 mod redfish;

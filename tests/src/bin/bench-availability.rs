@@ -41,7 +41,7 @@ async fn main() -> Result<()> {
             _ => bail!("usage: bench-availability [--lease-ms MS] [--json FILE]"),
         }
     }
-    let cloud = Cloud::builder().controllers(3).nodes(3).leases_of(lease_ms).start().await?;
+    let cloud = Cloud::builder().controllers(3).nodes(3).leases_of(lease_ms).believing().start().await?;
     let mut bench = Bench { cloud, lease_ms, rows: Vec::new() };
     bench.losses().await?;
     let Bench { cloud, rows, .. } = bench;

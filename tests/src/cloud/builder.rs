@@ -28,6 +28,7 @@ pub struct Builder {
     /// The storage lease, ms, of nodes that share a pool.
     shared: Option<u64>,
     etcd: bool,
+    believing: bool,
     version: Version,
 }
 
@@ -40,6 +41,7 @@ impl Builder {
             furnished: true,
             shared: None,
             etcd: false,
+            believing: false,
             version: Version::Present,
         }
     }
@@ -84,6 +86,14 @@ impl Builder {
         self
     }
 
+    /// Nodes that fall silent again and again take VMs as soon as they are heard: faults come faster in a measurement than
+    /// anywhere else.
+    #[must_use]
+    pub fn believing(mut self) -> Self {
+        self.believing = true;
+        self
+    }
+
     /// With controllers and agents of the release before this version.
     #[must_use]
     pub fn released(mut self) -> Self {
@@ -122,6 +132,9 @@ impl Builder {
                 }
             };
             controller.version = self.version;
+            if self.believing {
+                controller.set("steady_ms = 0")?;
+            }
             controllers.push(controller);
         }
         let etcd = (self.etcd || all_on_etcd()?).then(|| Etcd::start(&slot)).transpose()?;

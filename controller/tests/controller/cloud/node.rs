@@ -10,7 +10,7 @@ use tamdao_proto::agent::v1::agent_service_client::AgentServiceClient;
 use tamdao_proto::agent::v1::session_request::Message as Said;
 use tamdao_proto::agent::v1::session_response::Message as Heard;
 use tamdao_proto::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
@@ -31,6 +31,7 @@ pub struct Node {
     pub name: String,
     pub host_uuid: Uuid,
     guests: Guests,
+    link: watch::Sender<bool>,
     session: tokio::task::JoinHandle<()>,
 }
 
@@ -38,17 +39,31 @@ impl Node {
     /// Joins and holds a session.
     pub async fn join(cloud: &Cloud, name: &str) -> Self {
         let (_, user, host_uuid) = cloud.host(name).await;
+        Self::speak(cloud, name, user, host_uuid)
+    }
+
+    /// Holds sessions under this identity, from a boot of its own.
+    pub fn speak(cloud: &Cloud, name: &str, user: User, host_uuid: Uuid) -> Self {
         let guests = Guests::default();
         let (address, kept) = (cloud.address(0).to_owned(), guests.clone());
         let boot_id = Uuid::new_v4().to_string();
+        let (link, mut up) = watch::channel(true);
         let session = tokio::spawn(async move {
-            loop {
+            while up.wait_for(|up| *up).await.is_ok() {
                 // A session that breaks is followed by the next.
-                let _ = session(&user, &kept, &address, &boot_id, host_uuid).await;
+                tokio::select! {
+                    _ = session(&user, &kept, &address, &boot_id, host_uuid) => {}
+                    _ = cut_off(up.clone()) => {}
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
-        Self { name: name.into(), host_uuid, guests, session }
+        Self { name: name.into(), host_uuid, guests, link, session }
+    }
+
+    /// Is heard, or is not, until it is told otherwise.
+    pub fn link(&self, up: bool) {
+        self.link.send_replace(up);
     }
 
     /// Is never heard again. What it runs, it runs on.
@@ -59,6 +74,11 @@ impl Node {
     pub fn runs(&self) -> BTreeMap<String, u64> {
         self.guests.lock().unwrap().clone()
     }
+}
+
+async fn cut_off(mut up: watch::Receiver<bool>) {
+    // A node that is gone ends its sessions itself.
+    let _ = up.wait_for(|up| !up).await;
 }
 
 fn obey(guests: &Guests, assignment: &agent::Assignment) -> agent::Report {

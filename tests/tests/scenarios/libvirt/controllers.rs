@@ -1,10 +1,11 @@
-//! Without any controller guests run on, and controllers that come back touch none.
+//! Without any controller, or with followers only, guests run on, and controllers that come back touch none.
 
 use anyhow::ensure;
-use tamdao_proto::v1::VmPhase;
+use tamdao_proto::v1::{Node, NodePhase, VmPhase};
 use tamdao_tests::guest::READY;
+use tamdao_tests::island::Way;
 use tamdao_tests::wait::{BOOT, SOON};
-use tamdao_tests::{Cloud, Result, eventually, not_yet};
+use tamdao_tests::{Cloud, Result, api, eventually, not_yet};
 
 #[tokio::test]
 async fn guests_outlive_all_controllers() -> Result<()> {
@@ -52,4 +53,31 @@ async fn guests_outlive_all_controllers() -> Result<()> {
     // And the cloud works: another guest comes up.
     cloud.create_tiny("next", &[]).await?;
     cloud.done()
+}
+
+#[tokio::test]
+async fn a_node_that_reaches_only_followers_keeps_its_guests() -> Result<()> {
+    let cloud = Cloud::builder().controllers(3).apart().nodes(1).start().await?;
+    cloud.create_tiny("web", &[]).await?;
+    cloud.guest("web").says(READY, 1).await?;
+    let qemus = cloud.testbed.qemus("n1")?;
+    let leader = cloud.leader().await?;
+    cloud.islands[leader].cut(&[cloud.testbed.address(11)], Way::Both)?;
+    // The others know who leads, and say so; the agent hears it and does not get there.
+    cloud.node_becomes("n1", "Unreachable", |node| phase(node) == NodePhase::Unreachable).await?;
+    ensure!(cloud.leader().await? == leader, "the leader leads on: its followers hear it");
+    let vm = cloud.vm("web").await?;
+    ensure!(api::phase(&vm) == VmPhase::Unknown, "{}", api::told(&vm));
+    ensure!(cloud.testbed.qemus("n1")? == qemus, "it is another QEMU");
+    cloud.islands[leader].heal()?;
+    cloud.node_becomes("n1", "Ready", |node| phase(node) == NodePhase::Ready).await?;
+    let vm = cloud.reaches("web", VmPhase::Running).await?;
+    ensure!(vm.status.unwrap_or_default().restarts == 0, "nothing was restarted");
+    ensure!(cloud.testbed.qemus("n1")? == qemus, "it is another QEMU");
+    ensure!(cloud.guest("web").boots().await? == 1, "the guest booted again");
+    cloud.done()
+}
+
+fn phase(node: &Node) -> NodePhase {
+    node.status.as_ref().map(|status| status.phase()).unwrap_or_default()
 }

@@ -156,7 +156,7 @@ pub async fn run(config: &Config, outside: Outside, stop: CancellationToken) -> 
     };
     let serving_moves = listener.map(|listener| moves::serve(operator.clone(), listener));
     let _moves = serving_moves.map(|serving| AbortOnDropHandle::new(tokio::spawn(serving)));
-    let node = Node::new(operator, configured, reports, readings, answers);
+    let node = Node::new(operator, configured, config.boots_at_once, reports, readings, answers);
     let nothing_runs = tokio::select! {
         nothing_runs = node.run(heard, stop) => nothing_runs,
         failed = serving => return Ok(failed?),

@@ -78,6 +78,7 @@ struct File {
     #[serde(default)]
     moves_bandwidth_mib: u32,
     image_cache_mib: Option<u64>,
+    boots_at_once: Option<usize>,
     #[serde(default)]
     log_format: LogFormat,
     #[serde(default)]
@@ -110,6 +111,8 @@ pub struct Config {
     pub moves_bandwidth_mib: u32,
     /// How much the image cache may hold, MiB. Images in use are kept beyond it.
     pub image_cache_mib: u64,
+    /// So many guests boot side by side; those of a higher priority first.
+    pub boots_at_once: usize,
     pub log_format: LogFormat,
     pub spoofing: Spoofing,
     /// The kernel's boot id; another file lets a test give several nodes of one machine boots of their own.
@@ -207,6 +210,10 @@ impl File {
         if image_cache_mib < 64 {
             return Err(("image_cache_mib", "less than 64 MiB holds no image".to_owned()));
         }
+        let boots_at_once = self.boots_at_once.unwrap_or(8);
+        if !(1..=1_000).contains(&boots_at_once) {
+            return Err(("boots_at_once", "give 1 to 1000".to_owned()));
+        }
         let storage_lease_ms = self.storage_lease_ms.unwrap_or(60_000);
         if !(LEASE_MIN_MS..=LEASE_MAX_MS).contains(&storage_lease_ms) {
             return Err(("storage_lease_ms", format!("give {LEASE_MIN_MS} to {LEASE_MAX_MS}")));
@@ -229,6 +236,7 @@ impl File {
             moves_listen,
             moves_bandwidth_mib: self.moves_bandwidth_mib,
             image_cache_mib,
+            boots_at_once,
             log_format: self.log_format,
             spoofing: self.spoofing,
             boot_id_file,
@@ -305,6 +313,7 @@ mod tests {
             ("name = \"a\"\nstorage_lease_ms = 5", "`storage_lease_ms`"),
             ("name = \"a\"\nkeeper_socket = \"x\"", "`keeper_socket`"),
             ("name = \"a\"\nimage_cache_mib = 1", "`image_cache_mib`"),
+            ("name = \"a\"\nboots_at_once = 0", "`boots_at_once`"),
             ("name = \"a\"\naddress = \"10.0.0.1/24\"", "`address`"),
             ("name = \"a\"\nlibvirt_uri = \"system\"", "`libvirt_uri`"),
             ("colour = 1", "colour"),

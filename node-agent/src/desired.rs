@@ -133,6 +133,8 @@ pub struct WantedVm {
     pub action: Option<WantedAction>,
     pub stop_force: bool,
     pub stop_ms: u64,
+    /// Of those that are due at once the highest start first.
+    pub priority: u32,
     /// With the intents incoming and outgoing.
     pub moving: Option<WantedMove>,
     /// Received in the present session. Only a fresh entry lets anything begin.
@@ -362,6 +364,7 @@ fn parse_vm(vm: &wire::AssignedVm) -> WantedVm {
         action,
         stop_force: vm.stop_force,
         stop_ms: seconds_or_default(vm.stop_deadline_s),
+        priority: vm.priority,
         moving,
         fresh: true,
         fault,

@@ -23,6 +23,7 @@ use crate::keeper::KeeperFact;
 use crate::ledger::{REMEMBER_S, State};
 use crate::moves::{Arrival, Arrivals};
 use crate::operate::{Context, OperateError, Operator};
+use crate::reconcile::turns::Turns;
 use crate::reconcile::{self, Efforts, FileFact, Go, PoolFact, Step, Subject, View};
 use crate::session::{Answered, Event};
 use crate::volume;
@@ -33,8 +34,6 @@ const PERIOD: Duration = Duration::from_secs(5);
 const POOL_PATIENCE: Duration = Duration::from_secs(3);
 /// How long steps may take to end when the agent is to stop.
 const FINISH: Duration = Duration::from_secs(10);
-/// How many steps work side by side.
-const STEPS_AT_ONCE: usize = 16;
 /// How many rounds of ledger-only steps one pass may take.
 const ROUNDS: usize = 8;
 
@@ -73,6 +72,7 @@ pub struct Node {
     looking: BTreeMap<Uuid, JoinHandle<PoolLook>>,
     efforts: Efforts,
     busy: BTreeMap<Subject, Step>,
+    turns: Turns,
     steps: JoinSet<Result<(), OperateError>>,
     at_work: BTreeMap<Id, (Step, (u64, u64))>,
     guests: watch::Receiver<BTreeMap<Uuid, GuestStatus>>,
@@ -92,12 +92,13 @@ pub struct Node {
 }
 
 impl Node {
-    /// `configured` are the controllers of the configuration; reports go out by `reports`, readings of other nodes'
+    /// `configured` are the controllers of the configuration, `boots_at_once` guests boot side by side; reports go out by `reports`, readings of other nodes'
     /// leases by `readings`. `answered` says how long the leader was there.
     #[must_use]
     pub fn new(
         operator: Arc<Operator>,
         configured: Vec<String>,
+        boots_at_once: usize,
         reports: watch::Sender<Option<Arc<wire::Report>>>,
         readings: mpsc::Sender<wire::LeaseReading>,
         answered: watch::Receiver<Option<Answered>>,
@@ -120,6 +121,7 @@ impl Node {
             looking: BTreeMap::new(),
             efforts: Efforts::default(),
             busy: BTreeMap::new(),
+            turns: Turns::new(boots_at_once),
             steps: JoinSet::new(),
             at_work: BTreeMap::new(),
             guests,
@@ -278,8 +280,10 @@ impl Node {
                 self.efforts.clear(&subject);
                 metrics::counter!("tamdao_agent_steps_total", "step" => step.kind(), "result" => "done")
                     .increment(1);
-                if let Step::RecordEnd { vm, .. } = step {
-                    self.exits.remove(vm);
+                match step {
+                    Step::RecordEnd { vm, .. } => drop(self.exits.remove(vm)),
+                    Step::Start { vm, .. } => self.turns.began(*vm, now_ms),
+                    _ => {}
                 }
                 if matches!(step, Step::FetchImage { .. }) {
                     self.evict();
@@ -358,7 +362,7 @@ impl Node {
                 busy: &self.busy,
             });
             decision.well.iter().for_each(|subject| self.efforts.clear(subject));
-            let (notes, work): (Vec<_>, Vec<_>) = decision.steps.into_iter().partition(is_note);
+            let (notes, work): (Vec<_>, Vec<_>) = decision.steps.into_iter().partition(Step::is_note);
             // Notes are quick, and what is said should be said with them taken.
             for step in &notes {
                 let (context, stamp) = (self.context(step, now_ms), self.stamp(step));
@@ -369,14 +373,13 @@ impl Node {
                 continue;
             }
             self.say(decision.report);
-            for step in work.into_iter().take(STEPS_AT_ONCE.saturating_sub(self.busy.len())) {
-                self.begin(step, now_ms);
-            }
+            let (due, booted_ms) = self.turns.take(work, &self.busy, &self.domains, &self.desired, now_ms);
+            due.into_iter().for_each(|step| self.begin(step, now_ms));
             metrics::gauge!("tamdao_agent_steps_at_work").set(self.busy.len() as f64);
             if self.away.is_none() {
                 metrics::gauge!("tamdao_agent_reconcile_last_success_seconds").set(wall_seconds());
             }
-            return decision.wake_ms;
+            return decision.wake_ms.into_iter().chain(booted_ms).min();
         }
         Some(boot_clock_ms())
     }
@@ -569,18 +572,6 @@ impl Node {
             tracing::error!(error = %error, "ledger cannot be written");
         }
     }
-}
-
-/// Steps that only write down, and are taken at once.
-fn is_note(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::RecordEnd { .. }
-            | Step::Recognise { .. }
-            | Step::Tidy { .. }
-            | Step::Keep { .. }
-            | Step::LetGo { .. }
-    )
 }
 
 fn not_ready(message: String) -> PoolFact {

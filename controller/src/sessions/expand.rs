@@ -173,6 +173,7 @@ fn vm_entry(
         told.machine = Some(agent::Machine { cells: cells(view, node, entry), ..machine(view, vm, open) });
         told.action = vm.spec.action.as_ref().map(show_action);
         told.first_start = vm.status.platform.is_none();
+        told.priority = vm.spec.priority;
     }
     told
 }

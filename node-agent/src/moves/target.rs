@@ -184,6 +184,7 @@ mod tests {
             action: None,
             stop_force: false,
             stop_ms: 0,
+            priority: 0,
             moving: Some(moving.clone()),
             fresh: true,
             fault: None,

@@ -13,6 +13,7 @@ mod guest;
 mod moving;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -229,6 +230,19 @@ impl Step {
             | Self::GrowVolume { volume, .. }
             | Self::DeleteVolume { volume } => Subject::Volume(*volume),
         }
+    }
+
+    /// Whether it only writes down, and is taken at once.
+    #[must_use]
+    pub fn is_note(&self) -> bool {
+        matches!(
+            self,
+            Self::RecordEnd { .. }
+                | Self::Recognise { .. }
+                | Self::Tidy { .. }
+                | Self::Keep { .. }
+                | Self::LetGo { .. }
+        )
     }
 
     /// The kind, for back-off and logs.

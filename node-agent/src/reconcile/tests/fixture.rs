@@ -74,6 +74,7 @@ pub fn wanted_vm() -> WantedVm {
         action: None,
         stop_force: false,
         stop_ms: 120_000,
+        priority: 0,
         moving: None,
         fresh: true,
         fault: None,

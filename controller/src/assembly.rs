@@ -37,6 +37,7 @@ use crate::office;
 use crate::oidc::Issuer;
 use crate::peers::Peers;
 use crate::pki::PkiError;
+use crate::reconcile::courier::Courier;
 use crate::reconcile::journalist::Journalist;
 use crate::reconcile::{Board, drive};
 use crate::refusal::Refusal;
@@ -157,6 +158,7 @@ impl Controller {
                 store: store.raft.as_ref().map(|raft| Routes::new(raft.service())).unwrap_or_default(),
                 images: images.clone(),
                 journals,
+                writer: shared.writer.clone(),
                 gate: Gate::new(
                     cache.clone(),
                     clock.clone(),
@@ -194,6 +196,14 @@ impl Controller {
         tasks.spawn(images::replicate(images.clone(), stop.clone()));
         tasks.spawn(images::fetch(images, stop.clone()));
         tasks.spawn(office::run(shared.clone(), store.election, office_sender, stop.clone()));
+        // Before the journalist, who may let old entries go.
+        if let Some(settings) = config.syslog.clone() {
+            let courier = Courier::new(settings, forward.clone(), &shared.trail);
+            let (shared, stop) = (shared.clone(), stop.clone());
+            tasks.spawn(async move {
+                stop.run_until_cancelled(drive(courier, shared, None)).await;
+            });
+        }
         tasks.spawn({
             let journalist = Journalist::new(config.journal, forward.clone());
             let (shared, stop) = (shared.clone(), stop.clone());

@@ -8,6 +8,7 @@ mod backup;
 mod etcd;
 mod oidc_file;
 mod rates;
+mod syslog_file;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,10 +26,12 @@ use backup::BackupFile;
 use etcd::EtcdFile;
 use oidc_file::OidcFile;
 use rates::RatesFile;
+use syslog_file::SyslogFile;
 
 use crate::backups;
 use crate::oidc;
 use crate::rate::Allowances;
+use crate::syslog;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -53,6 +56,8 @@ pub struct Config {
     pub journal: Keep,
     /// Backups that are made by themselves; none where the operator makes them.
     pub backup: Option<backups::Settings>,
+    /// Who receives the audit log as syslog; none where nobody does.
+    pub syslog: Option<syslog::Settings>,
     /// Who vouches for people; none where only tokens come in.
     pub oidc: Option<oidc::Settings>,
     /// What callers and agencies may ask of this controller.
@@ -206,6 +211,7 @@ struct File {
     #[serde(default)]
     limits: RatesFile,
     oidc: Option<OidcFile>,
+    syslog: Option<SyslogFile>,
     backup: Option<BackupFile>,
 }
 
@@ -368,6 +374,7 @@ impl File {
         let ca = read_certificates(&self.images.ca_file);
         let ca = ca.map_err(|allowed| refuse("images.ca_file", &self.images.ca_file.display(), allowed)).ok();
         let oidc = self.oidc.map(|file| file.check(&mut refuse));
+        let syslog = self.syslog.map(|file| file.check(&mut refuse));
         let backup = self.backup.and_then(|file| file.check(&mut refuse));
         if store.election_min < 2 * store.heartbeat {
             let allowed = "at least twice store.heartbeat_ms, or one lost heartbeat deposes a leader";
@@ -401,6 +408,7 @@ impl File {
                 ca_pem: ca?,
             },
             oidc,
+            syslog,
             backup,
             allowances,
             journal: Keep {

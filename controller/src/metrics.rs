@@ -58,6 +58,20 @@ pub fn describe() {
     describe_gauge!("tamdao_backup_bytes", Unit::Bytes, "Size of the backup that was made last here");
     describe_gauge!("tamdao_backup_damaged", "Files of the destination that are damaged or cannot be read");
     describe_counter!("tamdao_backup_failures_total", "Attempts to make or keep backups that failed");
+    describe_gauge!(
+        "tamdao_audit_undelivered",
+        "Entries of this controller's journal that wait for the receiver"
+    );
+    describe_gauge!(
+        "tamdao_audit_receiver_silent_seconds",
+        Unit::Seconds,
+        "Since the receiver of the audit log has taken nothing of what there is; 0 when it does"
+    );
+    describe_counter!("tamdao_audit_delivered_total", "Audit records that the receiver is proven to have");
+    describe_counter!(
+        "tamdao_audit_delivery_failures_total",
+        "Connections to the receiver without that proof"
+    );
     describe_gauge!("tamdao_store_revision", "Newest revision applied here");
     describe_gauge!("tamdao_store_oldest_revision", "Oldest revision after which a watch can begin");
     describe_gauge!(

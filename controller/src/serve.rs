@@ -25,6 +25,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::admission::Writer;
 use crate::auth::{self, Gate};
 use crate::forward::{self, Forward};
 use crate::images::Images;
@@ -50,6 +51,7 @@ pub struct Faces<A, S, E> {
     pub store: Routes,
     pub images: Arc<Images>,
     pub journals: Arc<Journals>,
+    pub writer: Writer,
     pub gate: Gate,
     pub forward: Forward,
     pub readiness: Readiness,
@@ -118,7 +120,7 @@ where
     S: agent::agent_service_server::AgentService,
     E: agent::enroll_service_server::EnrollService,
 {
-    let Faces { api, agents, enroll, store, images, journals, gate, forward, readiness } = faces;
+    let Faces { api, agents, enroll, store, images, journals, writer, gate, forward, readiness } = faces;
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(reporter, readiness.clone(), stop.clone()));
     let agents = agent::agent_service_server::AgentServiceServer::new(agents)
@@ -132,6 +134,7 @@ where
         .into_axum_router()
         .merge(crate::images::routes(images))
         .merge(crate::journals::routes(journals))
+        .merge(crate::receiver::routes(writer))
         .merge(metrics::probes(readiness))
         .route("/openapi.json", get(|| async move { json(openapi) }))
         .fallback_service(rest::service(api))

@@ -5,6 +5,8 @@
 //! as one for the sort; and a flood of one sort takes nothing from the others. No count is lost while the process lives.
 //! Deliberately absent: the writing (`reconcile/journalist.rs`).
 
+pub mod read;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -36,6 +38,18 @@ pub struct Trail {
     pub directory: PathBuf,
     waiting: Mutex<Waiting>,
     reached: watch::Sender<Reached>,
+    export: Mutex<Option<Export>>,
+}
+
+/// How far a receiver has the audit records of this journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// host:port.
+    pub receiver: String,
+    /// It has all audit records through this entry of the journal.
+    pub delivered: u64,
+    /// Why it gets nothing now; empty if it does.
+    pub trouble: String,
 }
 
 /// How far the journal has come.
@@ -74,7 +88,18 @@ struct Waiting {
 
 impl Trail {
     pub fn new(me: ControllerId, directory: PathBuf) -> Self {
-        Self { me, directory, waiting: Mutex::default(), reached: watch::Sender::default() }
+        let (waiting, reached, export) = (Mutex::default(), watch::Sender::default(), Mutex::default());
+        Self { me, directory, waiting, reached, export }
+    }
+
+    /// How far the receiver is; none where there is none.
+    pub fn export(&self) -> Option<Export> {
+        self.export.lock().expect("no holder of the lock panics").clone()
+    }
+
+    /// Says so. It must be said before anything is let go that a receiver may not have.
+    pub fn exported(&self, export: Export) {
+        *self.export.lock().expect("no holder of the lock panics") = Some(export);
     }
 
     /// Takes a record that is in no transaction. It is on disk soon, not yet.

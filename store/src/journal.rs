@@ -208,11 +208,13 @@ impl Journal {
             || (entry.revision == self.end.revision && self.end.keys.contains(&entry.key))
     }
 
-    /// Lets the oldest files go, as far as the journal keeps too much. The one that is being written stays.
+    /// Lets the oldest files go, as far as the journal keeps too much. The one that is being written stays. Where somebody
+    /// is to have all entries and has them only through `delivered`, a file that he lacks is not let go for its age; for
+    /// its size it is, since a full disk would end the journal.
     ///
     /// # Errors
     /// When a file cannot be removed.
-    pub fn trim(&self, now: TimeMs) -> Result<(), JournalError> {
+    pub fn trim(&self, now: TimeMs, delivered: Option<u64>) -> Result<(), JournalError> {
         let mut all = Vec::new();
         for path in segments(&*self.files, &self.directory)? {
             let file = self.files.open(&path, How::Read).map_err(failed(&path))?;
@@ -220,13 +222,15 @@ impl Journal {
             all.push((path, size, written));
         }
         let mut size: u64 = all.iter().map(|(_, size, _)| size).sum();
-        for (oldest, bytes, written) in all.into_iter().filter(|(path, ..)| *path != self.path) {
-            let age_ms = now.0.saturating_sub(written.0);
-            if size <= self.keep.bytes && age_ms <= self.keep.age_ms {
+        for pair in all.windows(2) {
+            let ((oldest, bytes, written), (next, ..)) = (&pair[0], &pair[1]);
+            let wanted = delivered.is_some_and(|through| first_of(next) > through + 1);
+            let old = now.0.saturating_sub(written.0) > self.keep.age_ms;
+            if *oldest == self.path || size <= self.keep.bytes && (wanted || !old) {
                 break;
             }
             size -= bytes;
-            self.files.remove(&oldest).map_err(failed(&oldest))?;
+            self.files.remove(oldest).map_err(failed(oldest))?;
             // Each by itself: one that came back after a power cut behind one that did not would be a gap.
             self.files.sync_folder(&self.directory).map_err(failed(&self.directory))?;
         }
@@ -511,7 +515,7 @@ mod tests {
     fn a_journal_is_kept_for_its_time() {
         let (directory, journal) = three_days(Keep { age_ms: 10 * DAY_MS, ..ALL });
         for (now, files) in [(3 * DAY_MS, 3), (11 * DAY_MS, 3), (11 * DAY_MS + 1, 2), (99 * DAY_MS, 1)] {
-            journal.trim(TimeMs(now)).unwrap();
+            journal.trim(TimeMs(now), None).unwrap();
             assert_eq!(left(directory.path()), files, "at {now}");
         }
         assert_eq!(counted(directory.path()), (1, 1));
@@ -535,8 +539,18 @@ mod tests {
             .sum();
         for (bytes, files) in [(size, 3), (size - 1, 2), (0, 1)] {
             journal.keep.bytes = bytes;
-            journal.trim(TimeMs(3 * DAY_MS)).unwrap();
+            // Also when somebody still lacks what goes.
+            journal.trim(TimeMs(3 * DAY_MS), Some(0)).unwrap();
             assert_eq!(left(directory.path()), files);
+        }
+    }
+
+    #[test]
+    fn what_somebody_still_lacks_outlives_its_time() {
+        let (directory, journal) = three_days(Keep { age_ms: DAY_MS, ..ALL });
+        for (delivered, files) in [(0, 3), (1, 2), (1, 2), (2, 1), (3, 1)] {
+            journal.trim(TimeMs(99 * DAY_MS), Some(delivered)).unwrap();
+            assert_eq!(left(directory.path()), files, "delivered through {delivered}");
         }
     }
 }

@@ -106,7 +106,7 @@ async fn verify(app: &App) -> Result<ExitStatus> {
     if app.output.is_machine() {
         app.output.value(&serde_json::json!({ "journals": found }))?;
     } else {
-        let headers = vec!["CONTROLLER", "ENTRIES", "FIRST", "LAST", "RESULT"];
+        let headers = vec!["CONTROLLER", "ENTRIES", "FIRST", "LAST", "DELIVERED", "RESULT"];
         let rows = found.iter().map(|one| {
             let result = match one.damage.as_str() {
                 "" => Cell::toned("as it was written", Tone::Good),
@@ -114,12 +114,21 @@ async fn verify(app: &App) -> Result<ExitStatus> {
             };
             let cells = [one.controller.clone(), one.entries.to_string(), one.first.to_string()];
             let mut row: Vec<Cell> = cells.into_iter().map(Cell::from).collect();
-            row.extend([Cell::from(one.last), result]);
+            row.extend([Cell::from(one.last), delivered(one), result]);
             row
         });
         app.output.table(&Table { headers, rows: rows.collect() }, "no journal was read")?;
     }
     Ok(if sound { ExitStatus::Done } else { ExitStatus::Failed })
+}
+
+/// How far the receiver of syslog has the journal's records, or why it gets none.
+fn delivered(one: &VerifyAuditResponse) -> Cell {
+    match (one.receiver.as_str(), one.trouble.as_str()) {
+        ("", _) => Cell::toned("-", Tone::Faint),
+        (_, "") => Cell::from(one.delivered),
+        (_, trouble) => Cell::toned(format!("{}: {trouble}", one.delivered), Tone::Bad),
+    }
 }
 
 /// Asks each controller. One that does not answer is named, unless none does.

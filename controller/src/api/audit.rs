@@ -21,8 +21,9 @@ use tonic::{Request, Response, Status};
 use super::watch::AHEAD;
 use super::{Api, Events, agency_of};
 use crate::access::{self, Asking, Caller};
-use crate::reconcile::journalist::AUDIT;
 use crate::refusal::Refusal;
+use crate::trail::Export;
+use crate::trail::read::{read_on, unreadable};
 
 /// How long the journal may take to have what was answered before.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,14 +129,20 @@ impl AuditService for Api {
                 first: found.first,
                 last: found.last,
                 hash: found.hash,
-                damage: String::new(),
+                ..Default::default()
             },
             Err(damage @ JournalError::Damaged { .. }) => {
                 v1::VerifyAuditResponse { controller, damage: damage.to_string(), ..Default::default() }
             }
             Err(error) => return Err(unreadable(&error).into()),
         };
-        Ok(Response::new(answer))
+        let export = self.shared.trail.export();
+        Ok(Response::new(match export {
+            None => answer,
+            Some(Export { receiver, delivered, trouble }) => {
+                v1::VerifyAuditResponse { receiver, delivered, trouble, ..answer }
+            }
+        }))
     }
 }
 
@@ -156,28 +163,20 @@ impl Api {
             reached.borrow_and_update();
             let view = self.shared.cache.view();
             let caller = asking.judge(&view, self.shared.clock.now())?;
-            let (back, told, read) = next(reader).await?;
+            let (back, page) = read_on(reader, AT_ONCE).await?;
             reader = back;
-            for told in told {
+            for told in page.audits {
                 at = told.sequence;
                 let Ok(audit) = serde_json::from_str::<Audit>(&told.record) else { continue };
                 if !filter.takes(&audit, &caller, &view) {
                     continue;
                 }
-                // What is in no commit stands behind one in the journal, and is no part of it.
-                let revision = if audit.changes.is_empty() { 0 } else { told.revision.0 };
-                let message = v1::WatchAuditResponse {
-                    event: v1::WatchEvent::Put.into(),
-                    record: Some(shown::show(&audit, revision, &*view)),
-                    cursor: cursor(controller, at),
-                    sequence: at,
-                    hash: told.hash,
-                };
+                let message = message(controller, &audit, told, &view);
                 if sender.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
             }
-            if read == AT_ONCE {
+            if page.entries == AT_ONCE {
                 continue;
             }
             let bookmark = v1::WatchAuditResponse {
@@ -194,25 +193,22 @@ impl Api {
     }
 }
 
-/// The next entries, those of the audit log only, and how many were read for them.
-async fn next(mut reader: Reader) -> Result<(Reader, Vec<Told>, usize), Refusal> {
-    let read = tokio::task::spawn_blocking(move || -> Result<_, JournalError> {
-        let mut found = Vec::new();
-        for count in 0..AT_ONCE {
-            match reader.read()? {
-                Some(told) if told.key.starts_with(AUDIT) => found.push(told),
-                Some(_) => {}
-                None => return Ok((reader, found, count)),
-            }
-        }
-        Ok((reader, found, AT_ONCE))
-    });
-    let read = read.await.map_err(|error| Refusal::internal(error.to_string()))?;
-    read.map_err(|error| unreadable(&error))
-}
-
-fn unreadable(error: &JournalError) -> Refusal {
-    Refusal::internal(format!("the journal: {error}")).hint("tamdao audit verify tells where it is damaged")
+/// What is told of a record in a controller's journal.
+pub(crate) fn message(
+    controller: ControllerId,
+    audit: &Audit,
+    told: Told,
+    view: &View,
+) -> v1::WatchAuditResponse {
+    // What is in no commit stands behind one in the journal, and is no part of it.
+    let revision = if audit.changes.is_empty() { 0 } else { told.revision.0 };
+    v1::WatchAuditResponse {
+        event: v1::WatchEvent::Put.into(),
+        record: Some(shown::show(audit, revision, view)),
+        cursor: cursor(controller, told.sequence),
+        sequence: told.sequence,
+        hash: told.hash,
+    }
 }
 
 /// The cursor behind an entry of a controller's journal.

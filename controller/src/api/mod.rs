@@ -6,7 +6,7 @@
 //! request comes here) and the decisions themselves (`decide`).
 
 mod agency;
-mod audit;
+pub(crate) mod audit;
 mod backup;
 mod cluster;
 mod controller;

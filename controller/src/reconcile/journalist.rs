@@ -82,6 +82,7 @@ impl Loop for Journalist {
     async fn pass(&mut self, shared: &Shared) -> Result<u64, Refusal> {
         let (entries, through) = self.committed(shared);
         let (now, trim) = (shared.clock.now(), self.due(shared.clock.instant()));
+        let delivered = shared.trail.export().map(|export| export.delivered);
         let noted = shared.trail.next(now);
         let count = noted.len();
         if !entries.is_empty() || count > 0 || trim || self.journal.is_none() {
@@ -94,7 +95,7 @@ impl Loop for Journalist {
                 journal.append(&entries, now)?;
                 journal.note(noted.iter().map(|record| audited(record, Revision::ZERO)).collect(), now)?;
                 if trim {
-                    journal.trim(now)?;
+                    journal.trim(now, delivered)?;
                 }
                 Ok(journal)
             });

@@ -5,6 +5,7 @@
 //! Loops that decide run only while this controller leads.
 
 pub mod archivist;
+pub mod courier;
 pub mod drainer;
 pub mod driller;
 pub mod evacuator;

@@ -17,7 +17,7 @@ use tamdao_proto::v1::audit_service_client::AuditServiceClient;
 use tamdao_proto::v1::vm_service_client::VmServiceClient;
 use tonic::Code;
 
-async fn log(user: &User, at: &str, request: v1::WatchAuditRequest) -> Vec<v1::WatchAuditResponse> {
+pub async fn log(user: &User, at: &str, request: v1::WatchAuditRequest) -> Vec<v1::WatchAuditResponse> {
     let mut grpc = AuditServiceClient::new(user.channel(at));
     let request = v1::WatchAuditRequest { until_now: true, ..request };
     let mut told = grpc.watch_audit(user.ask(request)).await.unwrap().into_inner();

@@ -17,3 +17,4 @@ mod redfish;
 mod restore;
 mod stacks;
 mod sushy;
+mod syslog;

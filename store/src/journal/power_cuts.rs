@@ -44,7 +44,7 @@ fn write(disk: &Simulated, dice: &mut Dice, certain: &mut Option<End>, revision:
         let written = match dice.below(8) {
             0 => {
                 *now += DAY_MS;
-                journal.trim(TimeMs(*now))
+                journal.trim(TimeMs(*now), None)
             }
             _ => {
                 let entries: Vec<Entry> = (0..=dice.below(6)).map(|_| entry(dice, revision)).collect();

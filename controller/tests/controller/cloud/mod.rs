@@ -4,6 +4,7 @@
 pub mod bmc;
 pub mod node;
 pub mod provider;
+pub mod rsyslog;
 pub mod s3;
 
 use std::path::Path;
@@ -149,7 +150,17 @@ impl Cloud {
 
     /// The same, with more keys in its table of images.
     pub async fn join_with(&mut self, name: &str, more: &str) {
-        let config = config_with(self.directory.path(), name, more);
+        self.join_config(config_with(self.directory.path(), name, more)).await;
+    }
+
+    /// The same, with a configuration that is changed by hand.
+    pub async fn join_as(&mut self, name: &str, change: impl FnOnce(&mut Config)) {
+        let mut config = config(self.directory.path(), name);
+        change(&mut config);
+        self.join_config(config).await;
+    }
+
+    async fn join_config(&mut self, config: Config) {
         let token = self.join_token(&self.admin(), "JOIN_TOKEN_KIND_CONTROLLER", 1).await;
         join::join(&config, &token, self.address(0)).await.unwrap();
         let controller = Controller::start(&config, Identity::of(&config).unwrap()).await.unwrap();

@@ -72,6 +72,9 @@ pub struct GlobalArgs {
     /// Controller to speak to, HOST:PORT; repeat for more; replaces the context's
     #[arg(long = "endpoint", global = true, value_name = "HOST:PORT")]
     pub endpoints: Vec<String>,
+    /// Socket of this host's controller, when nothing else lets you in
+    #[arg(long, global = true, value_name = "PATH", conflicts_with_all = ["endpoints", "ca", "token_file"])]
+    pub socket: Option<PathBuf>,
     /// File with the CA's certificate (PEM); replaces the context's
     #[arg(long, global = true, value_name = "FILE")]
     pub ca: Option<PathBuf>,

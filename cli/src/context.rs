@@ -199,6 +199,9 @@ impl Config {
 
 /// The connection that flags, environment and configuration together mean.
 pub fn connection(global: &GlobalArgs) -> Result<Connection> {
+    if let Some(socket) = &global.socket {
+        return by_socket(socket, global);
+    }
     let path = config_path()?;
     let config = Config::load(&path)?;
     // Endpoints on the command line without a context named mean another cloud: nothing of the current
@@ -246,6 +249,20 @@ pub fn connection(global: &GlobalArgs) -> Result<Connection> {
         agency: global.agency.clone().unwrap_or(context.agency),
         server_name: context.server_name,
         last: name.map(|name| Last { file, context: name.to_owned() }),
+    })
+}
+
+/// The controller of this machine. Nothing of a context goes there: its configuration may be what is broken.
+fn by_socket(socket: &Path, global: &GlobalArgs) -> Result<Connection> {
+    let told = |error| Problem::usage(format!("{} is no socket: {error}", socket.display()));
+    let path = std::path::absolute(socket).map_err(told)?;
+    Ok(Connection {
+        endpoints: vec![format!("unix://{}", path.display())],
+        ca_pem: None,
+        token: None,
+        agency: global.agency.clone().unwrap_or_default(),
+        server_name: String::new(),
+        last: None,
     })
 }
 

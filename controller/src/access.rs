@@ -249,7 +249,9 @@ pub fn is_bound(view: &View, group: &str) -> bool {
 /// The roles that somebody holds now.
 fn grants(view: &View, principal: &Principal, now: TimeMs) -> Result<Vec<Grant>, Refusal> {
     match principal {
-        Principal::Admin { .. } => Ok(vec![Grant { role: Role::CloudAdmin, at: None }]),
+        Principal::Admin { .. } | Principal::Local { .. } => {
+            Ok(vec![Grant { role: Role::CloudAdmin, at: None }])
+        }
         Principal::Token { id, .. } => match view.tokens.get(id).filter(|token| token.is_valid(now)) {
             Some(token) => {
                 let own = Grant { role: token.role, at: token.agency };

@@ -41,7 +41,7 @@ use crate::reconcile::courier::Courier;
 use crate::reconcile::journalist::Journalist;
 use crate::reconcile::{Board, drive};
 use crate::refusal::Refusal;
-use crate::serve::{self, Faces, Listener, ServeError};
+use crate::serve::{self, Faces, Listener, Local, ServeError};
 use crate::sessions::{AgentApi, Sessions};
 use crate::shared::{Me, Shared};
 use crate::trail::Trail;
@@ -173,6 +173,11 @@ impl Controller {
             &stop,
         )?;
         metrics::describe();
+        // Whoever wants in by this is in need already: a cloud without it runs on, and says so.
+        match Local::bind(&config.data_dir) {
+            Ok(local) => drop(tasks.spawn(local.run(router.clone(), stop.clone()))),
+            Err(error) => tracing::error!(%error, "there is no socket for a local admin"),
+        }
         tasks.spawn(listener.run(router, stop.clone()));
         serve::plain(config.metrics.listen, metrics::routes(readiness), stop.clone()).await?;
         tasks.spawn({

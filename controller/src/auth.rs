@@ -59,6 +59,10 @@ pub enum Principal {
     Admin {
         name: String,
     },
+    /// Whoever came by this controller's own socket, as the kernel knows him: root, or the controller's user.
+    Local {
+        uid: u32,
+    },
     /// A program or person with a token; the name is for people who read events.
     Token {
         id: TokenId,
@@ -75,6 +79,7 @@ impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admin { name } => write!(f, "admin:{name}"),
+            Self::Local { uid } => write!(f, "local:{uid}"),
             Self::Token { id, name } => write!(f, "token:{id}:{name}"),
             Self::Person(person) => write!(f, "user:{}", person.name),
             Self::Node(id) => write!(f, "node:{id}"),
@@ -109,6 +114,7 @@ impl FromStr for Principal {
         let no = || NoPrincipal(text.to_owned());
         match text.split_once(':') {
             Some(("admin", name)) if !name.is_empty() => Ok(Self::Admin { name: name.to_owned() }),
+            Some(("local", uid)) => uid.parse().map(|uid| Self::Local { uid }).map_err(|_| no()),
             Some(("token", rest)) => {
                 let (id, name) = rest.split_once(':').ok_or_else(no)?;
                 let (id, name) = (id.parse().map_err(|_| no())?, Name::new(name).map_err(|_| no())?);
@@ -143,6 +149,14 @@ pub struct Peer {
     /// Whom the certificate names, as TLS verified it.
     pub holder: Option<Holder>,
     pub address: Option<SocketAddr>,
+    pub local: Option<LocalPeer>,
+}
+
+/// The process at the other end of a unix socket, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalPeer {
+    pub uid: u32,
+    pub pid: i32,
 }
 
 /// Who asks, and from where.
@@ -187,7 +201,7 @@ const TABLE: &[(&str, &[Role])] = &[
 /// `Unauthenticated` for the anonymous, `PermissionDenied` for all others.
 pub fn authorize(principal: &Principal, method: &str) -> Result<(), Refusal> {
     let role = match principal {
-        Principal::Admin { .. } => Role::Admin,
+        Principal::Admin { .. } | Principal::Local { .. } => Role::Admin,
         Principal::Token { .. } => Role::Token,
         Principal::Person(_) => Role::Person,
         Principal::Node(_) => Role::Node,
@@ -281,7 +295,11 @@ impl Gate {
         raft: bool,
     ) -> (Asker, Result<(), Refusal>) {
         let told = headers.get(PEER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let address = peer.address.map(|address| address.to_string()).unwrap_or_default();
+        let address = match (peer.address, peer.local) {
+            (Some(address), _) => address.to_string(),
+            (None, Some(local)) => format!("unix:{}", local.pid),
+            (None, None) => String::new(),
+        };
         match (self.identify(peer, headers, raft).await, peer.holder) {
             // Only what a controller sends on comes with another principal.
             (Ok(principal), Some(Holder::Controller(id))) if principal != Principal::Controller(id) => {
@@ -303,6 +321,9 @@ impl Gate {
             headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
         for name in ours {
             headers.remove(name);
+        }
+        if let Some(local) = peer.local {
+            return Ok(Principal::Local { uid: local.uid });
         }
         match peer.holder {
             Some(Holder::Controller(id)) => {
@@ -457,7 +478,7 @@ mod tests {
 
     use super::*;
 
-    fn principals() -> [Principal; 6] {
+    fn principals() -> [Principal; 7] {
         let id = Uuid::from_u128(7);
         [
             Principal::Admin { name: "a1".into() },
@@ -470,6 +491,7 @@ mod tests {
             Principal::Node(NodeId(id)),
             Principal::Controller(ControllerId(id)),
             Principal::Anonymous,
+            Principal::Local { uid: 0 },
         ]
     }
 
@@ -485,6 +507,8 @@ mod tests {
             "node:x",
             "root:1",
             "token:x:a",
+            "local:",
+            "local:root",
             "user:lan",
             "person:lan",
             "token:00000000-0000-0000-0000-000000000007",
@@ -499,22 +523,22 @@ mod tests {
             let allowed: Vec<bool> =
                 principals().iter().map(|principal| authorize(principal, &method.path).is_ok()).collect();
             let expected = match method.service.as_str() {
-                "tamdao.agent.v1.AgentService" => [false, false, false, true, false, false],
+                "tamdao.agent.v1.AgentService" => [false, false, false, true, false, false, false],
                 "tamdao.agent.v1.EnrollService" if method.path.ends_with("/Renew") => {
-                    [false, false, false, true, true, false]
+                    [false, false, false, true, true, false, false]
                 }
-                "tamdao.agent.v1.EnrollService" => [true; 6],
-                "tamdao.raft.v1.RaftService" => [false, false, false, false, true, false],
-                _ => [true, true, true, false, false, false],
+                "tamdao.agent.v1.EnrollService" => [true; 7],
+                "tamdao.raft.v1.RaftService" => [false, false, false, false, true, false, false],
+                _ => [true, true, true, false, false, false, true],
             };
             assert_eq!(allowed, expected, "{}", method.path);
         }
         let paths = [
-            ("/images/abc", [true, false, false, true, true, false]),
-            ("/internal/images/x/held", [false, false, false, false, true, false]),
-            ("/healthz", [true; 6]),
-            ("/v1/nothing", [true, false, false, false, false, false]),
-            ("/", [true, false, false, false, false, false]),
+            ("/images/abc", [true, false, false, true, true, false, true]),
+            ("/internal/images/x/held", [false, false, false, false, true, false, false]),
+            ("/healthz", [true; 7]),
+            ("/v1/nothing", [true, false, false, false, false, false, true]),
+            ("/", [true, false, false, false, false, false, true]),
         ];
         for (path, expected) in paths {
             assert_eq!(principals().map(|principal| authorize(&principal, path).is_ok()), expected, "{path}");

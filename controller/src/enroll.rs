@@ -159,6 +159,7 @@ impl Enroll {
                 (Holder::Controller(*id), hosts.into_iter().collect())
             }
             Principal::Admin { .. }
+            | Principal::Local { .. }
             | Principal::Token { .. }
             | Principal::Person(_)
             | Principal::Anonymous => {

@@ -5,6 +5,7 @@
 //! that makes it is named in `serve/rest.rs` only. Deliberately absent: what the services do.
 
 mod listen;
+mod local;
 mod openapi;
 mod rest;
 
@@ -33,6 +34,7 @@ use crate::journals::Journals;
 use crate::metrics::{self, Readiness};
 
 pub use listen::{Listener, ServeError, plain};
+pub use local::Local;
 
 /// A chunk of an image is at most 1 MiB; the rest is its frame.
 const CHUNK_MESSAGE_BYTES: usize = (1 << 20) + 64 * 1024;

@@ -47,6 +47,12 @@ impl Cli {
         Ok(cli)
     }
 
+    /// The same program with another configuration file.
+    #[must_use]
+    pub fn with_config(&self, config: &Path) -> Self {
+        Self { program: self.program.clone(), config: config.to_owned() }
+    }
+
     /// Runs a command to its end, however that is.
     ///
     /// # Errors

@@ -72,7 +72,9 @@ pub async fn freshen(app: &App, noun: &Noun) -> Result<()> {
     );
     let global = &app.global;
     // With these no token of a context is used.
-    let another = global.token_file.is_some() || !global.endpoints.is_empty() && global.context.is_none();
+    let another = global.token_file.is_some()
+        || global.socket.is_some()
+        || !global.endpoints.is_empty() && global.context.is_none();
     if !asks || another {
         return Ok(());
     }

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -31,7 +32,7 @@ use crate::pki::{Credentials, Holder, PkiError};
 const CONNECTIONS: usize = 4_096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 client may take for its headers, the wait for its next request included.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const HEADER_BYTES: usize = 32 * 1024;
 const STREAMS: u32 = 1_024;
 /// A peer that is gone without a word is noticed after twice this.
@@ -124,7 +125,7 @@ impl Listener {
     }
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve(
     (socket, from): (TcpStream, SocketAddr),
@@ -137,12 +138,25 @@ async fn serve(
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let holder = certificate.and_then(|certificate| Holder::of(certificate)).map(|(_, holder)| holder);
-    let peer = Peer { holder, address: Some(from) };
+    let peer = Peer { holder, address: Some(from), local: None };
+    let line = Line::new(stream);
+    let ended = converse(line.clone(), peer, router, header_timeout, &stop).await;
+    line.end(&stop).await;
+    ended
+}
+
+/// Speaks HTTP/1.1 or HTTP/2 over a stream until one side ends it, or it is stopped; then running requests finish.
+pub(super) async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    router: Router,
+    header_timeout: Duration,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer);
         router.clone().oneshot(ending::read_to_its_end(request))
     });
-    let line = Line::new(stream);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -156,23 +170,19 @@ async fn serve(
         .adaptive_window(true)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
-    let ended = {
-        let connection = builder.serve_connection(TokioIo::new(line.clone()), service);
-        tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
-            () = stop.cancelled() => None,
-        };
-        match ended {
-            Some(ended) => ended,
-            None => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
     };
-    line.end(&stop).await;
-    ended
+    match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
 }
 
 /// Serves plain HTTP, for metrics and probes.

@@ -11,6 +11,7 @@ mod cluster;
 mod faces;
 mod fencing;
 mod links;
+mod local;
 mod moves;
 mod people;
 mod redfish;

@@ -110,6 +110,12 @@ impl Asking {
         Self { principal: self.principal.clone(), row: role::row(method), wanted }
     }
 
+    /// The same caller, who would make a VM in this agency: whoever gives one to it needs as much there.
+    pub fn to_take_over(&self, agency: &str) -> Self {
+        let wanted = Wanted::Agency(agency.to_owned());
+        Self { principal: self.principal.clone(), row: role::row("VmService/CreateVm"), wanted }
+    }
+
     /// The same caller, who would make an agency under this one; empty for the top.
     pub fn to_place_under(&self, parent: &str) -> Self {
         let wanted = match parent {

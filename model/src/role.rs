@@ -100,6 +100,7 @@ pub const TABLE: &[Row] = table! {
     "AgencyService" {
         GetAgency Itself READ; ListAgencies Itself READ; WatchAgencies Itself READ;
         CreateAgency Parent MANAGE; UpdateAgency Above MANAGE; DeleteAgency Above MANAGE;
+        RenameAgency Above MANAGE;
     }
     "AuditService" { WatchAudit Agency SEE_TOKENS; VerifyAudit Cloud AUDIT; }
     "BackupService" { TakeBackup Cloud CLOUD; ListBackups Cloud SEE_HOSTS; }
@@ -163,6 +164,8 @@ pub const TABLE: &[Row] = table! {
         CreateVm Agency WRITE; UpdateVm Agency WRITE; DeleteVm Agency WRITE;
         StartVm Agency WRITE; StopVm Agency WRITE; RebootVm Agency WRITE; ResetVm Agency WRITE;
         PauseVm Agency WRITE; ResumeVm Agency WRITE; ResizeVm Agency WRITE; MigrateVm Agency CLOUD;
+        // And what making a VM in the other agency needs.
+        HandOverVm Agency MANAGE;
     }
     "VolumeService" {
         GetVolume Agency READ; ListVolumes Agency READ; WatchVolumes Agency READ;

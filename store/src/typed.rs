@@ -123,6 +123,24 @@ impl Draft {
         let Some(row) = T::rows(&self.view).get(id) else { return };
         let name = name_key::<T>(row.scope(), row.meta().name.as_str());
         self.delete::<T>(id);
+        self.free(name);
+    }
+
+    /// Writes a resource that may have another name, or another owner, than before: the old name is freed and the new
+    /// one taken.
+    pub fn rename<T: Held + Resource>(&mut self, resource: T) {
+        let id = resource.meta().id;
+        let Some(row) = T::rows(&self.view).get(id) else { return };
+        let old = name_key::<T>(row.scope(), row.meta().name.as_str());
+        let new = name_key::<T>(resource.scope(), resource.meta().name.as_str());
+        if old != new {
+            self.free(old);
+            self.write(new.clone(), Guard::Absent(new), Some(Bytes::from(id.to_string())));
+        }
+        self.put(resource);
+    }
+
+    fn free(&mut self, name: Key) {
         // The name's record changes only together with the resource's, which is guarded.
         self.bytes += name.as_str().len();
         match self.writes.get(&name).is_some_and(|write| matches!(write.guard, Some(Guard::Absent(_)))) {

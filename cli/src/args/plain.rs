@@ -19,6 +19,13 @@ pub enum AgencyVerb {
     Create(AgencyCreateArgs),
     /// Change what it is, its place in the tree, its quota or its state
     Update(AgencyUpdateArgs),
+    /// Give an agency another name; what it owns stays as it is
+    Rename {
+        /// Name or id
+        name: String,
+        /// What it shall be called
+        new_name: String,
+    },
     /// Show what agencies hold of what they may hold, each with those below it
     Usage {
         /// Name or id [default: all]

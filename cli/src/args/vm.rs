@@ -35,6 +35,8 @@ pub enum VmVerb {
     Resize(VmResizeArgs),
     /// Move a VM to another node, while it runs where that can be
     Migrate(VmMigrateArgs),
+    /// Give a VM with its disks and addresses to another agency; it runs on
+    HandOver(VmHandOverArgs),
     /// Remove VMs with their disks
     #[command(visible_alias = "rm")]
     Delete(VmDeleteArgs),
@@ -183,6 +185,24 @@ pub struct VmPowerArgs {
     pub name: String,
     #[command(flatten)]
     pub wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct VmHandOverArgs {
+    /// Name or id, or AGENCY/NAME
+    pub name: String,
+    /// Agency that is to own it
+    #[arg(long, value_name = "AGENCY")]
+    pub to: String,
+    /// What it is called there [default: as before]
+    #[arg(long = "name", value_name = "NAME")]
+    pub new_name: Option<String>,
+    /// Only say whether it can be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long, short = 'y')]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,11 +1,12 @@
 //! `tamdao agency`: the tenants.
 
 use anyhow::Result;
-use tamdao_proto::v1::{Agency, AgencyState};
+use tamdao_proto::v1::{Agency, AgencyState, RenameAgencyRequest};
 
 use super::standard;
 use crate::app::App;
 use crate::args::{AgencyCreateArgs, AgencyStateArg, AgencyUpdateArgs, AgencyVerb};
+use crate::client::request_id;
 use crate::given;
 use crate::problem::{ExitStatus, Problem};
 use crate::resource::{Query, Resource};
@@ -20,6 +21,7 @@ pub async fn run(app: &App, verb: AgencyVerb) -> Result<ExitStatus> {
         AgencyVerb::Get(args) => standard::get::<Agency>(app, &args, false).await,
         AgencyVerb::Create(args) => create(app, &args).await,
         AgencyVerb::Update(args) => update(app, &args).await,
+        AgencyVerb::Rename { name, new_name } => rename(app, &name, new_name).await,
         AgencyVerb::Usage { name } => usage(app, name.as_deref()).await,
         AgencyVerb::Delete(args) => standard::delete::<Agency>(app, &args, false, false).await,
     }
@@ -75,6 +77,14 @@ async fn update(app: &App, args: &AgencyUpdateArgs) -> Result<ExitStatus> {
         Ok(())
     })
     .await
+}
+
+async fn rename(app: &App, name: &str, new_name: String) -> Result<ExitStatus> {
+    let place = app.place::<Agency>(name, false)?;
+    let request =
+        RenameAgencyRequest { name: place.name, new_name, request_id: request_id(), ..Default::default() };
+    let agency = app.client()?.ask(request).await.map_err(|problem| problem.about(name))?;
+    standard::done(app, &agency, "renamed")
 }
 
 /// All agencies, or one with those below it, as a tree with amounts.

@@ -2,11 +2,15 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tamdao_proto::v1::{ExplainVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, WatchEvent};
+use tamdao_proto::v1::{
+    ExplainVmRequest, HandOverVmRequest, ResizeVmRequest, Vm, VmPhase, VmSpec, WatchEvent,
+};
 
 use super::{console, moves, standard, vm_create, vm_history, vm_log, vm_power};
 use crate::app::{App, now_s};
-use crate::args::{NameArg, Run, VmPlaceArgs, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs};
+use crate::args::{
+    NameArg, Run, VmHandOverArgs, VmPlaceArgs, VmResizeArgs, VmUpdateArgs, VmVerb, VmWatchArgs,
+};
 use crate::client::request_id;
 use crate::given;
 use crate::output::{Cell, Table, Tone};
@@ -30,6 +34,7 @@ pub async fn run(app: &App, verb: VmVerb) -> Result<ExitStatus> {
         VmVerb::Pause(args) => vm_power::pause(app, &args).await,
         VmVerb::Resume(args) => vm_power::resume(app, &args).await,
         VmVerb::Resize(args) => resize(app, &args).await,
+        VmVerb::HandOver(args) => hand_over(app, &args).await,
         VmVerb::Migrate(args) => moves::migrate(app, &args).await,
         VmVerb::Delete(args) => standard::delete::<Vm>(app, &args.delete, false, args.force).await,
         VmVerb::Explain(args) => explain(app, &args).await,
@@ -151,6 +156,28 @@ async fn resize(app: &App, args: &VmResizeArgs) -> Result<ExitStatus> {
         false => format!("has {vcpus} vCPUs, {}", mib(memory.into())),
     };
     standard::done(app, &vm, &word)
+}
+
+async fn hand_over(app: &App, args: &VmHandOverArgs) -> Result<ExitStatus> {
+    let place = app.place::<Vm>(&args.name, false)?;
+    if !args.dry_run {
+        app.confirm(args.yes, &format!("give vm {place} with its disks to agency {}", args.to))?;
+    }
+    let request = HandOverVmRequest {
+        agency: place.agency.clone(),
+        name: place.name.clone(),
+        request_id: request_id(),
+        validate_only: args.dry_run,
+        to_agency: args.to.clone(),
+        new_name: args.new_name.clone().unwrap_or_default(),
+        revision: 0,
+    };
+    let vm = app.client()?.ask(request).await.map_err(|problem| problem.about(&args.name))?;
+    if args.dry_run {
+        app.output.note(&format!("dry run: vm {place} can be handed over; nothing was changed"));
+        return Ok(ExitStatus::Done);
+    }
+    standard::done(app, &vm, "handed over")
 }
 
 /// Reached when what was asked for by this generation has been acted on.

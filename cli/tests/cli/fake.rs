@@ -171,7 +171,7 @@ macro_rules! silent {
 impl vm_service_server::VmService for Fake {
     verbs!(start_vm StartVmRequest, stop_vm StopVmRequest, reboot_vm RebootVmRequest, reset_vm ResetVmRequest,
         pause_vm PauseVmRequest, resume_vm ResumeVmRequest, resize_vm ResizeVmRequest, get_vm GetVmRequest,
-        delete_vm DeleteVmRequest);
+        delete_vm DeleteVmRequest, hand_over_vm HandOverVmRequest);
 
     async fn list_vms(&self, request: Request<ListVmsRequest>) -> Result<Response<ListVmsResponse>, Status> {
         self.asked("list_vms", &request)?;

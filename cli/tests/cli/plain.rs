@@ -12,13 +12,20 @@ use crate::run::Tamdao;
 macro_rules! plain {
     ($service:path, $type:ident, $get:ident $get_request:ident, $list:ident $list_request:ident $list_answer:ident,
      $create:ident $create_request:ident $one:ident, $update:ident $update_request:ident,
-     $delete:ident $delete_request:ident, $stream:ident $watch:ident $watch_request:ident $watch_answer:ident) => {
+     $delete:ident $delete_request:ident, $stream:ident $watch:ident $watch_request:ident $watch_answer:ident
+     $(, also $extra:ident $extra_request:ident)*) => {
         #[tonic::async_trait]
         impl $service for Fake {
             async fn $create(&self, request: Request<$create_request>) -> Result<Response<$type>, Status> {
                 self.asked(stringify!($create), &request)?;
                 Ok(Response::new(request.into_inner().$one.unwrap()))
             }
+
+            $(async fn $extra(&self, request: Request<$extra_request>) -> Result<Response<$type>, Status> {
+                self.asked(stringify!($extra), &request)?;
+                let metadata = Metadata { name: request.into_inner().new_name, ..Default::default() };
+                Ok(Response::new($type { metadata: Some(metadata), ..Default::default() }))
+            })*
 
             async fn $get(&self, request: Request<$get_request>) -> Result<Response<$type>, Status> {
                 self.asked(stringify!($get), &request)?;
@@ -56,7 +63,8 @@ macro_rules! plain {
 plain!(agency_service_server::AgencyService, Agency, get_agency GetAgencyRequest,
     list_agencies ListAgenciesRequest ListAgenciesResponse, create_agency CreateAgencyRequest agency,
     update_agency UpdateAgencyRequest, delete_agency DeleteAgencyRequest,
-    WatchAgenciesStream watch_agencies WatchAgenciesRequest WatchAgenciesResponse);
+    WatchAgenciesStream watch_agencies WatchAgenciesRequest WatchAgenciesResponse,
+    also rename_agency RenameAgencyRequest);
 plain!(flavor_service_server::FlavorService, Flavor, get_flavor GetFlavorRequest,
     list_flavors ListFlavorsRequest ListFlavorsResponse, create_flavor CreateFlavorRequest flavor,
     update_flavor UpdateFlavorRequest, delete_flavor DeleteFlavorRequest,
@@ -117,6 +125,15 @@ async fn flags_become_fields() {
         let expected: serde_json::Value = serde_json::from_str(made).unwrap();
         assert_eq!(tamdao.json(&format!("{line} -o json")).await, expected, "{line}");
     }
+}
+
+#[tokio::test]
+async fn an_agency_is_renamed() {
+    let fake = Fake::default();
+    let tamdao = Tamdao::new(&[&fake.serve().await]);
+    assert_eq!(tamdao.json("agency rename health y-te -o json").await["metadata"]["name"], "y-te");
+    let asked = fake.world().asked.last().unwrap().1.clone();
+    assert!(asked.contains("name: \"health\"") && asked.contains("new_name: \"y-te\""), "{asked}");
 }
 
 #[tokio::test]

@@ -323,6 +323,23 @@ async fn half_a_size_keeps_the_other_half() {
 }
 
 #[tokio::test]
+async fn a_vm_is_given_away_after_a_question() {
+    let (fake, tamdao) = cloud().await;
+    fake.world().vms = vec![running("web", "n2")];
+    let unasked = tamdao.output("vm hand-over web --to clinic").await;
+    assert_eq!(unasked.status.code(), Some(2), "nobody is there to answer");
+    assert!(fake.world().asked.is_empty());
+    assert!(tamdao.output("vm hand-over web --to clinic --name web-2 -y").await.status.success());
+    let request = fake.world().asked.last().unwrap().1.clone();
+    assert!(
+        request.contains("to_agency: \"clinic\"") && request.contains("new_name: \"web-2\""),
+        "{request}"
+    );
+    assert!(tamdao.output("vm hand-over web --to clinic --dry-run").await.status.success());
+    assert!(fake.world().asked.last().unwrap().1.contains("validate_only: true"));
+}
+
+#[tokio::test]
 async fn an_update_waits_until_it_is_so() {
     let (fake, tamdao) = cloud().await;
     fake.world().vms = vec![running("web", "n2")];

@@ -3,8 +3,9 @@
 use tamdao_model::agency::{Agency, AgencyState, Usage};
 use tamdao_model::convert::Public;
 use tamdao_model::convert::agency as shown;
+use tamdao_model::convert::metadata::STACK;
 use tamdao_model::event::Severity;
-use tamdao_model::{AgencyId, Scope};
+use tamdao_model::{AgencyId, Kind, Name, Scope};
 use tamdao_proto::v1;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
@@ -118,6 +119,38 @@ fn check_nothing_runs(view: &View, agency: &Agency) -> Result<(), Refusal> {
 }
 
 impl Api {
+    /// What refers to it does so by its UUID; only people and manifests use the name.
+    async fn rename_one_agency(
+        &self,
+        asked: Asked,
+        request: v1::RenameAgencyRequest,
+    ) -> Result<v1::Agency, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            let row = find::<Agency>(draft.view(), Scope::Cluster, &request.name)?.clone();
+            check_revision(&row, request.revision)?;
+            let wrong = |why: String| Refusal::field("new_name", why);
+            let name = Name::new(&request.new_name).map_err(|why| wrong(why.to_string()))?;
+            if let Some(stack) = row.meta.labels.get(STACK) {
+                let message =
+                    format!("the agency belongs to stack {stack:?}, whose manifests know it by its name");
+                return Err(Refusal::precondition("OwnedByStack", message)
+                    .hint(format!("release it with the label {STACK}=, and adopt it under its new name")));
+            }
+            if draft.view().agencies.id_of(Scope::Cluster, &name).is_some_and(|id| id != row.meta.id) {
+                return Err(Refusal::exists(Kind::Agency, name.as_str()));
+            }
+            let mut agency = (*row.value).clone();
+            if agency.meta.name != name {
+                let message = format!("was {:?}", agency.meta.name.as_str());
+                agency.meta.name = name;
+                decide::event(draft, moment, &agency, Severity::Info, "Renamed", message, &asked.caller);
+                draft.rename(agency.clone());
+            }
+            Ok(agency)
+        })
+        .await
+    }
+
     /// Moving an agency under another one needs what making one there needs.
     async fn update_one_agency(
         &self,
@@ -154,6 +187,15 @@ service! {
             let body = request.get_ref();
             let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
             Ok(Response::new(self.update_one_agency(asked, request.into_inner()).await?))
+        }
+
+        async fn rename_agency(
+            &self,
+            request: Request<v1::RenameAgencyRequest>,
+        ) -> Result<Response<v1::Agency>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.rename_one_agency(asked, request.into_inner()).await?))
         }
     }
 }

@@ -207,6 +207,15 @@ service! {
             Ok(Response::new(self.resize(asked, request.into_inner()).await?))
         }
 
+        async fn hand_over_vm(
+            &self,
+            request: Request<v1::HandOverVmRequest>,
+        ) -> Result<Response<v1::Vm>, Status> {
+            let body = request.get_ref();
+            let asked = Asked::new(&request, &body.request_id, body.validate_only)?;
+            Ok(Response::new(self.hand_over(asked, request.into_inner()).await?))
+        }
+
         async fn migrate_vm(
             &self,
             request: Request<v1::MigrateVmRequest>,

@@ -1,8 +1,8 @@
 //! The verbs of VmService, and why a VM is where it is.
 
-use tamdao_model::Scope;
 use tamdao_model::convert::{Resize, read_deadline, read_resize};
 use tamdao_model::vm::{StopMode, Vm, VmPhase};
+use tamdao_model::{Name, Scope};
 use tamdao_proto::v1;
 use tamdao_scheduler::explain::{self, Outcome};
 use tamdao_scheduler::from_model::{self, Stays};
@@ -15,7 +15,7 @@ use crate::access::Asking;
 use crate::admission::Moment;
 use crate::decide::vm_power::{self, Size, Verb};
 use crate::decide::waiting;
-use crate::decide::{self, fence};
+use crate::decide::{self, fence, hand_over};
 use crate::engine;
 use crate::refusal::Refusal;
 
@@ -41,6 +41,29 @@ impl Api {
             let scope = Scope::Agency(agency_of(draft.view(), &agency)?);
             let vm = find::<Vm>(draft.view(), scope, &name)?.value.clone();
             vm_power::act(draft, moment, &vm, &verb, &asked.caller)
+        })
+        .await
+    }
+
+    pub(super) async fn hand_over(
+        &self,
+        asked: Asked,
+        request: v1::HandOverVmRequest,
+    ) -> Result<v1::Vm, Refusal> {
+        self.change(asked.clone(), move |draft, moment| {
+            if request.to_agency.is_empty() {
+                return Err(Refusal::field("to_agency", "must be given"));
+            }
+            asked.asking.to_take_over(&request.to_agency).judge(draft.view(), moment.now)?;
+            let scope = Scope::Agency(agency_of(draft.view(), &request.agency)?);
+            let to = agency_of(draft.view(), &request.to_agency)?;
+            let row = find::<Vm>(draft.view(), scope, &request.name)?.clone();
+            check_revision(&row, request.revision)?;
+            let name = match request.new_name.as_str() {
+                "" => row.meta.name.clone(),
+                name => Name::new(name).map_err(|why| Refusal::field("new_name", why.to_string()))?,
+            };
+            hand_over::hand_over(draft, moment, &row.value, to, name, &asked.caller)
         })
         .await
     }

@@ -8,6 +8,7 @@ pub mod brake;
 pub mod drain;
 pub mod evacuate;
 pub mod fence;
+pub mod hand_over;
 pub mod move_forecast;
 pub mod move_start;
 pub mod move_step;
@@ -122,4 +123,10 @@ fn anew(draft: &mut Draft, vm: &mut Vm) {
 pub fn put_vm(draft: &mut Draft, mut vm: Vm) {
     vm.status.phase = vm::phase(&vm, is_reachable(draft.view(), vm.status.node));
     draft.put(vm);
+}
+
+/// The same for one that has another name or owner than before.
+fn put_renamed_vm(draft: &mut Draft, mut vm: Vm) {
+    vm.status.phase = vm::phase(&vm, is_reachable(draft.view(), vm.status.node));
+    draft.rename(vm);
 }

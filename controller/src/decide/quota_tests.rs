@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use tamdao_model::agency::{Agency, AgencySpec, AgencyState};
 use tamdao_model::quota::{Amounts, Measure};
-use tamdao_model::vm::{OnNodeLoss, Vm};
+use tamdao_model::vm::{DiskSource, OnNodeLoss, Vm};
 use tamdao_model::{AgencyId, Name, Resource, Scope, TimeMs};
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::tests::{meta, request, world};
 use super::vm_power::Size;
-use super::{quota, vm_create, vm_delete, vm_power};
+use super::{hand_over, quota, vm_create, vm_delete, vm_power};
 use crate::admission::Moment;
 use crate::engine;
 use crate::refusal::Refusal;
@@ -42,6 +42,8 @@ enum Step {
     Resize { agency: u8, at: u8, vcpus: u32 },
     Stay { agency: u8, at: u8 },
     Delete { agency: u8, at: u8 },
+    HandOver { agency: u8, at: u8, to: u8 },
+    Rename { agency: u8, name: u8 },
     Limit { agency: u8, measure: Measure, most: Option<u64> },
     Move { agency: u8, parent: Option<u8> },
     State { agency: u8, state: AgencyState },
@@ -61,7 +63,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(agency, at, vcpus, disk_mib)| Step::Create { agency, at, vcpus, disk_mib }),
         2 => (agency.clone(), at.clone(), 1u32..9).prop_map(|(agency, at, vcpus)| Step::Resize { agency, at, vcpus }),
         1 => (agency.clone(), at.clone()).prop_map(|(agency, at)| Step::Stay { agency, at }),
-        2 => (agency.clone(), at).prop_map(|(agency, at)| Step::Delete { agency, at }),
+        2 => (agency.clone(), at.clone()).prop_map(|(agency, at)| Step::Delete { agency, at }),
+        3 => (agency.clone(), at, agency.clone())
+            .prop_map(|(agency, at, to)| Step::HandOver { agency, at, to }),
+        1 => (agency.clone(), 0u8..8).prop_map(|(agency, name)| Step::Rename { agency, name }),
         6 => (agency.clone(), measure, proptest::option::weighted(0.9, 0u64..40))
             .prop_map(|(agency, measure, most)| Step::Limit { agency, measure, most }),
         1 => (agency.clone(), proptest::option::of(0..AGENCIES))
@@ -111,6 +116,20 @@ fn apply(draft: &mut Draft, moment: &mut Moment, step: &Step) -> Result<(), Refu
             let Some(vm) = vm(&view, *agency, *at) else { return Ok(()) };
             vm_delete::want(draft, moment, &vm, false, "test").map(drop)
         }
+        Step::HandOver { agency, at, to } => {
+            let Some(vm) = vm(&view, *agency, *at) else { return Ok(()) };
+            let name = vm.meta.name.clone();
+            hand_over::hand_over(draft, moment, &vm, id(*to), name, "test").map(drop)
+        }
+        Step::Rename { agency, name } => {
+            let name = Name::new(&format!("a{name}")).unwrap();
+            if view.agencies.id_of(Scope::Cluster, &name).is_none() {
+                let mut new = (*view.agencies.get(id(*agency)).unwrap().value).clone();
+                new.meta.name = name;
+                draft.rename(new);
+            }
+            Ok(())
+        }
         Step::Limit { agency, measure, most } => set(draft, *agency, |spec| match most {
             Some(most) => drop(spec.quota.insert(measure.clone(), *most)),
             None => drop(spec.quota.remove(measure)),
@@ -121,6 +140,18 @@ fn apply(draft: &mut Draft, moment: &mut Moment, step: &Step) -> Result<(), Refu
 }
 
 fn check(view: &View) {
+    for vm in view.vms.iter() {
+        let scope = Scope::Agency(vm.agency);
+        assert_eq!(view.vms.id_of(scope, &vm.meta.name), Some(vm.meta.id), "its name is its own");
+        for disk in &vm.spec.disks {
+            let DiskSource::Volume { volume, .. } = disk.source else { continue };
+            let volume = view.volumes.get(volume).unwrap();
+            assert_eq!((volume.agency, volume.status.vm), (vm.agency, Some(vm.id())));
+            assert_eq!(view.volumes.id_of(scope, &volume.meta.name), Some(volume.meta.id));
+        }
+    }
+    assert_eq!(view.vms.names(None, None).count(), view.vms.len());
+    assert_eq!(view.agencies.names(None, None).count(), view.agencies.len());
     for agency in view.agencies.iter() {
         let mut used: Vec<(Measure, u64)> = Vec::new();
         for vm in view.vms.iter().filter(|vm| vm.agency == agency.id()) {

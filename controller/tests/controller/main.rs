@@ -10,6 +10,7 @@ mod cloud;
 mod cluster;
 mod faces;
 mod fencing;
+mod handover;
 mod links;
 mod local;
 mod moves;

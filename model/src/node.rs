@@ -67,6 +67,9 @@ pub struct NodeStatus {
     /// Where its agent listens for moves; 0 takes no part in them.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub moves_port: u16,
+    /// Its agent carries the files of local disks when a VM moves while it is off, and lets no VM go without them.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub carries_files: bool,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub inventory: Inventory,
     #[serde(default, skip_serializing_if = "crate::record::is_default")]

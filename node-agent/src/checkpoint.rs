@@ -5,8 +5,11 @@
 //! define (no domain yet), start (domain paused), resumed (runs, not in the ledger), running, report (first report that says RUNNING, not
 //! sent), reported (sent). Of a move, on the source: move-sending
 //! (recorded, nothing sent), move-sent (libvirt has answered), move-gone (recorded, nobody told), move-said (target told);
+//! of one that is off: move-loaded (the target
+//! expects it, nothing recorded), move-piece (after each piece of a file), and move-sending to move-said as above;
 //! on the target: move-receive (nothing let in yet), move-ready, move-heard (recorded, guest paused), and resumed and
-//! running as above. Others: image-fetched, volume-removed, action (recorded, not done).
+//! running as above. Of a disk that is carried to it:
+//! disk-piece, disk-aside (whole, aside), disk-placed. Others: image-fetched, volume-removed, action (recorded, not done).
 
 /// Kills the process here if `TAMDAO_CRASH_AT` names the checkpoint; a test inside the process can hang it.
 #[cfg(any(test, feature = "test-hooks"))]

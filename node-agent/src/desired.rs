@@ -97,6 +97,17 @@ pub enum ActionKind {
     Reset,
 }
 
+/// How a guest moves, as far as its two ends do different things for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// While it runs.
+    Live,
+    /// While it is off; it is shut down first.
+    Cold,
+    /// As cold, and the files of its disks in local pools are carried.
+    ColdWithDisks,
+}
+
 /// What one end must know of a move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedMove {
@@ -109,11 +120,12 @@ pub struct WantedMove {
     pub from: u64,
     /// The target's incarnation.
     pub to: u64,
-    /// It is shut down first.
-    pub cold: bool,
+    pub way: Way,
     /// The source shall keep the guest if it still can.
     pub recall: bool,
     pub auto_converge: bool,
+    /// It had shut itself down, and is not started before someone asks for it.
+    pub stays_off: bool,
 }
 
 /// One entry for a VM.
@@ -151,6 +163,17 @@ impl WantedVm {
     ) -> impl Iterator<Item = Uuid> + 'a {
         let all = self.volumes.iter().map(|(_, pool)| *pool);
         all.filter(|pool| pools.get(pool).is_some_and(|pool| pool.shared))
+    }
+
+    /// Whether it moves while it is off, and the files of its disks are carried.
+    pub fn goes_with_files(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| moving.way == Way::ColdWithDisks)
+    }
+
+    /// The volumes of its disks that only this node has, as far as it knows.
+    pub fn local_volumes(&self, pools: &BTreeMap<Uuid, WantedPool>) -> Vec<Uuid> {
+        let local = |pool: &Uuid| pools.get(pool).is_none_or(|pool| !pool.shared);
+        self.volumes.iter().filter(|(_, pool)| local(pool)).map(|(volume, _)| *volume).collect()
     }
 }
 
@@ -230,6 +253,13 @@ impl Desired {
         self.complete = false;
         self.vms.values_mut().for_each(|vm| vm.fresh = false);
         self.volumes.values_mut().for_each(|volume| volume.fresh = false);
+    }
+
+    /// The entries of the volumes of a VM's disks.
+    #[must_use]
+    pub fn volumes_of(&self, vm: &WantedVm) -> BTreeMap<Uuid, WantedVolume> {
+        let own = vm.volumes.iter().filter_map(|(id, _)| self.volumes.get_key_value(id));
+        own.map(|(id, volume)| (*id, volume.clone())).collect()
     }
 
     /// All images that any entry names.
@@ -378,9 +408,15 @@ fn parse_move(told: &wire::AssignedMove) -> Result<WantedMove, DesiredError> {
         address: told.peer_address.clone(),
         from: told.incarnation_from,
         to: told.incarnation_to,
-        cold: told.way() == MoveWay::Cold,
+        way: match told.way() {
+            MoveWay::Cold => Way::Cold,
+            MoveWay::ColdWithDisks => Way::ColdWithDisks,
+            // A way of a later version is taken for a live one, and a guest that is off is then kept.
+            MoveWay::Live | MoveWay::LiveWithDisks | MoveWay::Unspecified => Way::Live,
+        },
         recall: told.recall,
         auto_converge: told.auto_converge,
+        stays_off: told.stays_off,
     })
 }
 

@@ -108,6 +108,10 @@ pub struct Outgoing {
     /// Why it was kept; empty otherwise.
     #[serde(default)]
     pub reason: String,
+    /// It is off, and the files of its disks are carried: then only the target's answers make it gone, and how its domain
+    /// ended once says nothing.
+    #[serde(default)]
+    pub files: bool,
 }
 
 /// What the source says of a guest that is to move. `Kept` and `Gone` are for ever.

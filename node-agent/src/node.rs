@@ -389,8 +389,8 @@ impl Node {
         let incoming = self.desired.vms.iter().filter(|(_, wanted)| wanted.intent == Intent::Incoming);
         let told = |(vm, wanted): (&Uuid, &WantedVm)| {
             let moving = wanted.moving.clone()?;
-            let pools = self.desired.pools.clone();
-            Some((*vm, Arc::new(Arrival { wanted: wanted.clone(), moving, pools })))
+            let (pools, volumes) = (self.desired.pools.clone(), self.desired.volumes_of(wanted));
+            Some((*vm, Arc::new(Arrival { wanted: wanted.clone(), moving, pools, volumes })))
         };
         incoming.filter_map(told).collect()
     }

@@ -4,6 +4,7 @@
 //! line and taken again; an action (reboot, reset) is written down first and so done at most once. A start is
 //! paused → registered with the keeper, where its disks are shared → run. Deliberately absent: retries, which the reconciler times.
 
+mod carrying;
 mod moving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -182,8 +183,14 @@ impl Operator {
                 Ok(self.hypervisor.reset(*vm, domain()?.incarnation).await?)
             }
             Step::Update { vm } => self.update(*vm, wanted(context)?, domain()?).await,
-            Step::Send { vm } => self.send(*vm, wanted(context)?, domain()?, context).await,
-            Step::Recall { vm } => Ok(self.hypervisor.abort_migration(*vm, domain()?.incarnation).await?),
+            Step::Send { vm } => match wanted(context)? {
+                wanted if wanted.goes_with_files() => self.send_files(*vm, wanted, context).await,
+                wanted => self.send(*vm, wanted, domain()?, context).await,
+            },
+            Step::Recall { vm } => match self.moves.recall(*vm) {
+                true => Ok(()),
+                false => Ok(self.hypervisor.abort_migration(*vm, domain()?.incarnation).await?),
+            },
             Step::Settle { vm } => self.settle(*vm, None, context.now_ms).await.map(drop),
             Step::Keep { vm, reason } => self.keep(*vm, wanted(context)?, reason).await,
             Step::LetGo { vm } => self.let_go(*vm, wanted(context)?, context.now_ms).await,
@@ -204,6 +211,9 @@ impl Operator {
             }
             Step::GrowVolume { volume, size_mib } => {
                 Ok(self.volume(*volume, context)?.grow(*size_mib, &self.ledger).await?)
+            }
+            Step::DeleteVolume { volume } if self.moves.is_taking(*volume) => {
+                Err(OperateError::Overtaken("its file is still being received"))
             }
             Step::DeleteVolume { volume } => Ok(self.volume(*volume, context)?.delete(&self.ledger).await?),
         }

@@ -234,6 +234,7 @@ impl Session {
             host_uuid: self.host_uuid.clone(),
             moves_port: self.moves_port.into(),
             cluster_id: state.cluster_id.clone(),
+            carries_files: true,
         }))
         .await?;
         self.number += 1;

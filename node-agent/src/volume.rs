@@ -75,6 +75,12 @@ pub fn file_path(pool: &Path, volume: Uuid) -> PathBuf {
     pool.join("volumes").join(format!("{volume}.qcow2"))
 }
 
+/// Where the file that another node sends for a volume is written until it is whole.
+#[must_use]
+pub fn arriving_path(pool: &Path, volume: Uuid) -> PathBuf {
+    pool.join("volumes").join(format!("{volume}.qcow2.arriving"))
+}
+
 /// Looks at a volume's file.
 #[must_use]
 pub fn look(pool: &Path, volume: Uuid) -> FileFact {
@@ -173,6 +179,14 @@ impl Info {
 pub async fn info(path: &Path) -> Result<Info> {
     let output = qemu_img(&["info", "-U", "--output=json"], &[path.as_os_str()]).await?;
     serde_json::from_slice(&output).map_err(|error| VolumeError::QemuImg(error.to_string()))
+}
+
+/// Refuses a file that QEMU's own lock says to be in use.
+///
+/// # Errors
+/// It is in use, or cannot be read.
+pub async fn check_unused(path: &Path) -> Result<()> {
+    qemu_img(&["info", "-f", "qcow2", "--output=json"], &[path.as_os_str()]).await.map(drop)
 }
 
 async fn qemu_img(words: &[&str], more: &[&std::ffi::OsStr]) -> Result<Vec<u8>> {
@@ -300,6 +314,59 @@ impl Volume {
         Ok(size_mib)
     }
 
+    /// Receives a file that another node sends, and puts it in the place of the one that was made for it.
+    ///
+    /// # Errors
+    /// It does not come whole, is no disk that a guest may have, or cannot be written: the one that was made stays.
+    pub async fn receive(
+        &self,
+        stream: &mut (impl tokio::io::AsyncRead + Unpin),
+        size_bytes: u64,
+        image: Option<&Source>,
+        ledger: &Ledger,
+    ) -> Result<()> {
+        self.check_pool()?;
+        let aside = arriving_path(&self.pool.path, self.id);
+        let received = crate::moves::files::receive(stream, &aside, size_bytes).await;
+        let placed = match received {
+            Ok(()) => self.place(&aside, image, ledger).await,
+            Err(error) => Err(io(&aside)(error)),
+        };
+        if placed.is_err() {
+            // It may have filled the pool. If it cannot be removed now, it is when the move is cleared.
+            let _ = tokio::fs::remove_file(&aside).await;
+        }
+        placed
+    }
+
+    async fn place(&self, aside: &Path, image: Option<&Source>, ledger: &Ledger) -> Result<()> {
+        let words = ["info", "-f", "qcow2", "--output=json"];
+        let what: Info = serde_json::from_slice(&qemu_img(&words, &[aside.as_os_str()]).await?)
+            .map_err(|error| VolumeError::QemuImg(error.to_string()))?;
+        if what.format_specific["data"]["data-file"].is_string() {
+            return Err(VolumeError::Refused("the file that was sent refers to another one".into()));
+        }
+        if what.backing_filename.is_some() {
+            // Each node has its cache elsewhere.
+            let image =
+                image.ok_or_else(|| VolumeError::Refused("a volume without image has a base".into()))?;
+            let backing = self.backing(&image.path).await?;
+            let words = ["rebase", "-q", "-u", "-f", "qcow2", "-F", &image.info.format, "-b", &backing];
+            qemu_img(&words, &[aside.as_os_str()]).await?;
+        }
+        tokio::fs::File::open(aside).await.map_err(io(aside))?.sync_all().await.map_err(io(aside))?;
+        checkpoint("disk-aside").await;
+        self.check_pool()?;
+        let path = self.path();
+        std::fs::rename(aside, &path).map_err(io(&path))?;
+        if let Some(dir) = path.parent() {
+            sync_dir(dir).map_err(io(dir))?;
+        }
+        checkpoint("disk-placed").await;
+        // As large as it came: what it was to grow to before it left, it grows to here.
+        self.write_down(what.size_mib(), ledger).await
+    }
+
     /// The backing file's name as the overlay says it. In a local pool it is the cache's; a shared pool keeps its
     /// own copy beside the volumes, by a relative name, since other nodes have other caches.
     async fn backing(&self, image: &Path) -> Result<String> {
@@ -376,9 +443,11 @@ impl Volume {
     pub async fn delete(&self, ledger: &Ledger) -> Result<()> {
         self.check_pool()?;
         let path = self.path();
-        match tokio::fs::remove_file(&path).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(error)),
-            _ => {}
+        for path in [arriving_path(&self.pool.path, self.id), path.clone()] {
+            match tokio::fs::remove_file(&path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(error)),
+                _ => {}
+            }
         }
         if let Some(dir) = path.parent() {
             sync_dir(dir).map_err(io(dir))?;

@@ -45,10 +45,12 @@ pub enum Mutant {
     PowerOffUnread,
     /// A BMC is believed whatever machine it stands for.
     WrongMachineBelieved,
+    /// A VM that is off is let go of without its local disks.
+    DisksLeftBehind,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::EvacuateWithoutProof,
         Self::SilenceWithoutWatchdog,
         Self::LeaseCountedFromReceipt,
@@ -67,6 +69,7 @@ impl Mutant {
         Self::NoRoomTaken,
         Self::PowerOffUnread,
         Self::WrongMachineBelieved,
+        Self::DisksLeftBehind,
     ];
 }
 

@@ -43,6 +43,8 @@ pub struct Agent {
     pub busy: BTreeMap<Subject, Step>,
     pub doings: BTreeMap<u64, Doing>,
     pub next_doing: u64,
+    /// VMs whose files are being carried away and shall not.
+    pub recalled: BTreeSet<Uuid>,
     pub exits: BTreeMap<Uuid, Exit>,
     pub keeper: KeeperFact,
     /// When the next pass is planned for.

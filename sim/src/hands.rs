@@ -32,6 +32,8 @@ pub struct Doing {
     began_ms: u64,
     /// What a sending came to, once it is known.
     sent: Option<bool>,
+    /// When the files of disks that are carried are all over there.
+    carried_at: u64,
 }
 
 /// libvirt's own work of sending a guest, which goes on without the agent.
@@ -91,14 +93,16 @@ impl World {
                     return;
                 };
                 let record = host.ledger.vms.entry(*vm).or_default();
-                record.outgoing = Some(Outgoing { id, word: Word::Kept, reason: (*reason).to_owned() });
+                record.outgoing =
+                    Some(Outgoing { id, word: Word::Kept, reason: (*reason).to_owned(), files: false });
             }
             Step::LetGo { vm } => {
                 let Some(wanted) = agent.desired.vms.get(vm) else { return };
                 let Some(id) = wanted.moving.as_ref().map(|moving| moving.id) else { return };
                 let record = host.ledger.vms.entry(*vm).or_default();
                 record.incarnation = record.incarnation.max(wanted.incarnation);
-                record.outgoing = Some(Outgoing { id, word: Word::Gone, reason: String::new() });
+                record.outgoing =
+                    Some(Outgoing { id, word: Word::Gone, reason: String::new(), files: false });
                 let_go(record, clock_ms);
             }
             _ => {}
@@ -127,7 +131,8 @@ impl World {
         agent.next_doing += 1;
         let (life, doing) = (agent.life, agent.next_doing);
         let leases = agent.keeper.leases.clone();
-        let begun = Doing { step, part: 0, stamp, wanted, volume, leases, began_ms, sent: None };
+        let begun =
+            Doing { step, part: 0, stamp, wanted, volume, leases, began_ms, sent: None, carried_at: 0 };
         agent.doings.insert(doing, begun);
         self.plan(delay, Event::Act { node: at, life, doing });
     }
@@ -208,7 +213,8 @@ impl World {
                     migration.aborted = true;
                     Part::Done
                 }
-                _ => Part::Failed("NoMigration"),
+                Some(_) => Part::Failed("NoMigration"),
+                None => self.recall_files(at, vm),
             },
             Step::Settle { vm } => self.settle_sending(at, vm, None),
             Step::Receive { vm } => self.receive(at, vm, doing),
@@ -306,6 +312,8 @@ impl World {
                 let Some(domain) = host.domains.get_mut(&vm) else { return Part::Failed("DomainNotFound") };
                 domain.state = DomainState::Running;
                 let incarnation = domain.incarnation;
+                let breach = self.checks.volumes.used(at, &local_volumes(wanted));
+                self.blame(breach);
                 self.tell(|| format!("n{at}: vm {} runs, incarnation {incarnation}", short(vm)));
                 Part::Next(delay)
             }
@@ -497,6 +505,11 @@ impl World {
 
 fn shared_pools(wanted: &WantedVm) -> BTreeSet<Uuid> {
     wanted.volumes.iter().map(|(_, pool)| *pool).filter(|pool| *pool == SHARED.0).collect()
+}
+
+fn local_volumes(wanted: &WantedVm) -> Vec<Uuid> {
+    let own = wanted.volumes.iter().filter(|(_, pool)| *pool != SHARED.0);
+    own.map(|(volume, _)| *volume).collect()
 }
 
 /// The leases that the decision saw: since when each is held without a break.

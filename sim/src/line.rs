@@ -197,6 +197,7 @@ impl World {
             host_uuid: crate::bmc::host_uuid(node).to_string(),
             moves_port: 7003,
             cluster_id: String::new(),
+            carries_files: true,
         };
         let (up, down) = (Way::new(), Way::new());
         let line = Connection { node, life, controller, stream: None, up, down, ended: false };

@@ -106,3 +106,8 @@ fn brake_stops_rack() {
 fn power_off_unread() {
     found(Mutant::PowerOffUnread, 80, &["proofs", "one-place"]);
 }
+
+#[test]
+fn disks_left_behind() {
+    found(Mutant::DisksLeftBehind, 60, &["volumes"]);
+}

@@ -266,6 +266,7 @@ pub(super) fn way(step: &DrainStep) -> Cell {
         DrainWay::Live => Cell::from("live"),
         DrainWay::LiveWithDisks => Cell::from("live, with disks"),
         DrainWay::Cold => Cell::from("cold"),
+        DrainWay::ColdWithDisks => Cell::from("cold, with disks"),
         DrainWay::ShutDown => Cell::toned("shut down", Tone::Busy),
         DrainWay::Stays => Cell::from("stays"),
         DrainWay::Waits => Cell::toned("waits", Tone::Busy),

@@ -68,6 +68,7 @@ pub fn way(spec: &MoveSpec) -> &'static str {
         MoveWay::Live => "live",
         MoveWay::LiveWithDisks => "live, with disks",
         MoveWay::Cold => "cold",
+        MoveWay::ColdWithDisks => "cold, with disks",
         MoveWay::Unspecified => "",
     }
 }

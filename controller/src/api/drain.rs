@@ -189,6 +189,8 @@ fn show_move(view: &View, go: &Go) -> v1::DrainStep {
     let way = match go.way {
         Way::Live => v1::DrainWay::Live,
         Way::LiveWithDisks => v1::DrainWay::LiveWithDisks,
+        // What is off has no memory to send.
+        Way::Cold if go.copies_mib > 0 => v1::DrainWay::ColdWithDisks,
         Way::Cold => v1::DrainWay::Cold,
     };
     let why = match go.why {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use prost::Message as _;
 use tamdao_model::Scope;
 use tamdao_model::assignment::Intent;
-use tamdao_model::convert::Twin;
 use tamdao_model::convert::moves::show_forecast;
 use tamdao_model::forecast::Forecast;
 use tamdao_model::moves::{Cause, Move, MoveEvent, Way};
@@ -62,7 +61,10 @@ impl Api {
                 move_start::start(draft, moment, &wish, &asked.caller)
             })
             .await?;
-        let live = told.spec.as_ref().is_some_and(|spec| spec.way != Way::Cold.number());
+        let live = told
+            .spec
+            .as_ref()
+            .is_some_and(|spec| matches!(spec.way(), v1::MoveWay::Live | v1::MoveWay::LiveWithDisks));
         if let Some(wish) = chosen.filter(|_| live) {
             match told.metadata.as_ref().and_then(|metadata| metadata.id.parse::<MoveId>().ok()) {
                 // A move is not kept waiting for what is expected of it.
@@ -209,13 +211,7 @@ fn choose<'a>(
         if let Outcome::Unfit { reasons } = &verdict.outcome {
             return Err(reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
         }
-        if way == Way::Cold {
-            return Ok(node);
-        }
-        if node.status.moves_port == 0 {
-            return Err("its agent takes no part in moves".to_owned());
-        }
-        move_start::incompatible(vm.status.platform.as_ref(), here, node).map_or(Ok(node), Err)
+        move_start::unfit(view, vm, way, here, node).map_or(Ok(node), |(_, why)| Err(why))
     };
     if let Some(wanted) = wanted {
         if wanted == source {
@@ -268,6 +264,9 @@ pub(super) fn movable(view: &View, vm: &Vm) -> String {
     match move_start::way(view, vm, false) {
         Ok(Way::Live) => "can move while it runs".to_owned(),
         Ok(Way::LiveWithDisks) => "can move while it runs, with its local disks copied along".to_owned(),
+        Ok(Way::Cold) if !move_start::local_volumes(view, vm).is_empty() => {
+            "is off, and can be given to another node, where its local disks are carried".to_owned()
+        }
         Ok(Way::Cold) => "is off, and can be given to another node".to_owned(),
         Err(refusal) => format!("cannot move: {}", refusal.message),
     }

@@ -162,6 +162,7 @@ impl Lost {
             address: String::new(),
             host_uuid: Uuid::nil(),
             moves_port: 0,
+            carries_files: false,
         };
         node::open_session(&mut self.draft, &mut self.moment, node_id(LOST), &opening).unwrap();
     }

@@ -55,8 +55,8 @@ pub fn way(view: &View, vm: &Vm, allow_cold: bool) -> Result<Way, Refusal> {
     if vm.spec.pin.is_some() {
         return no("Pinned", format!("vm {name:?} is pinned to its node"));
     }
-    let copies = !local_volumes(view, vm).is_empty();
-    if vm.status.phase == VmPhase::Running && vm.spec.numa_cells > 0 && (copies || !allow_cold) {
+    let local = local_volumes(view, vm);
+    if vm.status.phase == VmPhase::Running && vm.spec.numa_cells > 0 && !allow_cold {
         // Its document names the cells of this node, and a running guest takes it along.
         return no(
             "LiveImpossible",
@@ -64,19 +64,32 @@ pub fn way(view: &View, vm: &Vm, allow_cold: bool) -> Result<Way, Refusal> {
         );
     }
     match (vm.status.phase, vm.spec.tpm || vm.spec.numa_cells > 0) {
-        (VmPhase::Running, false) if copies => Ok(Way::LiveWithDisks),
+        (VmPhase::Running, false) if !local.is_empty() => Ok(Way::LiveWithDisks),
         (VmPhase::Running, false) => Ok(Way::Live),
         (VmPhase::Running, true) if !allow_cold => {
             no("LiveImpossible", format!("vm {name:?} has a TPM, whose state is not copied while it runs"))
         }
-        (VmPhase::Running | VmPhase::Stopped, _) if copies => no(
-            "ColdImpossible",
-            format!("vm {name:?} has volumes in local pools, which are copied only while it runs"),
-        ),
-        (VmPhase::Running | VmPhase::Stopped, _) => Ok(Way::Cold),
+        (VmPhase::Running | VmPhase::Stopped, _) => match cannot_carry(view, vm, &local) {
+            Some(why) => no("ColdImpossible", format!("vm {name:?} has volumes in local pools, and {why}")),
+            None => Ok(Way::Cold),
+        },
         (phase, _) => {
             no("NotRunning", format!("vm {name:?} is {phase:?}; it moves while it runs, or while it is off"))
         }
+    }
+}
+
+/// Why the files of these volumes of its cannot leave its node while it is off; none if they can, or if there are none.
+fn cannot_carry(view: &View, vm: &Vm, local: &[VolumeId]) -> Option<&'static str> {
+    let source = vm.status.node.and_then(|id| view.nodes.get(id));
+    let made = |id: &VolumeId| view.volumes.get(*id).is_some_and(|volume| volume.status.made);
+    match local {
+        [] => None,
+        _ if !source.is_some_and(|node| node.status.carries_files) => {
+            Some("the agent of its node is of a version that does not carry them while it is off")
+        }
+        _ if !local.iter().all(made) => Some("not all of them have been made yet"),
+        _ => None,
     }
 }
 
@@ -101,6 +114,24 @@ pub fn incompatible(platform: Option<&Platform>, source: &Node, target: &Node) -
     target.cannot_be(platform?)
 }
 
+/// Why a VM cannot go to a node in this way whatever room there is: one CamelCase word and a clause; none if it can.
+pub fn unfit(view: &View, vm: &Vm, way: Way, source: &Node, target: &Node) -> Option<(&'static str, String)> {
+    let apart = target.status.moves_port == 0 || target.status.address.is_empty();
+    let carries = way != Way::Cold || !local_volumes(view, vm).is_empty();
+    if carries && apart {
+        return Some(("NoMoves", "its agent takes no part in moves".to_owned()));
+    }
+    match way {
+        Way::Cold if carries && !target.status.carries_files => {
+            let why = "its agent is of a version that takes no disks of a VM that is off";
+            Some(("NoMoves", why.to_owned()))
+        }
+        Way::Cold => None,
+        Way::Live | Way::LiveWithDisks => incompatible(vm.status.platform.as_ref(), source, target)
+            .map(|why| ("CpuIncompatible", format!("it cannot run on there: {why}"))),
+    }
+}
+
 /// Begins a move.
 ///
 /// # Errors
@@ -118,14 +149,14 @@ pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -
     };
     let source_id = vm.status.node.ok_or_else(|| Refusal::internal("a VM that can move has a node"))?;
     let (source, target) = (node(source_id)?, node(wish.target)?);
-    fits(&vm, way, &source, &target)?;
+    fits(view, &vm, way, &source, &target)?;
     let mut here = view.assignment(source.id());
     let mut there = view.assignment(target.id());
     let id: MoveId = moment.id();
     let incarnation_to = vm.next_incarnation();
     let copies = match way {
-        Way::LiveWithDisks => local_volumes(view, &vm),
-        Way::Live | Way::Cold => Vec::new(),
+        Way::LiveWithDisks | Way::Cold => local_volumes(view, &vm),
+        Way::Live => Vec::new(),
     };
     let no_room = |message: String| Err(Refusal::new(Code::ResourceExhausted, "NoRoom", message));
     if there.vms.contains_key(&vm.id()) || copies.iter().any(|volume| there.volumes.contains_key(volume)) {
@@ -202,7 +233,7 @@ pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -
 }
 
 /// What the engine does not look at: whether the two agents can speak, and the guest run on over there.
-fn fits(vm: &Vm, way: Way, source: &Node, target: &Node) -> Result<(), Refusal> {
+fn fits(view: &View, vm: &Vm, way: Way, source: &Node, target: &Node) -> Result<(), Refusal> {
     let no = |reason, message: String| Err(Refusal::precondition(reason, message));
     if source.id() == target.id() {
         return no("SameNode", format!("vm {:?} is on {} already", vm.meta.name.as_str(), target.meta.name));
@@ -215,15 +246,10 @@ fn fits(vm: &Vm, way: Way, source: &Node, target: &Node) -> Result<(), Refusal> 
             return no("NodeNotReady", format!("node {} is not ready", node.meta.name));
         }
     }
-    if way == Way::Cold {
-        return Ok(());
-    }
-    if target.status.moves_port == 0 || target.status.address.is_empty() {
-        return no("NoMoves", format!("the agent of node {} takes no part in moves", target.meta.name));
-    }
-    match incompatible(vm.status.platform.as_ref(), source, target) {
-        Some(why) => {
-            no("CpuIncompatible", format!("vm {:?} cannot run on there: {why}", vm.meta.name.as_str()))
+    match unfit(view, vm, way, source, target) {
+        Some((reason, why)) => {
+            let name = vm.meta.name.as_str();
+            no(reason, format!("vm {name:?} cannot move to node {}: {why}", target.meta.name))
         }
         None => Ok(()),
     }

@@ -4,13 +4,15 @@
 use proptest::prelude::*;
 use tamdao_model::assignment::{Hold, Intent};
 use tamdao_model::convert::agent::{FileState, MoveSeen, MoveState, VolumeSeen};
+use tamdao_model::convert::moves::show_way;
 use tamdao_model::fence::{Evidence, Silence};
 use tamdao_model::forecast::Verdict;
 use tamdao_model::moves::{Cause, Move, MoveEvent, MovePhase, Way};
-use tamdao_model::node::NodePhase;
-use tamdao_model::vm::{GuestState, Vm, VmPhase};
+use tamdao_model::node::{Node, NodePhase};
+use tamdao_model::vm::{GuestExit, GuestState, Vm, VmPhase};
 use tamdao_model::{Name, NodeId, PoolId, TimeMs, VmId};
 use tamdao_proto::agent::v1::Measurement;
+use tamdao_proto::v1::MoveWay;
 use tamdao_store::typed::Draft;
 use tamdao_store::view::View;
 use uuid::Uuid;
@@ -23,7 +25,7 @@ use super::{fence, move_forecast};
 use super::{node, place, vm_create};
 use crate::admission::Moment;
 use crate::engine;
-use crate::sessions::expand::told_of;
+use crate::sessions::expand::{self, told_of};
 
 struct Scene {
     draft: Draft,
@@ -42,6 +44,7 @@ impl Scene {
         for at in 0..3 {
             let mut node = (*draft.view().nodes.get(node_id(at)).unwrap().value).clone();
             (node.status.moves_port, node.status.address) = (7444, format!("10.0.0.{at}"));
+            node.status.carries_files = true;
             draft.put(node);
         }
         vm_create::create(&mut draft, &mut moment, request(0, 1, 256, 100), AGENCY, None, "test").unwrap();
@@ -397,12 +400,74 @@ fn a_vm_that_cannot_move_is_told_why() {
         (|vm| vm.spec.pin = Some(NodeId(Uuid::nil())), "Pinned"),
         (|vm| vm.status.node = None, "NotPlaced"),
         (|vm| vm.status.phase = VmPhase::Starting, "NotRunning"),
-        (|vm| vm.status.phase = VmPhase::Stopped, "ColdImpossible"),
     ] {
         let mut vm = still.clone();
         change(&mut vm);
         assert_eq!(reason(&vm), expected);
     }
+}
+
+#[test]
+fn what_is_off_takes_its_local_disk_along() {
+    let mut scene = Scene::new();
+    let mut word = seen(&scene.vm(), GuestState::Stopped, false);
+    word.seen.exit = Some(GuestExit::ByItself);
+    scene.report(0, &Part { vms: vec![word], ..Part::default() });
+    let vm = scene.vm();
+    assert_eq!(vm.status.phase, VmPhase::Stopped);
+    let mut volume = (*scene.draft.view().volumes.get(vm.volumes().next().unwrap()).unwrap().value).clone();
+    volume.status.used_mib = 5 << 10;
+    scene.draft.put(volume.clone());
+    let one = scene.begin();
+    assert_eq!((one.spec.way, &one.spec.copies), (Way::Cold, &vec![volume.id()]));
+    assert_eq!(
+        show_way(&one.spec),
+        i32::from(MoveWay::ColdWithDisks),
+        "no older agent takes it for a plain one"
+    );
+    assert_eq!((scene.hold(0), scene.hold(1)), (Some(Hold::Own), Some(Hold::Arriving)));
+    let told = expand::assignment(scene.draft.view(), node_id(1), None, &|_| None);
+    let told = told.vms[0].r#move.clone().unwrap();
+    assert!(told.stays_off && told.way() == MoveWay::ColdWithDisks, "nobody has switched it off: {told:?}");
+    scene.say(&one, 1, MoveState::Ready);
+    scene.turn();
+    let limit = scene.now(&one).status.deadline.unwrap().since(scene.moment.now);
+    assert_eq!(limit, move_step::send_limit_ms((5 << 10) + 256), "its files take their time");
+    scene.say(&one, 0, MoveState::Gone);
+    assert_eq!((scene.hold(0), scene.hold(1)), (Some(Hold::Leaving), Some(Hold::Own)));
+    let volume = scene.draft.view().volumes.get(volume.id()).unwrap();
+    assert_eq!(volume.status.node, Some(node_id(1)));
+}
+
+#[test]
+fn only_agents_that_carry_disks_are_asked_to() {
+    let mut scene = Scene::new();
+    let mut vm = scene.vm();
+    vm.status.phase = VmPhase::Stopped;
+    let node = |scene: &Scene, at| (*scene.draft.view().nodes.get(node_id(at)).unwrap().value).clone();
+    let (source, mut target) = (node(&scene, 0), node(&scene, 1));
+    assert_eq!(move_start::way(scene.draft.view(), &vm, false), Ok(Way::Cold));
+    let unfit = |target: &Node| move_start::unfit(scene.draft.view(), &vm, Way::Cold, &source, target);
+    assert_eq!(unfit(&target), None);
+    target.status.carries_files = false;
+    assert_eq!(unfit(&target).unwrap().0, "NoMoves");
+    (target.status.carries_files, target.status.moves_port) = (true, 0);
+    assert_eq!(unfit(&target).unwrap().0, "NoMoves");
+    let mut older = source.clone();
+    older.status.carries_files = false;
+    scene.draft.put(older);
+    let refused = move_start::way(scene.draft.view(), &vm, false).unwrap_err();
+    assert_eq!(refused.reason, "ColdImpossible", "{refused:?}");
+    scene.draft.put(source);
+    let volume = vm.volumes().next().unwrap();
+    let mut volume = (*scene.draft.view().volumes.get(volume).unwrap().value).clone();
+    volume.status.made = false;
+    scene.draft.put(volume);
+    assert_eq!(move_start::way(scene.draft.view(), &vm, false).unwrap_err().reason, "ColdImpossible");
+    // What cannot move while it runs goes off with its disks, if somebody allows it.
+    let mut runs = scene.vm();
+    runs.spec.tpm = true;
+    assert_eq!(move_start::way(scene.draft.view(), &runs, false).unwrap_err().reason, "LiveImpossible");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Opening {
     pub host_uuid: Uuid,
     /// Where its agent listens for moves; 0 takes no part in them.
     pub moves_port: u16,
+    /// Whether it carries the files of local disks.
+    pub carries_files: bool,
 }
 
 /// Records a session before anything is sent on it: what is sent later rests on a state read after this.
@@ -80,6 +82,7 @@ pub fn open_session(
     node.status.address.clone_from(&opening.address);
     node.status.host_uuid = opening.host_uuid;
     node.status.moves_port = opening.moves_port;
+    node.status.carries_files = opening.carries_files;
     draft.put(node.clone());
     Ok(node)
 }

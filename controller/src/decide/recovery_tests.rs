@@ -99,6 +99,7 @@ impl Restored {
             address: String::new(),
             host_uuid: Uuid::nil(),
             moves_port: 0,
+            carries_files: false,
         };
         node::open_session(&mut self.draft, &mut self.moment, node_id(at), &opening).unwrap();
     }
@@ -220,6 +221,7 @@ fn a_session_that_is_opened_anew_is_awaited_anew() {
         address: String::new(),
         host_uuid: Uuid::nil(),
         moves_port: 0,
+        carries_files: false,
     };
     node::open_session(&mut cloud.draft, &mut cloud.moment, node_id(0), &opening).unwrap();
     assert_eq!(recovery::accounts(cloud.view()).awaited, [node_id(0)]);
@@ -383,6 +385,7 @@ fn a_store_that_went_back_tells_nothing_and_hears_nobody_before_all_its_records_
             address: String::new(),
             host_uuid: Uuid::nil(),
             moves_port: 0,
+            carries_files: false,
         };
         let refused = node::open_session(&mut cloud.draft.clone(), &mut cloud.moment, node_id(1), &opening);
         assert_eq!(refused.unwrap_err().code, tonic::Code::Unavailable);

@@ -422,6 +422,7 @@ fn a_boot_has_the_time_at_which_it_was_first_heard_of() {
             address: String::new(),
             host_uuid: Uuid::nil(),
             moves_port: 0,
+            carries_files: false,
         };
         node::open_session(&mut draft, &mut moment, node_id(0), &opening).unwrap().status.boot_time
     };

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use tamdao_model::assignment::{Assignment, Hold, Intent, VmEntry};
 use tamdao_model::convert::Twin;
 use tamdao_model::convert::agent::{show_action, show_platform};
+use tamdao_model::convert::moves::show_way;
 use tamdao_model::moves::MovePhase;
 use tamdao_model::network::Provider;
 use tamdao_model::node::NodePhase;
 use tamdao_model::range::{self, Family};
 use tamdao_model::sealed::Sealed;
-use tamdao_model::vm::{DiskSource, Interface, Vm};
+use tamdao_model::vm::{DiskSource, Interface, Vm, VmPhase};
 use tamdao_model::volume::Volume;
 use tamdao_model::{ImageId, NodeId, VmId, VolumeId};
 use tamdao_proto::agent::v1 as agent;
@@ -193,9 +194,11 @@ fn assigned_move(view: &View, vm: &Vm, intent: Intent) -> Option<agent::Assigned
         peer_address: address.unwrap_or_default(),
         incarnation_from: spec.incarnation_from,
         incarnation_to: spec.incarnation_to,
-        way: spec.way.number(),
+        way: show_way(spec),
         recall: open.status.phase == MovePhase::Recalling,
         auto_converge: spec.auto_converge,
+        // It is off, and nobody but the guest itself wanted it so.
+        stays_off: vm.status.phase == VmPhase::Stopped && vm.wants_on(),
     })
 }
 

@@ -237,6 +237,7 @@ async fn open(
         address: hello.address.chars().take(256).collect(),
         host_uuid: read_id("host_uuid", &hello.host_uuid)?,
         moves_port: u16::try_from(hello.moves_port).unwrap_or_default(),
+        carries_files: hello.carries_files,
     };
     let now = shared.kv.barrier().await?;
     // Where a newer leader exists nothing is decided here: its office guards each commit.

@@ -8,7 +8,7 @@ use super::{Shown, Twin, metadata};
 use crate::Kind;
 use crate::forecast::Forecast;
 use crate::lookup::Lookup;
-use crate::moves::Move;
+use crate::moves::{Move, MoveSpec, Way};
 
 impl Shown for Move {
     type Proto = v1::Move;
@@ -27,7 +27,7 @@ impl Shown for Move {
                 vm: show_id(lookup, Kind::Vm, spec.vm),
                 source_node: show_id(lookup, Kind::Node, spec.source),
                 target_node: show_id(lookup, Kind::Node, spec.target),
-                way: spec.way.number(),
+                way: show_way(spec),
                 reason: spec.reason.clone(),
                 asked_by: spec.asked_by.clone(),
                 auto_converge: spec.auto_converge,
@@ -52,6 +52,19 @@ impl Shown for Move {
     fn phase_number(&self) -> i32 {
         self.status.phase.number()
     }
+}
+
+/// The way of a move as contract and agents have it. That disks are carried has a word of its own there: an agent that
+/// does not know it keeps its guest, and does not let it go without its disks.
+#[must_use]
+pub fn show_way(spec: &MoveSpec) -> i32 {
+    let way = match spec.way {
+        Way::Live => v1::MoveWay::Live,
+        Way::LiveWithDisks => v1::MoveWay::LiveWithDisks,
+        Way::Cold if spec.copies.is_empty() => v1::MoveWay::Cold,
+        Way::Cold => v1::MoveWay::ColdWithDisks,
+    };
+    way.into()
 }
 
 /// A forecast as the contract has it.

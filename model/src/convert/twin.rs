@@ -9,7 +9,7 @@ use crate::condition::ConditionStatus;
 use crate::event::Severity;
 use crate::forecast::Verdict;
 use crate::image::{ImageKind, ImagePhase};
-use crate::moves::{MovePhase, Way};
+use crate::moves::MovePhase;
 use crate::node::{DrainPhase, NodePhase};
 use crate::placement_group::PlacementRuleKind;
 use crate::pool::PoolKind;
@@ -79,7 +79,6 @@ twins! {
     VmPhase => v1::VmPhase {
         Pending, Scheduled, Starting, Running, Paused, Stopping, Stopped, Deleting, Failed, Unknown,
     }
-    Way => v1::MoveWay { Live, LiveWithDisks, Cold }
     Verdict => v1::MoveVerdict { Arrives, ArrivesSlowed, TooLong, Never, Unknown }
     MovePhase => v1::MovePhase { Preparing, Sending, Recalling, Clearing, Done, Failed, Cancelled }
     GuestState => agent::v1::GuestState { Absent, Preparing, Starting, Running, Paused, Stopping, Stopped }

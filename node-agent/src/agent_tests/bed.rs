@@ -20,6 +20,7 @@ pub const VM: Uuid = Uuid::from_u128(0x300);
 
 pub struct Bed {
     pub dir: tempfile::TempDir,
+    pub world: FakeWorld,
     pub hypervisor: Arc<FakeHypervisor>,
     pub config: Config,
 }
@@ -69,13 +70,18 @@ impl Bed {
         );
         let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
         let world = FakeWorld::new(std::time::SystemTime::now);
-        Self { hypervisor: Arc::new(world.host("n1")), config, dir }
+        Self { hypervisor: Arc::new(world.host("n1")), world, config, dir }
     }
 
     /// With the certificate that a join would have brought.
     pub fn joined(ca: &Arc<Ca>, controller: &Controller) -> Self {
+        Self::joined_as(ca, controller, Uuid::from_u128(77))
+    }
+
+    /// The same, as this node.
+    pub fn joined_as(ca: &Arc<Ca>, controller: &Controller, node: Uuid) -> Self {
         let bed = Self::new(&[controller.address()]);
-        let (certificate, key) = ca.leaf("n1");
+        let (certificate, key) = ca.leaf("n1", node);
         std::fs::create_dir_all(bed.config.key.parent().unwrap()).unwrap();
         std::fs::write(&bed.config.key, key).unwrap();
         std::fs::write(&bed.config.certificate, certificate).unwrap();

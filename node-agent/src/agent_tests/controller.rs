@@ -16,6 +16,7 @@ use futures::Stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
+    SanType,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
@@ -56,10 +57,12 @@ impl Ca {
         CertificateSigningRequestParams::from_pem(csr).unwrap().signed_by(&self.issuer).unwrap().pem()
     }
 
-    /// A certificate and key, PEM.
-    pub fn leaf(&self, name: &str) -> (String, String) {
+    /// A node's certificate and key, PEM.
+    pub fn leaf(&self, name: &str, node: uuid::Uuid) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let uri = format!("tamdao://c/node/{node}");
+        params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
@@ -212,6 +215,15 @@ impl Inner {
 
     pub fn now(&self) -> Picture {
         self.picture.borrow().clone()
+    }
+
+    /// Forgets what the agent has said, so that only a later session's word counts.
+    pub fn forget(&self) {
+        self.picture.send_modify(|picture| {
+            picture.up = false;
+            picture.vms.clear();
+            picture.volumes.clear();
+        });
     }
 
     /// Waits until the picture is as described.

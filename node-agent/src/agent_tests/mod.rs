@@ -2,6 +2,7 @@
 //! hypervisor. An agent is killed by dropping it, and started again on what it left.
 
 mod bed;
+mod carrying;
 mod controller;
 mod crashes;
 mod enrolment;

@@ -5,18 +5,21 @@
 //! and only from the node that it names; the source's word is in its ledger before it is said, and the target's agent
 //! has it in its own before the guest runs. Deliberately absent: decisions (`reconcile`), and libvirt (`hypervisor`).
 
+pub mod files;
 mod link;
 mod source;
 mod target;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tamdao_proto::agent::v1 as messages;
 use tamdao_proto::v1::MoveProgress;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use link::Bucket;
@@ -42,6 +45,8 @@ pub enum MoveError {
     Pki(#[from] PkiError),
     #[error("tls: {0}")]
     Tls(String),
+    #[error("it was recalled")]
+    Recalled,
 }
 
 impl MoveError {
@@ -53,6 +58,7 @@ impl MoveError {
             Self::Peer { .. } => "PeerUnreachable",
             Self::Refused(_) => "PeerRefuses",
             Self::Pki(_) | Self::Tls(_) => "MoveTls",
+            Self::Recalled => "Recalled",
         }
     }
 }
@@ -70,6 +76,10 @@ pub struct Moves {
     pace: AtomicU64,
     progress: watch::Sender<BTreeMap<Uuid, MoveProgress>>,
     arrivals: watch::Sender<Arrivals>,
+    /// VMs whose files are being carried away, and what ends it.
+    carrying: Mutex<BTreeMap<Uuid, CancellationToken>>,
+    /// Volumes whose files are being received.
+    taking: Mutex<BTreeSet<Uuid>>,
     /// Something has come by a connection that the loop should look at.
     pub changed: Notify,
 }
@@ -85,6 +95,8 @@ impl Moves {
             pace: AtomicU64::new(0),
             progress: watch::channel(BTreeMap::new()).0,
             arrivals: watch::channel(Arrivals::new()).0,
+            carrying: Mutex::default(),
+            taking: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -113,6 +125,12 @@ impl Moves {
             *old = arrivals;
             news
         });
+    }
+
+    /// Whether a guest may still come by this move.
+    #[must_use]
+    pub fn expects(&self, vm: Uuid, id: Uuid) -> bool {
+        self.arrivals.borrow().get(&vm).is_some_and(|arrival| arrival.moving.id == id)
     }
 
     /// Makes the directory in which QEMU will listen.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tamdao_proto::agent::v1::{GreetingAnswer, MachinePaths, Purpose};
+use tamdao_proto::agent::v1::{Greeting, GreetingAnswer, MachinePaths, Purpose};
 use tamdao_proto::v1::MoveProgress;
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use crate::desired::WantedMove;
 use crate::hypervisor::Hypervisor;
 
 /// How often progress is asked for and told.
-const PROGRESS: Duration = Duration::from_secs(1);
+pub(super) const PROGRESS: Duration = Duration::from_secs(1);
 
 /// The sockets of one move on its source, which are carried as long as this is held.
 pub struct Carrier {
@@ -44,11 +44,10 @@ impl Drop for Carrier {
 }
 
 impl Moves {
-    async fn open(
+    pub(super) async fn open(
         &self,
-        vm: Uuid,
         moving: &WantedMove,
-        purpose: Purpose,
+        hello: &Greeting,
     ) -> Result<(TlsStream<TcpStream>, GreetingAnswer)> {
         let mut stream = wire::connect(&self.files.load()?, &moving.address, moving.peer).await?;
         let peer = |error: std::io::Error| MoveError::Peer {
@@ -56,7 +55,7 @@ impl Moves {
             message: error.to_string(),
         };
         let talk = async {
-            wire::say(&mut stream, &greeting(vm, moving, purpose)).await?;
+            wire::say(&mut stream, hello).await?;
             wire::hear::<GreetingAnswer>(&mut stream).await
         };
         let silence = || peer(std::io::Error::from(std::io::ErrorKind::TimedOut));
@@ -70,7 +69,7 @@ impl Moves {
     /// # Errors
     /// It cannot be reached, or does not expect this guest.
     pub async fn ask_paths(&self, vm: Uuid, moving: &WantedMove) -> Result<MachinePaths> {
-        let (_, answer) = self.open(vm, moving, Purpose::Paths).await?;
+        let (_, answer) = self.open(moving, &greeting(vm, moving, Purpose::Paths)).await?;
         Ok(answer.paths.unwrap_or_default())
     }
 
@@ -79,7 +78,7 @@ impl Moves {
     /// # Errors
     /// The target cannot be reached or refuses; the leader tells it then.
     pub async fn say_gone(&self, vm: Uuid, moving: &WantedMove) -> Result<()> {
-        self.open(vm, moving, Purpose::Gone).await.map(drop)
+        self.open(moving, &greeting(vm, moving, Purpose::Gone)).await.map(drop)
     }
 
     /// Opens the sockets of a move on its source and carries what comes.
@@ -159,7 +158,7 @@ async fn accept(
     while let Ok((near, _)) = listener.accept().await {
         let (moves, moving, sent) = (moves.clone(), moving.clone(), sent.clone());
         connections.spawn(async move {
-            let joined = match moves.open(vm, &moving, purpose).await {
+            let joined = match moves.open(&moving, &greeting(vm, &moving, purpose)).await {
                 Ok((far, _)) => {
                     link::join(near, far, &moves.bucket, &sent).await.map_err(|error| error.to_string())
                 }

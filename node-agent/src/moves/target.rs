@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 use uuid::Uuid;
 
 use super::{directory, link, socket_name, wire};
-use crate::desired::{WantedMove, WantedPool, WantedVm};
+use crate::desired::{WantedMove, WantedPool, WantedVm, WantedVolume};
 use crate::operate::Operator;
 
 /// Connections that are served at once; two moves need about ten.
@@ -25,6 +25,8 @@ pub struct Arrival {
     pub wanted: WantedVm,
     pub moving: WantedMove,
     pub pools: BTreeMap<Uuid, WantedPool>,
+    /// Those of its disks.
+    pub volumes: BTreeMap<Uuid, WantedVolume>,
 }
 
 /// By VM.
@@ -73,6 +75,9 @@ async fn attend(operator: &Arc<Operator>, stream: TcpStream) -> Result<(), Strin
     let node = certificates.and_then(<[_]>::first).and_then(wire::node_of);
     let admitted = admit(&operator.moves.arrivals.borrow(), node, &greeting);
     match admitted {
+        Ok((vm, arrival)) if greeting.purpose() == Purpose::DiskFile => {
+            take_file(operator, vm, &arrival, &greeting, stream).await
+        }
         Ok((vm, arrival)) => welcome(operator, vm, &arrival, greeting.purpose(), stream).await,
         Err(why) => {
             tracing::warn!(vm = greeting.vm_id, peer = ?node, why, "connection for a move refused");
@@ -140,6 +145,37 @@ async fn welcome(
     }
 }
 
+/// Receives one disk's file, and answers when it is in its place.
+async fn take_file(
+    operator: &Arc<Operator>,
+    vm: Uuid,
+    arrival: &Arrival,
+    greeting: &Greeting,
+    mut stream: TlsStream<TcpStream>,
+) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let begun = operator.begin_taking(vm, arrival, &greeting.volume_id);
+    let (taken, error) = match begun {
+        Ok((volume, taking)) => {
+            wire::say(&mut stream, &GreetingAnswer::default()).await.map_err(text)?;
+            let took = tokio::select! {
+                took = operator.take_in(&volume, greeting.size_bytes, &mut stream) => took,
+                () = no_longer(operator.moves.arrivals.subscribe(), vm, arrival.moving.id) => {
+                    return Err("the guest is not expected any more".to_owned());
+                }
+            };
+            drop(taking);
+            (took.is_ok(), took.err())
+        }
+        Err(error) => (false, Some(error)),
+    };
+    let error = error.map(|error| error.to_string()).unwrap_or_default();
+    if !taken {
+        tracing::warn!(%vm, volume = greeting.volume_id, error, "disk of a guest that comes not received");
+    }
+    wire::say(&mut stream, &GreetingAnswer { error, paths: None }).await.map_err(text)
+}
+
 /// Returns when the move is not this node's any more.
 async fn no_longer(mut arrivals: watch::Receiver<Arrivals>, vm: Uuid, id: Uuid) {
     let ended = |arrivals: &Arrivals| arrivals.get(&vm).is_none_or(|arrival| arrival.moving.id != id);
@@ -157,7 +193,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::desired::Intent;
+    use crate::desired::{Intent, Way};
 
     #[test]
     fn only_the_named_node_brings_the_named_guest() {
@@ -168,9 +204,10 @@ mod tests {
             address: String::new(),
             from: 1,
             to: 2,
-            cold: false,
+            way: Way::Live,
             recall: false,
             auto_converge: true,
+            stays_off: false,
         };
         let wanted = WantedVm {
             incarnation: 2,
@@ -189,7 +226,7 @@ mod tests {
             fresh: true,
             fault: None,
         };
-        let arrival = Arc::new(Arrival { wanted, moving, pools: BTreeMap::new() });
+        let arrival = Arc::new(Arrival { wanted, moving, pools: BTreeMap::new(), volumes: BTreeMap::new() });
         let arrivals = Arrivals::from([(id(3), arrival)]);
         let good = Greeting {
             move_id: id(1).to_string(),

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long a migration may take to end after it was given up.
 const ENDING: Duration = Duration::from_secs(20);
 
-fn moving(wanted: &WantedVm) -> Result<&WantedMove> {
+pub(super) fn moving(wanted: &WantedVm) -> Result<&WantedMove> {
     wanted.moving.as_ref().ok_or(OperateError::Overtaken("the move is over"))
 }
 
@@ -62,7 +62,7 @@ impl Operator {
             auto_converge: moving.auto_converge,
         };
         let id = moving.id;
-        let outgoing = Outgoing { id, word: Word::Sending, reason: String::new() };
+        let outgoing = Outgoing { id, word: Word::Sending, reason: String::new(), files: false };
         self.ledger.vm(vm, |record| record.outgoing = Some(outgoing)).await?;
         checkpoint("move-sending").await;
         tracing::info!(%vm, incarnation = domain.incarnation, peer = %moving.peer, "guest is being sent");
@@ -73,20 +73,36 @@ impl Operator {
         let bytes = carrier.sent.load(std::sync::atomic::Ordering::Relaxed);
         let word = self.settle(vm, Some(&sent), context.now_ms).await?;
         drop(carrier);
-        match (word, &sent) {
+        let kept = match (word, sent) {
             (Word::Gone, _) => {
                 checkpoint("move-gone").await;
-                if let Err(error) = self.moves.say_gone(vm, moving).await {
-                    // The leader hears it from this node's report, and tells the target.
-                    tracing::warn!(%vm, error = %error, "target was not told that the guest is gone");
-                }
-                checkpoint("move-said").await;
-                tracing::info!(%vm, bytes, "guest has gone to another node");
+                None
             }
-            (_, Err(error)) => tracing::warn!(%vm, bytes, error = %error, "guest was not sent, it stays"),
-            (_, Ok(())) => tracing::warn!(%vm, bytes, "guest was sent, and is still here; it stays"),
-        }
+            (_, Err(error)) => Some(error.to_string()),
+            (_, Ok(())) => Some("it was sent, and is still here".to_owned()),
+        };
+        self.tell_of_sending(vm, moving, kept, bytes).await;
         Ok(())
+    }
+
+    /// Tells the target, and the log, of what came of a sending that is written down: `kept` says why the guest stays.
+    pub(super) async fn tell_of_sending(
+        &self,
+        vm: Uuid,
+        moving: &WantedMove,
+        kept: Option<String>,
+        bytes: u64,
+    ) {
+        if let Some(why) = kept {
+            tracing::warn!(%vm, bytes, error = %why, "guest was not sent, it stays");
+            return;
+        }
+        if let Err(error) = self.moves.say_gone(vm, moving).await {
+            // The leader hears it from this node's report, and tells the target.
+            tracing::warn!(%vm, error = %error, "target was not told that the guest is gone");
+        }
+        checkpoint("move-said").await;
+        tracing::info!(%vm, bytes, "guest has gone to another node");
     }
 
     /// Finds out what came of a sending, and writes it down for ever. `sent` is libvirt's answer, if it was heard.
@@ -99,7 +115,12 @@ impl Operator {
         self.end_migration(vm).await?;
         let seen = self.hypervisor.observe().await?;
         let here = seen.ours.into_iter().find(|domain| domain.vm == vm);
+        let state = self.ledger.state();
+        let outgoing = state.vms.get(&vm).and_then(|record| record.outgoing.as_ref());
         let gone = match (&here, sent) {
+            // What was carried of its files is not known to be whole. An end of old, when it came here by an earlier
+            // move, would say that it was migrated.
+            _ if outgoing.is_some_and(|outgoing| outgoing.files) => false,
             (Some(_), _) => false,
             (None, Some(Ok(()))) => true,
             // Whatever else ended it, ended it here: then nothing may run over there.
@@ -111,6 +132,9 @@ impl Operator {
             (Some(Err(error)), _) => error.to_string(),
             (_, Some(domain)) if domain.state == DomainState::Running => "the sending was cut off".to_owned(),
             (_, Some(_)) => "the sending was cut off, and the guest stands still".to_owned(),
+            (_, None) if outgoing.is_some_and(|outgoing| outgoing.files) => {
+                "the carrying of its disks was cut off".to_owned()
+            }
             (_, None) => "the guest has ended".to_owned(),
         };
         let change = |record: &mut VmRecord| {
@@ -148,13 +172,15 @@ impl Operator {
 
     /// Writes down that a guest is not sent by this move.
     pub(super) async fn keep(&self, vm: Uuid, wanted: &WantedVm, reason: &str) -> Result<()> {
-        let outgoing = Outgoing { id: moving(wanted)?.id, word: Word::Kept, reason: reason.to_owned() };
+        let outgoing =
+            Outgoing { id: moving(wanted)?.id, word: Word::Kept, reason: reason.to_owned(), files: false };
         Ok(self.ledger.vm(vm, |record| record.outgoing = Some(outgoing)).await?)
     }
 
     /// Writes down that a guest that is off never starts here again under its incarnation.
     pub(super) async fn let_go(&self, vm: Uuid, wanted: &WantedVm, now_ms: u64) -> Result<()> {
-        let outgoing = Outgoing { id: moving(wanted)?.id, word: Word::Gone, reason: String::new() };
+        let outgoing =
+            Outgoing { id: moving(wanted)?.id, word: Word::Gone, reason: String::new(), files: false };
         let change = |record: &mut VmRecord| {
             record.incarnation = record.incarnation.max(wanted.incarnation);
             record.outgoing = Some(outgoing);
@@ -167,12 +193,13 @@ impl Operator {
 
     /// Makes seed, filter and sockets ready for a guest that comes; then its source is let in.
     pub(super) async fn receive(&self, vm: Uuid, wanted: &WantedVm, context: &Context) -> Result<()> {
-        let id = moving(wanted)?.id;
+        let &WantedMove { id, stays_off, .. } = moving(wanted)?;
         let seed = seed(wanted)?;
         let record = VmRecord {
             incarnation: wanted.incarnation,
             generation: wanted.generation,
-            life: Life::Starting,
+            life: if stays_off { Life::Ended } else { Life::Starting },
+            end: stays_off.then_some(End::ByItself),
             boot_id: self.boot_id.clone(),
             action: wanted.action.map(|action| action.id),
             platform: wanted.machine.platform.clone(),
@@ -213,7 +240,7 @@ impl Operator {
         Ok(paths(&self.own_spec(vm, &arrival.wanted, &context)?))
     }
 
-    fn is_ready_for(&self, vm: Uuid, arrival: &Arrival) -> bool {
+    pub(super) fn is_ready_for(&self, vm: Uuid, arrival: &Arrival) -> bool {
         let state = self.ledger.state();
         let incoming = state.vms.get(&vm).filter(|record| record.incarnation == arrival.moving.to);
         incoming.and_then(|record| record.incoming).is_some_and(|incoming| incoming.id == arrival.moving.id)

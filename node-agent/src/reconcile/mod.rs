@@ -158,7 +158,7 @@ pub enum Step {
     Update {
         vm: Uuid,
     },
-    /// Send a running guest to another node, and write down and say what came of it.
+    /// Send a running guest, or the files of one that is off, to another node, and write down and say what came of it.
     Send {
         vm: Uuid,
     },

@@ -3,8 +3,8 @@
 //! Invariants: the source's word (*kept* or *gone*) is written down before it is said, and never changes; a guest that
 //! arrives runs only after the source's agent has said that it is gone, under storage leases that have not lapsed since
 //! this node made ready for it, or after the leader has given the VM to this node; a source whose guest stands still
-//! after a broken move lets it go on only when the move is over, which is when the target has cleared. Deliberately
-//! absent: the sending (`moves`).
+//! after a broken move lets it go on only when the move is over, which is when the target has cleared; a guest whose
+//! disks only this node has is never let go of without them. Deliberately absent: the sending (`moves`).
 
 use std::collections::BTreeSet;
 
@@ -12,10 +12,10 @@ use tamdao_proto::agent::v1::{GuestState, MoveReport, MoveState, Problem, VmRepo
 use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
-use super::disk::Obstacle;
+use super::disk::{self, Obstacle};
 use super::guest::{Guest, HEARTBEAT_MS, stamp};
 use super::{Decision, Go, Step, Subject, View, attempt, problem};
-use crate::desired::{Digest, WantedMove, WantedVm};
+use crate::desired::{Digest, WantedMove, WantedVm, Way};
 use crate::hypervisor::{Domain, DomainState, PauseReason};
 use crate::ledger::{Life, VmRecord, Word};
 
@@ -70,22 +70,18 @@ impl Guest<'_> {
                 if !wanted.fresh {
                     return;
                 }
-                let runs = domain.is_some_and(|domain| domain.state == DomainState::Running);
-                let here = domain.is_some() == runs;
-                let step = match (moving.recall, moving.cold, runs) {
-                    (true, _, _) => Step::Keep { vm: self.id, reason: "Recalled" },
-                    (false, true, _) => Step::LetGo { vm: self.id },
-                    (false, false, true) => Step::Send { vm: self.id },
-                    (false, false, false) => {
-                        Step::Keep { vm: self.id, reason: if here { "NotThere" } else { "NotRunning" } }
+                let keep = |reason| Some(Step::Keep { vm: self.id, reason });
+                let state = domain.map(|domain| domain.state);
+                let step = match (moving.recall, moving.way, state) {
+                    (true, _, _) => keep("Recalled"),
+                    (false, Way::Cold | Way::ColdWithDisks, _) => {
+                        self.outgoing_off(wanted, moving, domain, report, decision)
                     }
+                    (false, Way::Live, Some(DomainState::Running)) => Some(Step::Send { vm: self.id }),
+                    (false, Way::Live, Some(_)) => keep("NotRunning"),
+                    (false, Way::Live, None) => keep("NotThere"),
                 };
-                if matches!(step, Step::LetGo { .. })
-                    && let Some(domain) = domain
-                {
-                    // It is shut down first; when it is off, it is let go of.
-                    return self.stop(wanted, domain, report, decision);
-                }
+                let Some(step) = step else { return };
                 let failed = attempt(self.view, stamp(wanted), step, decision);
                 say(report, moving.id, MoveState::Sending, failed);
             }
@@ -102,6 +98,38 @@ impl Guest<'_> {
                 say(report, moving.id, MoveState::Kept, Some(problem("Kept", message, true)));
             }
             Some((Word::Gone, _)) => say(report, moving.id, MoveState::Gone, None),
+        }
+    }
+
+    /// What is done now for a guest that is to leave while it is off, if anything but to wait.
+    fn outgoing_off(
+        &self,
+        wanted: &WantedVm,
+        moving: &WantedMove,
+        domain: Option<&Domain>,
+        report: &mut VmReport,
+        decision: &mut Decision,
+    ) -> Option<Step> {
+        let local = wanted.local_volumes(&self.view.desired.pools);
+        if moving.way == Way::Cold && !local.is_empty() {
+            // Whoever says so knows nothing of carrying: over there it would start with disks that were made empty.
+            return Some(Step::Keep { vm: self.id, reason: "DisksNotCarried" });
+        }
+        if let Some(domain) = domain {
+            // It is shut down first; when it is off, it goes.
+            self.stop(wanted, domain, report, decision);
+            return None;
+        }
+        if local.is_empty() || has(Mutant::DisksLeftBehind) {
+            return Some(Step::LetGo { vm: self.id });
+        }
+        match local.iter().find_map(|volume| disk::obstacle(self.view, *volume)) {
+            Some(Obstacle::Problem(problem)) => {
+                say(report, moving.id, MoveState::Sending, Some(problem));
+                None
+            }
+            Some(Obstacle::Wait) => None,
+            None => Some(Step::Send { vm: self.id }),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The doing of moves: sending, settling and receiving a guest, and libvirt's own part of it.
 
 use tamdao_node_agent::hypervisor::{DomainState, Exit, PauseReason};
-use tamdao_node_agent::ledger::{Incoming, Life, Outgoing, VmRecord, Word};
+use tamdao_node_agent::ledger::{End, Incoming, Life, Outgoing, VmRecord, Word};
+use tamdao_node_agent::reconcile::{Step, Subject};
 use uuid::Uuid;
 
 use super::{Doing, Migration, Part, held, let_go};
@@ -31,15 +32,26 @@ impl World {
         };
         let target = (0..self.nodes.len()).find(|other| crate::world::node_id(*other).0 == moving.peer);
         let Some(target) = target else { return Part::Failed("NoPeer") };
+        let files = doing.wanted.as_ref().is_some_and(|wanted| wanted.goes_with_files());
         match doing.part {
             0 => {
                 if !self.reaches_agent(at, target) || !self.is_ready_for(target, vm, moving.id, moving.to) {
                     return Part::Failed("PeerAway");
                 }
-                let outgoing = Outgoing { id: moving.id, word: Word::Sending, reason: String::new() };
+                let outgoing = Outgoing { id: moving.id, word: Word::Sending, reason: String::new(), files };
                 self.nodes[at].ledger.vms.entry(vm).or_default().outgoing = Some(outgoing);
                 Part::Next(delay)
             }
+            1 if files => {
+                self.tell(|| format!("n{at}: the disks of vm {} are carried to n{target}", short(vm)));
+                if let Some(agent) = self.nodes[at].agent.as_mut() {
+                    agent.recalled.remove(&vm);
+                }
+                let most_ms = if self.chance.one_in(3) { 12_000 } else { 3_000 };
+                doing.carried_at = self.now_ms + self.chance.between(50, most_ms);
+                Part::Next(100)
+            }
+            2 if files => self.carry_files(at, target, vm, doing),
             1 => {
                 if !self.nodes[at].runs(vm) || !self.reaches_agent(at, target) {
                     doing.sent = Some(false);
@@ -66,6 +78,15 @@ impl World {
                 doing.sent = sent.or_else(|| (!self.chance.one_in(8)).then_some(gone));
                 Part::Next(delay)
             }
+            3 if files && doing.sent == Some(true) => {
+                let record = self.nodes[at].ledger.vms.entry(vm).or_default();
+                let incarnation = doing.wanted.as_ref().map_or(0, |wanted| wanted.incarnation);
+                record.incarnation = record.incarnation.max(incarnation);
+                match self.settle_sending(at, vm, doing.sent) {
+                    Part::Done if self.word(at, vm) == Some(Word::Gone) => Part::Next(delay),
+                    other => other,
+                }
+            }
             3 => match self.settle_sending(at, vm, doing.sent) {
                 Part::Done if self.word(at, vm) == Some(Word::Gone) => Part::Next(delay),
                 other => other,
@@ -79,6 +100,45 @@ impl World {
                 Part::Done
             }
         }
+    }
+
+    /// One look at files on their way, each over a connection of its own, until all are there and answered for.
+    fn carry_files(&mut self, at: usize, target: usize, vm: Uuid, doing: &mut Doing) -> Part {
+        let Some(wanted) = &doing.wanted else { return Part::Failed("Overtaken") };
+        let moving = wanted.moving.as_ref();
+        let (id, to) = moving.map_or((Uuid::nil(), 0), |moving| (moving.id, moving.to));
+        let volumes = super::local_volumes(wanted);
+        let recalled = self.nodes[at].agent.as_mut().is_some_and(|agent| agent.recalled.remove(&vm));
+        let reaches = self.reaches_agent(at, target) && self.is_ready_for(target, vm, id, to);
+        let there = volumes.iter().all(|volume| self.nodes[target].files.contains(volume));
+        if recalled || !reaches || !there {
+            doing.sent = Some(false);
+            return Part::Next(1);
+        }
+        let whole = doing.carried_at <= self.now_ms;
+        for volume in volumes {
+            // Of several the first may be there already.
+            if whole || self.chance.one_in(10) {
+                self.checks.volumes.carried(at, target, volume);
+            }
+        }
+        if !whole {
+            return Part::Wait(100);
+        }
+        // The last answer may be lost on its way.
+        doing.sent = Some(!self.chance.one_in(8));
+        Part::Next(self.short_delay())
+    }
+
+    /// Has the carrying of files end, if this agent is at it.
+    pub(super) fn recall_files(&mut self, at: usize, vm: Uuid) -> Part {
+        let Some(agent) = self.nodes[at].agent.as_mut() else { return Part::Failed("NoMigration") };
+        let carries = agent.desired.vms.get(&vm).is_some_and(|wanted| wanted.goes_with_files());
+        if carries && matches!(agent.busy.get(&Subject::Vm(vm)), Some(Step::Send { .. })) {
+            agent.recalled.insert(vm);
+            return Part::Done;
+        }
+        Part::Failed("NoMigration")
     }
 
     pub(super) fn word(&self, at: usize, vm: Uuid) -> Option<Word> {
@@ -95,7 +155,11 @@ impl World {
         }
         let clock_ms = host.clock_ms(now_ms);
         let here = host.domains.contains_key(&vm);
+        let outgoing = host.ledger.vms.get(&vm).and_then(|record| record.outgoing.as_ref());
+        let files = outgoing.is_some_and(|outgoing| outgoing.files);
         let gone = match (here, sent) {
+            // How a domain of it ended once says nothing of files.
+            (false, sent) if files => sent == Some(true),
             (true, _) => false,
             (false, Some(true)) => true,
             (false, _) => host.last_exits.get(&vm) == Some(&Exit::Migrated),
@@ -147,6 +211,12 @@ impl World {
             2 => {}
             _ => {
                 self.nodes[at].migrations.remove(&vm);
+                let own = self.nodes[at].ledger.vms.get(&vm).map(|record| record.volumes.clone());
+                for volume in own.unwrap_or_default() {
+                    if self.nodes[at].files.contains(&volume) {
+                        self.checks.volumes.carried(at, target, volume);
+                    }
+                }
                 return self.nodes[at].end(vm, Exit::Migrated);
             }
         }
@@ -194,7 +264,7 @@ impl World {
     pub(super) fn receive(&mut self, at: usize, vm: Uuid, doing: &Doing) -> Part {
         let delay = self.short_delay();
         let Some(wanted) = &doing.wanted else { return Part::Failed("Overtaken") };
-        let Some(id) = wanted.moving.as_ref().map(|moving| moving.id) else {
+        let Some((id, stays_off)) = wanted.moving.as_ref().map(|moving| (moving.id, moving.stays_off)) else {
             return Part::Failed("Overtaken");
         };
         let host = &mut self.nodes[at];
@@ -202,7 +272,8 @@ impl World {
             let record = VmRecord {
                 incarnation: wanted.incarnation,
                 generation: wanted.generation,
-                life: Life::Starting,
+                life: if stays_off { Life::Ended } else { Life::Starting },
+                end: stays_off.then_some(End::ByItself),
                 boot_id: host.boot_id.clone(),
                 started_ms: doing.began_ms,
                 volumes: wanted.volumes.iter().map(|(id, _)| *id).collect(),

@@ -61,7 +61,7 @@ pub struct Go {
     pub reservation: Reservation,
     /// NUMA cells that it lies on there, by libvirt's numbers.
     pub cells: Vec<u32>,
-    /// Memory and disks to send, MiB.
+    /// Memory, of what moves while it runs, and disks to send, MiB.
     pub copies_mib: u64,
     pub why: Why,
 }
@@ -199,6 +199,12 @@ fn sort<'a>(
         plan.rests(id, node, What::Rests, why, "it is tried again by itself");
         return None;
     }
+    if off && !leave.allow_cold && !move_start::local_volumes(view, vm).is_empty() {
+        // Nobody waits for it, and its disks take the links and the pools of others.
+        let why = "it is off, and its local disks go along only if the drain allows cold moves";
+        plan.rests(id, node, What::Stays, why, "drain with --allow-cold");
+        return None;
+    }
     match move_start::way(view, vm, leave.allow_cold) {
         Ok(way) => Some((way, vm)),
         Err(refusal) if off => {
@@ -293,22 +299,18 @@ impl<'a> Course<'a> {
         let mut new = (*shape).clone();
         new.pin = vm.spec.pin;
         let source = self.view.nodes.get(at);
-        let unfit: Vec<NodeId> = match (way, source) {
-            (Way::Cold, _) | (_, None) => Vec::new(),
-            (Way::Live | Way::LiveWithDisks, Some(source)) => {
-                let unfit = |node: &Node| {
-                    node.id() != at
-                        && (node.status.moves_port == 0
-                            || move_start::incompatible(vm.status.platform.as_ref(), source, node).is_some())
-                };
-                self.view.nodes.iter().filter(|node| unfit(node)).map(|node| node.id()).collect()
-            }
-        };
+        let unfit: Vec<NodeId> = source.map_or_else(Vec::new, |source| {
+            let unfit = |node: &Node| {
+                node.id() != at && move_start::unfit(self.view, vm, way, source, node).is_some()
+            };
+            self.view.nodes.iter().filter(|node| unfit(node)).map(|node| node.id()).collect()
+        });
         if !unfit.is_empty() {
             // A label that no user can write, on the nodes that it forbids.
             let agency = self.view.agencies.get(vm.agency).map(|agency| agency.meta.name.clone());
             let agency = agency.map_or_else(|| vm.agency.to_string(), |name| name.to_string());
-            let label = format!("cannot take {agency}/{} while it runs", vm.meta.name);
+            let how = if way == Way::Cold { "with its disks" } else { "while it runs" };
+            let label = format!("cannot take {agency}/{} {how}", vm.meta.name);
             new.forbidden_labels.insert(label.clone(), String::new());
             for id in unfit {
                 if let Some(mut node) = self.guarantee.view().node(id).cloned() {
@@ -464,7 +466,6 @@ impl<'a> Course<'a> {
         let emulation = self.view.nodes.get(to).is_some_and(|n| n.status.inventory.acceleration == "qemu");
         let asked = self.view.vms.get(one.vm).and_then(|vm| engine::shape(self.view, vm).ok());
         let reservation = asked.map_or(shape.reservation, |asked| asked.reservation_on(emulation));
-        let copies_mib = if way == Way::Cold { 0 } else { one.copied_mib() };
         Go {
             vm: one.vm,
             from: one.from,
@@ -472,7 +473,7 @@ impl<'a> Course<'a> {
             way,
             reservation,
             cells: engine::cell_numbers(self.view, to, cells),
-            copies_mib,
+            copies_mib: one.copied_mib(),
             why: one.why,
         }
     }

@@ -37,6 +37,7 @@ impl Scene {
             let mut node = model.clone();
             node.meta = Meta::new(node_id(at), Name::new(&format!("n{at}")).unwrap(), TimeMs(0));
             (node.status.moves_port, node.status.address) = (7444, format!("10.0.0.{at}"));
+            node.status.carries_files = true;
             scene.draft.put(node);
         }
         for at in nodes..3 {
@@ -401,6 +402,34 @@ fn a_guest_that_another_node_cannot_run_is_told() {
     let plan = scene.plan(0);
     assert_eq!((plan.rounds.len(), plan.rest[0].what), (0, What::Blocked), "{plan:?}");
     assert!(plan.rest[0].why.contains("/vm-0 while it runs"), "{plan:?}");
+}
+
+#[test]
+fn disks_of_what_is_off_go_along_where_the_drain_allows_it() {
+    let mut scene = Scene::new(2, false);
+    let mut off = scene.vm(0, 0, 500, Migrate).unwrap();
+    off.spec.power = Power::Off;
+    scene.draft.put(off.clone());
+    let part = Part { vms: vec![seen(&off, GuestState::Stopped, false)], ..Part::default() };
+    scene.report(node_id(0), &part);
+    let mut bound = scene.vm(1, 0, 500, Migrate).unwrap();
+    bound.spec.tpm = true;
+    scene.draft.put(bound.clone());
+    let plan = scene.plan(0);
+    assert_eq!(plan.moves().count(), 0, "{plan:?}");
+    let told: Vec<_> = plan.rest.iter().map(|rest| (rest.vm, rest.what)).collect();
+    assert_eq!(told, [(bound.id(), What::Blocked), (off.id(), What::Stays)], "{plan:?}");
+    assert!(plan.rest.iter().all(|rest| rest.lift.contains("--allow-cold")), "{plan:?}");
+    let agreed = BTreeMap::from([(node_id(0), Leave { allow_cold: true, ..Leave::default() })]);
+    let plan = plan::leaving(scene.draft.view(), &scene.engine(), &agreed, scene.moment.now);
+    let goes: Vec<_> = plan.moves().map(|go| (go.way, go.copies_mib)).collect();
+    assert_eq!(goes, [(Way::Cold, 16), (Way::Cold, 16)], "{plan:?}");
+    let mut older = (*scene.draft.view().nodes.get(node_id(1)).unwrap().value).clone();
+    older.status.carries_files = false;
+    scene.draft.put(older);
+    let plan = plan::leaving(scene.draft.view(), &scene.engine(), &agreed, scene.moment.now);
+    assert_eq!(plan.moves().count(), 0, "{plan:?}");
+    assert!(plan.rest[0].why.contains("with its disks"), "{plan:?}");
 }
 
 /// Two agencies may each have a VM of the same name, and only one of them is bound to what its node is.

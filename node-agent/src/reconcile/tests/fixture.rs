@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::desired::{
     ActionKind, Desired, Digest, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm,
-    WantedVolume,
+    WantedVolume, Way,
 };
 use crate::hypervisor::{Domain, DomainState, Exit, PauseReason};
 use crate::keeper::{KeeperFact, Lease};
@@ -247,6 +247,7 @@ impl Node {
                     () => Word::Sending,
                 },
                 reason: String::new(),
+                files: has("files"),
             }),
             incoming: value("in").map(|n| Incoming { id: id(n.parse().unwrap()), go: has("go") }),
             ..Default::default()
@@ -321,9 +322,14 @@ fn parse_vm<'a>(
             address: "peer:7444".into(),
             from: 1,
             to: 2,
-            cold: has("cold"),
+            way: match () {
+                () if has("cold-with-disks") => Way::ColdWithDisks,
+                () if has("cold") => Way::Cold,
+                () => Way::Live,
+            },
             recall: has("recall"),
             auto_converge: true,
+            stays_off: false,
         }),
         fresh: !has("cut"),
         ..wanted_vm()

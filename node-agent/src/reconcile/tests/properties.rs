@@ -8,7 +8,7 @@ use tamdao_proto::v1::{Power, RunPolicy};
 use super::fixture::{Node, domain, id, wanted_vm};
 use super::world::World;
 use crate::desired::{
-    ActionKind, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm, WantedVolume,
+    ActionKind, Intent, VolumeIntent, WantedAction, WantedMove, WantedPool, WantedVm, WantedVolume, Way,
 };
 use crate::hypervisor::{DomainState, Exit, PauseReason};
 use crate::keeper::Lease;
@@ -23,7 +23,7 @@ fn wanted() -> impl Strategy<Value = WantedVm> {
     ];
     let power = prop_oneof![3 => Just(Power::On), 1 => Just(Power::Off), 1 => Just(Power::Paused)];
     let run = prop_oneof![Just(RunPolicy::Always), Just(RunPolicy::OnFailure), Just(RunPolicy::Stopped)];
-    let numbers = (1..4u64, 1..3u64, any::<bool>(), any::<bool>());
+    let numbers = (1..4u64, 1..4u64, any::<bool>(), any::<bool>());
     (numbers, intent, power, run, action, proptest::collection::btree_set(1..3u128, 0..2)).prop_map(
         |((incarnation, generation, stop_force, fresh), intent, power, run, action, volumes)| WantedVm {
             incarnation,
@@ -45,9 +45,14 @@ fn wanted() -> impl Strategy<Value = WantedVm> {
                 address: "peer:7444".into(),
                 from: 1,
                 to: 2,
-                cold: generation == 2,
+                way: match generation {
+                    2 => Way::Cold,
+                    3 => Way::ColdWithDisks,
+                    _ => Way::Live,
+                },
                 recall: stop_force,
                 auto_converge: true,
+                stays_off: false,
             }),
             ..wanted_vm()
         },
@@ -105,7 +110,12 @@ fn record() -> impl Strategy<Value = VmRecord> {
                 action: action.map(id),
                 ended_ms: 90_000,
                 leases: under.map(|since| (id(1), since)).into_iter().collect(),
-                outgoing: outgoing.map(|(n, word)| Outgoing { id: id(n), word, reason: String::new() }),
+                outgoing: outgoing.map(|(n, word)| Outgoing {
+                    id: id(n),
+                    word,
+                    reason: String::new(),
+                    files: false,
+                }),
                 incoming: incoming.map(|(n, go)| Incoming { id: id(n), go }),
                 ..VmRecord::default()
             },
@@ -237,8 +247,11 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
         Step::Send { vm } => {
             let wanted = entry(vm).expect("an order");
             prop_assert!(wanted.fresh && wanted.intent == Intent::Outgoing);
-            prop_assert!(wanted.moving.as_ref().is_some_and(|moving| !moving.recall && !moving.cold));
-            prop_assert_eq!(node.domains[vm].state, DomainState::Running);
+            let moving = wanted.moving.as_ref().expect("a move");
+            prop_assert!(!moving.recall && moving.way != Way::Cold);
+            let state = node.domains.get(vm).map(|domain| domain.state);
+            let off = moving.way == Way::ColdWithDisks;
+            prop_assert_eq!(state, (!off).then_some(DomainState::Running));
             let said = node.ledger.vms.get(vm).and_then(|record| record.outgoing.as_ref());
             prop_assert!(said.is_none_or(|said| said.id != id(7)), "a word is for ever");
         }
@@ -249,6 +262,7 @@ fn check_step(node: &Node, step: &Step) -> Result<(), TestCaseError> {
             prop_assert!(said.is_none_or(|said| said.id != id(7)), "a word is for ever");
             if matches!(step, Step::LetGo { .. }) {
                 prop_assert!(!node.domains.contains_key(vm));
+                prop_assert!(wanted.local_volumes(&node.desired.pools).is_empty(), "its disks stay behind");
             }
         }
         Step::Recall { .. } => {}

@@ -8,7 +8,7 @@ use crate::ledger::{End, Incoming, Life, Outgoing, Stop, VmRecord, VolumeRecord,
 use crate::reconcile::{FileFact, Go, Step};
 
 fn outgoing(id: uuid::Uuid, word: Word) -> Outgoing {
-    Outgoing { id, word, reason: String::new() }
+    Outgoing { id, word, reason: String::new(), files: false }
 }
 
 /// How often each volume was made, beside the node itself.

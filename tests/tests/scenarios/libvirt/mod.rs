@@ -1,6 +1,7 @@
 //! Scenarios with real libvirt, real QEMU and the tiny guest.
 
 mod agent;
+mod cold;
 mod controllers;
 mod drains;
 mod faults;

@@ -55,13 +55,13 @@ pub(super) fn gapless(log: &str) -> Result<usize> {
 }
 
 /// Fills a part of the second disk that nothing writes to, and says what is there.
-async fn fill(cloud: &Cloud, name: &str) -> Result<String> {
+pub(super) async fn fill(cloud: &Cloud, name: &str) -> Result<String> {
     let line = "dd if=/dev/urandom of=/dev/vdb bs=1M seek=2 count=8 conv=fsync,notrunc 2>/dev/null; echo f''illed here.";
     cloud.guest(name).answers(line, "filled here.").await?;
     sum(cloud, name).await
 }
 
-async fn sum(cloud: &Cloud, name: &str) -> Result<String> {
+pub(super) async fn sum(cloud: &Cloud, name: &str) -> Result<String> {
     let line = "sync; echo 3 >/proc/sys/vm/drop_caches; echo s''um=$(dd if=/dev/vdb bs=1M skip=2 count=8 2>/dev/null | md5sum | cut -c1-32).; echo t''old all.";
     let heard = cloud.guest(name).answers(line, "told all.").await?;
     let sum = heard.lines().rev().find_map(|line| line.trim().strip_prefix("sum=")?.strip_suffix('.'));
@@ -150,7 +150,7 @@ async fn there_and_back(pool: Option<&str>) -> Result<()> {
 }
 
 /// The local files of what has left go.
-async fn files_are_only_on(cloud: &Cloud, left: &str, there: &str) -> Result<()> {
+pub(super) async fn files_are_only_on(cloud: &Cloud, left: &str, there: &str) -> Result<()> {
     let files = |node: &str| {
         cloud.testbed.shell(node, &format!("find {POOL}/volumes -type f -name '*.qcow2' 2>/dev/null || true"))
     };
@@ -173,7 +173,7 @@ async fn a_busy_guest_moves_with_a_disk_in_a_shared_pool_and_back() -> Result<()
 }
 
 /// The newest move.
-async fn newest(cloud: &Cloud) -> Result<Move> {
+pub(super) async fn newest(cloud: &Cloud) -> Result<Move> {
     let list: Value = cloud.cli.json(&["move", "list"]).await?;
     let moves: Vec<Move> = serde_json::from_value(list["moves"].clone())?;
     let begun = |one: &Move| {

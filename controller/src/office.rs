@@ -20,6 +20,7 @@ use crate::reconcile::liveness::Liveness;
 use crate::reconcile::mover::Mover;
 use crate::reconcile::placer::Placer;
 use crate::reconcile::reaper::Reaper;
+use crate::reconcile::rescuer::Rescuer;
 use crate::reconcile::seater::Seater;
 use crate::reconcile::surveyor::Surveyor;
 use crate::shared::Shared;
@@ -92,6 +93,7 @@ pub fn duties(shared: &Arc<Shared>, leadership: &Leadership) -> Vec<BoxFuture<'s
         drive(Fencer::new(since), shared(), office()).boxed(),
         drive(Driller, shared(), office()).boxed(),
         drive(Evacuator::default(), shared(), office()).boxed(),
+        drive(Rescuer, shared(), office()).boxed(),
         drive(Reaper::default(), shared(), office()).boxed(),
         drive(Seater, shared(), office()).boxed(),
         drive(Surveyor::default(), shared(), office()).boxed(),

@@ -39,6 +39,11 @@ impl Refusal {
         Self { code, reason, message: message.into(), fields, hint, facts, retry_after_ms: 0 }
     }
 
+    /// Whether it says that things have changed since a decision was made, and not that the store cannot take it.
+    pub fn is_overtaken(&self) -> bool {
+        matches!(self.code, Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound)
+    }
+
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();

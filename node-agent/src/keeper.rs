@@ -1,7 +1,8 @@
 //! The agent's end of the node's keeper: leases on the shared pools that the node should hold, and guests that are
 //! registered before they run. The keeper decides for itself when a guest has to die; nothing here can stop it.
 //!
-//! Invariant: what is said of the keeper is what it answered in this look, and no answer is "nothing is held".
+//! Invariant: what is said of the keeper is what it answered in this look, and no answer is "nothing is held"; but what it
+//! had not seen reaped when it last answered is not taken for reaped.
 //! Deliberately absent: starting the keeper, which outlives the agent and is the service manager's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +61,9 @@ pub struct KeeperFact {
     pub leases: BTreeMap<Uuid, Lease>,
     /// Guests that it guards, with their incarnations.
     pub guests: BTreeMap<Uuid, u64>,
+    /// Guests whose processes it has not seen reaped, those that it kills included, as it last said; none before it has
+    /// said anything to this agent.
+    pub unreaped: Option<BTreeSet<Uuid>>,
 }
 
 impl KeeperFact {
@@ -77,7 +81,17 @@ impl KeeperFact {
             watchdog_timeout_ms: status.watchdog_timeout_ms,
             leases: leases.collect(),
             guests: guests.map(|guest| (guest.vm.0, guest.incarnation)).collect(),
+            unreaped: Some(status.guests.iter().map(|guest| guest.vm.0).collect()),
         }
+    }
+
+    /// The same, after what was known before: a keeper that does not answer has not said that a guest is gone.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        if self.away.is_some() {
+            self.unreaped.clone_from(&before.unreaped);
+        }
+        self
     }
 
     /// What the leader is told of a pool's lease.

@@ -485,7 +485,7 @@ impl Node {
         let hold = shared().filter(|(id, _)| ready(id)).map(|(id, pool)| (*id, pool.path.clone()));
         // One that is absent now is held on to; what no whole assignment names is given back.
         let keep = self.desired.complete.then(|| shared().map(|(id, _)| *id).collect());
-        let fact = self.operator.keeper.look(hold.collect(), keep).await;
+        let fact = self.operator.keeper.look(hold.collect(), keep).await.after(&self.keeper);
         if fact.away != self.keeper.away && needed {
             match &fact.away {
                 Some(error) => {

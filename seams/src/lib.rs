@@ -47,6 +47,8 @@ pub enum Mutant {
     WrongMachineBelieved,
     /// A VM that is off is let go of without its local disks.
     DisksLeftBehind,
+    /// A guest that libvirt lists no more is said to be gone, whether or not its process was reaped.
+    GoneBeforeReaped,
 }
 
 impl Mutant {
@@ -70,6 +72,7 @@ impl Mutant {
         Self::PowerOffUnread,
         Self::WrongMachineBelieved,
         Self::DisksLeftBehind,
+        Self::GoneBeforeReaped,
     ];
 }
 

@@ -131,7 +131,7 @@ impl World {
             None => KeeperFact { away: Some("the keeper does not answer".into()), ..KeeperFact::default() },
         };
         let Some(agent) = host.agent.as_mut() else { return };
-        agent.keeper = fact;
+        agent.keeper = fact.after(&agent.keeper);
         for (vm, record) in &host.ledger.vms {
             let ended =
                 believed_alive(record) && record.boot_id == host.boot_id && !host.domains.contains_key(vm);

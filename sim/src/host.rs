@@ -99,6 +99,8 @@ pub struct Host {
     pub guarded: BTreeMap<Uuid, u64>,
     /// Guests that have been killed and are not reaped yet: who waits for a disk dies when it wakes.
     doomed: BTreeSet<Uuid>,
+    /// Guests of those whose processes libvirt has given up, so that it lists no domain; they may still write.
+    pub given_up: BTreeSet<Uuid>,
     pub keeper_paused_until: u64,
     /// Its process has died, and the next one is not there yet.
     keeper_dead: bool,
@@ -141,6 +143,7 @@ impl Host {
             keeper: Keeper::new(None),
             guarded: BTreeMap::new(),
             doomed: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             keeper_paused_until: 0,
             keeper_dead: false,
             keeper_life: 0,
@@ -233,10 +236,18 @@ impl Host {
     pub fn end(&mut self, vm: Uuid, exit: Exit) {
         if self.domains.remove(&vm).is_some() {
             self.last_exits.insert(vm, exit);
-            self.guarded.remove(&vm);
-            self.doomed.remove(&vm);
-            self.keeper.reaped(VmId(vm));
+            if !self.given_up.contains(&vm) {
+                self.reap(vm);
+            }
         }
+    }
+
+    /// The process of a guest is gone.
+    fn reap(&mut self, vm: Uuid) {
+        self.guarded.remove(&vm);
+        self.doomed.remove(&vm);
+        self.given_up.remove(&vm);
+        self.keeper.reaped(VmId(vm));
     }
 }
 
@@ -280,6 +291,7 @@ impl World {
         host.migrations.clear();
         host.guarded.clear();
         host.doomed.clear();
+        host.given_up.clear();
         host.ordered.clear();
         self.tell(|| format!("n{at} loses its power: {why}"));
         self.land_held(at);
@@ -329,6 +341,10 @@ impl World {
             let late = self.chance.one_in(4) != waits;
             let delay = if late { self.chance.between(500, 8_000) } else { self.chance.between(1, 50) };
             self.tell(|| format!("n{at}: the keeper kills vm {}", crate::short(vm)));
+            // Not drawn, so that all other histories stay as they are.
+            if waits && (vm.as_u128() as u64 ^ self.now_ms).is_multiple_of(2) {
+                self.give_up(at, vm);
+            }
             self.plan(delay, Event::Killed { node: at, boot, vm });
         }
         for renewal in step.renew {
@@ -336,10 +352,25 @@ impl World {
         }
     }
 
+    /// libvirt lists a guest no more whose process waits for its disk and does not die.
+    fn give_up(&mut self, at: usize, vm: Uuid) {
+        let host = &mut self.nodes[at];
+        if host.domains.remove(&vm).is_some() {
+            host.last_exits.insert(vm, Exit::Crashed);
+            host.given_up.insert(vm);
+            self.tell(|| format!("n{at}: libvirt gives vm {} up", crate::short(vm)));
+            self.pass_soon(at);
+        }
+    }
+
     pub fn killed(&mut self, at: usize, boot: u64, vm: Uuid) {
         let host = &mut self.nodes[at];
         if host.up && host.boot == boot && host.doomed.contains(&vm) {
-            host.end(vm, Exit::Crashed);
+            if host.given_up.contains(&vm) {
+                host.reap(vm);
+            } else {
+                host.end(vm, Exit::Crashed);
+            }
             self.pass_soon(at);
         }
     }

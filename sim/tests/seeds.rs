@@ -111,3 +111,8 @@ fn power_off_unread() {
 fn disks_left_behind() {
     found(Mutant::DisksLeftBehind, 60, &["volumes"]);
 }
+
+#[test]
+fn gone_before_reaped() {
+    found(Mutant::GoneBeforeReaped, 120, &["one-place"]);
+}

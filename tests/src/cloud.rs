@@ -391,6 +391,15 @@ impl Cloud {
         found.with_context(|| format!("nothing guards {node:?}"))
     }
 
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn guarded_mut(&mut self, node: &str) -> Result<&mut Guarded> {
+        let found = self.guarded.iter_mut().find(|guarded| guarded.node == node);
+        found.with_context(|| format!("nothing guards {node:?}"))
+    }
+
     /// The power of a node goes, with all that runs on it.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ const MEMBERS: usize = 3;
 pub struct Etcd {
     urls: Vec<String>,
     logs: Vec<PathBuf>,
+    /// How each is started.
+    arguments: Vec<Vec<String>>,
     members: Vec<Process>,
 }
 
@@ -34,24 +36,58 @@ impl Etcd {
         let (clients, peers) = ports.split_at(MEMBERS);
         let names: Vec<String> =
             peers.iter().enumerate().map(|(at, peer)| format!("e{at}=http://{peer}")).collect();
-        let (mut logs, mut members) = (Vec::new(), Vec::new());
+        let (mut logs, mut arguments) = (Vec::new(), Vec::new());
         for (at, (client, peer)) in clients.iter().zip(peers).enumerate() {
-            let (name, log) = (format!("e{at}"), slot.directory.join(format!("e{at}.log")));
+            let name = format!("e{at}");
             let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
-            let mut command = Command::new("etcd");
-            command.args(["--logger", "zap", "--log-level", "warn", "--initial-cluster-state", "new"]);
-            command.args(["--name", &name, "--initial-cluster", &names.join(",")]);
-            command.arg("--data-dir").arg(slot.directory.join(&name));
-            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-            let process = Process::start(&name, &mut command, &log)
-                .context("etcd is not installed: run deploy/install-packages")?;
-            slot.note(process.id())?;
-            members.push(process);
-            logs.push(log);
+            let directory = slot.directory.join(&name).display().to_string();
+            let named = ["--logger", "zap", "--log-level", "warn", "--initial-cluster-state", "new"];
+            let more = [
+                ["--name", &name],
+                ["--initial-cluster", &names.join(",")],
+                ["--data-dir", &directory],
+                ["--listen-client-urls", &client],
+                ["--advertise-client-urls", &client],
+                ["--listen-peer-urls", &peer],
+                ["--initial-advertise-peer-urls", &peer],
+            ];
+            arguments.push(named.into_iter().chain(more.concat()).map(str::to_owned).collect());
+            logs.push(slot.directory.join(format!("{name}.log")));
         }
         let urls = clients.iter().map(|client| format!("http://{client}")).collect();
-        Ok(Self { urls, logs, members })
+        let mut etcd = Self { urls, logs, arguments, members: Vec::new() };
+        etcd.begin(slot)?;
+        Ok(etcd)
+    }
+
+    /// Starts all members, after [`Self::end`].
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn begin(&mut self, slot: &Slot) -> Result<()> {
+        for (at, (arguments, log)) in self.arguments.iter().zip(&self.logs).enumerate() {
+            let process = Process::start(&format!("e{at}"), Command::new("etcd").args(arguments), log)
+                .context("etcd is not installed: run deploy/install-packages")?;
+            slot.note(process.id())?;
+            self.members.push(process);
+        }
+        Ok(())
+    }
+
+    /// Ends all members in order.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub async fn end(&mut self) -> Result<()> {
+        for mut member in std::mem::take(&mut self.members) {
+            member.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// Where the members' data are, below the slot's directory.
+    pub fn directories() -> impl Iterator<Item = String> {
+        (0..MEMBERS).map(|at| format!("e{at}"))
     }
 
     /// Ends a member as a crash would.

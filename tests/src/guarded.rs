@@ -19,6 +19,15 @@ pub const LEASE_MS: u64 = 18_000;
 /// The watchdog's part of it, ms.
 const WATCHDOG_MS: u64 = 3_000;
 
+/// What becomes of a process that is killed while it has a file open on a storage that hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hang {
+    /// It dies, as one that has nothing under way.
+    Dies,
+    /// It stays and cannot be reaped, as one that waits for a disk that is dead: each close waits for the storage.
+    Stays,
+}
+
 /// Keeper, watchdog and shared storage of one host.
 pub struct Guarded {
     pub node: String,
@@ -28,6 +37,9 @@ pub struct Guarded {
     config: PathBuf,
     keeper: Option<Process>,
     watchdog: Option<Process>,
+    /// The storage is a file system in a process, which can be stopped.
+    hang: Option<Hang>,
+    storage: Option<Process>,
 }
 
 impl Guarded {
@@ -35,7 +47,7 @@ impl Guarded {
     ///
     /// # Errors
     /// When one of them does not come up.
-    pub async fn start(slot: &Slot, testbed: &Testbed, node: &str) -> Result<Self> {
+    pub async fn start(slot: &Slot, testbed: &Testbed, node: &str, hang: Option<Hang>) -> Result<Self> {
         let home = slot.directory.join(node);
         std::fs::create_dir_all(&home)?;
         let shared = slot.directory.join("shared");
@@ -47,7 +59,8 @@ impl Guarded {
         );
         std::fs::write(&config, text)?;
         let (node, log, testbed) = (node.to_owned(), home.join("keeper.log"), testbed.clone());
-        let mut guarded = Self { node, log, testbed, shared, config, keeper: None, watchdog: None };
+        let (keeper, watchdog, storage) = (None, None, None);
+        let mut guarded = Self { node, log, testbed, shared, config, keeper, watchdog, hang, storage };
         guarded.begin(slot).await?;
         Ok(guarded)
     }
@@ -57,7 +70,10 @@ impl Guarded {
     /// # Errors
     /// When it does not come up.
     pub async fn begin(&mut self, slot: &Slot) -> Result<()> {
-        self.mount()?;
+        match self.hang {
+            Some(hang) => self.lay(hang).await?,
+            None => self.mount()?,
+        }
         let seconds = (WATCHDOG_MS / 1_000).to_string();
         let mut command = self.testbed.watchdog(&self.node, &seconds);
         let watchdog = Process::start(&format!("the watchdog of {}", self.node), &mut command, &self.log)?;
@@ -69,10 +85,54 @@ impl Guarded {
             false => not_yet("there is no pipe"),
         })
         .await?;
+        self.start_keeper()
+    }
+
+    fn start_keeper(&mut self) -> Result<()> {
         let mut command = self.testbed.inside(&self.node);
         command.arg(binaries::find("tamdao-keeper")?).arg("--config").arg(&self.config);
         self.keeper = Some(Process::start(&format!("the keeper of {}", self.node), &mut command, &self.log)?);
         Ok(())
+    }
+
+    /// The keeper dies, and comes back at once, as its service manager has it.
+    ///
+    /// # Errors
+    /// When it does not run, or does not come back.
+    pub async fn kill_keeper(&mut self) -> Result<()> {
+        self.signal_keeper(Signal::KILL)?;
+        let mut old = self.keeper.take().context("the keeper is not started")?;
+        old.wait(SOON).await?;
+        self.start_keeper()
+    }
+
+    /// Lays a file system that is a process of the host over the shared directory. With locks forwarded the hosts see
+    /// each other's image locks, and the kernel asks the file system at each close and waits for it, also for a process that
+    /// was killed. Without that a host has its locks for itself.
+    async fn lay(&mut self, hang: Hang) -> Result<()> {
+        self.testbed.shell(&self.node, &format!("mkdir -p {SHARED}"))?;
+        let mut command = self.testbed.inside(&self.node);
+        command.args(["bindfs", "-f", "--multithreaded", "--forward-odirect=4096"]);
+        if hang == Hang::Stays {
+            command.arg("--enable-lock-forwarding");
+        }
+        command.arg(&self.shared).arg(SHARED);
+        let name = format!("the storage of {}", self.node);
+        self.storage = Some(Process::start(&name, &mut command, &self.log)?);
+        eventually("the shared directory is there", SOON, async || {
+            self.testbed.shell(&self.node, &format!("mountpoint {SHARED}")).map(drop)
+        })
+        .await
+    }
+
+    /// The storage hangs from here on, or answers again: whoever asks it waits.
+    ///
+    /// # Errors
+    /// When it is none that can hang.
+    pub fn hang(&self, hangs: bool) -> Result<()> {
+        let storage = self.storage.as_ref().context("this storage is no process")?;
+        let how = if hangs { Signal::STOP } else { Signal::CONT };
+        children(storage.id())?.into_iter().try_for_each(|child| signal(child, how))
     }
 
     /// The storage is there.
@@ -105,6 +165,7 @@ impl Guarded {
     pub fn end(&mut self) {
         self.keeper = None;
         self.watchdog = None;
+        self.storage = None;
     }
 
     /// Sends a signal to the keeper itself, which is the child of what was started.

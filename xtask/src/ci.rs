@@ -85,6 +85,7 @@ fn longer(steps: &mut Steps) -> Result<()> {
         nextest(&cuts, &[("TAMDAO_TEST_CUTS", "4000"), ("TAMDAO_TEST_ROUNDS", "120")])
     })?;
     steps.run("seeds", || simulate(&["--seeds".into(), SEEDS.into()], Some("cases")))?;
+    steps.run("losses", || nextest(&["--workspace", "--profile", "long", "--features", HOOKS], &[]))?;
     steps.run("upgrade", upgrade::run)?;
     // A fault that needs luck to be seen gets its chances.
     steps.run("repeats", || {

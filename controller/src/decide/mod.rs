@@ -17,6 +17,7 @@ pub mod place;
 pub mod quota;
 pub mod recovery;
 pub mod report;
+pub mod rescue;
 pub mod restore;
 pub mod vm_create;
 pub mod vm_delete;

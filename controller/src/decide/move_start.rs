@@ -139,8 +139,24 @@ pub fn unfit(view: &View, vm: &Vm, way: Way, source: &Node, target: &Node) -> Op
 pub fn start(draft: &mut Draft, moment: &mut Moment, wish: &Wish, actor: &str) -> Result<Move, Refusal> {
     let view = draft.view();
     let row = view.vms.get(wish.vm).ok_or_else(|| Refusal::not_found(Kind::Vm, &wish.vm.to_string()))?;
+    let way = way(view, &row.value, wish.allow_cold)?;
+    begin(draft, moment, wish, way, actor)
+}
+
+/// Begins a move in this way, which the VM can go.
+///
+/// # Errors
+/// When it cannot move to this node.
+pub fn begin(
+    draft: &mut Draft,
+    moment: &mut Moment,
+    wish: &Wish,
+    way: Way,
+    actor: &str,
+) -> Result<Move, Refusal> {
+    let view = draft.view();
+    let row = view.vms.get(wish.vm).ok_or_else(|| Refusal::not_found(Kind::Vm, &wish.vm.to_string()))?;
     let mut vm = (*row.value).clone();
-    let way = way(view, &vm, wish.allow_cold)?;
     let node = |id: NodeId| {
         view.nodes
             .get(id)

@@ -6,6 +6,8 @@
 mod fencing;
 #[path = "recovery_tests.rs"]
 mod recovering;
+#[path = "rescue_tests.rs"]
+mod rescuing;
 
 use std::collections::BTreeMap;
 

@@ -159,7 +159,7 @@ async fn begin(shared: &Shared, view: &View, go: &Go, phase: DrainPhase) -> Resu
     let from = go.from;
     let opened = shared.writer.submit(move |draft, moment| drain::open(draft, moment, &wish, from));
     match opened.await {
-        Err(refusal) if !is_overtaken(&refusal) => Err(refusal),
+        Err(refusal) if !refusal.is_overtaken() => Err(refusal),
         Err(refusal) => {
             let error = refusal.message;
             tracing::debug!(vm = %go.vm, node = %go.to, error, "a move of a drain is overtaken");
@@ -167,12 +167,6 @@ async fn begin(shared: &Shared, view: &View, go: &Go, phase: DrainPhase) -> Resu
         }
         Ok(_) => Ok(()),
     }
-}
-
-/// Whether it was refused by what has happened since the plan was made, and not by the store.
-fn is_overtaken(refusal: &Refusal) -> bool {
-    use tonic::Code;
-    matches!(refusal.code, Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound)
 }
 
 fn wish(view: &View, go: &Go, phase: DrainPhase) -> Wish {

@@ -86,15 +86,15 @@ impl Loop for Evacuator {
 
 /// What one pass does.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
     /// By lost node, in the order of restarts.
-    places: BTreeMap<NodeId, Vec<Place>>,
+    pub(super) places: BTreeMap<NodeId, Vec<Place>>,
     /// VM, reason, message.
     waiting: Vec<(VmId, String, String)>,
 }
 
 /// Finds a place for each VM that is due, all at the same time.
-fn decide(view: &View, guarantee: &Guarantee, due: &[(NodeId, VmId)]) -> Result<Outcome, Refusal> {
+pub(super) fn decide(view: &View, guarantee: &Guarantee, due: &[(NodeId, VmId)]) -> Result<Outcome, Refusal> {
     let mut outcome = Outcome::default();
     let mut rest = guarantee.view().clone();
     let mut shapes: Vec<(NodeId, Arc<VmShape>)> = Vec::new();

@@ -15,6 +15,7 @@ pub mod liveness;
 pub mod mover;
 pub mod placer;
 pub mod reaper;
+pub mod rescuer;
 pub mod seater;
 pub mod surveyor;
 

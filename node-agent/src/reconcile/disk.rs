@@ -143,7 +143,10 @@ fn sees(view: &View<'_>) -> bool {
 
 /// A VM that has the volume open, or may have in a moment.
 fn user(view: &View<'_>, volume: Uuid) -> Option<Uuid> {
-    let alive = |vm: &Uuid| view.domains.contains_key(vm) || view.busy.contains_key(&Subject::Vm(*vm));
+    let alive = |vm: &Uuid| {
+        let there = view.domains.contains_key(vm) || view.is_unreaped(*vm);
+        there || view.busy.contains_key(&Subject::Vm(*vm))
+    };
     let by_entry = view
         .desired
         .vms

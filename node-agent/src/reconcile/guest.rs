@@ -22,6 +22,8 @@ use crate::ledger::{End, Life, VmRecord};
 const ASK_AGAIN_MS: u64 = 10_000;
 /// Why a guest on a shared pool waits.
 const NO_LEASE: &str = "NoStorageLease";
+/// How soon it is looked again whether a process is gone that was killed, ms.
+const REAP_MS: u64 = 200;
 /// How often the leader is heard, ms.
 pub(super) const HEARTBEAT_MS: u64 = 1_000;
 /// Room in every pool of a guest that was paused for want of it before it goes on, MiB.
@@ -77,6 +79,13 @@ pub(super) fn decide(
         // It starts nothing and stops nothing, so it needs no order.
         let stamp = wanted.map_or((0, 0), stamp);
         report.problem = attempt(view, stamp, Step::Settle { vm: id }, decision);
+        return spoken_of.then_some(report);
+    }
+    if domain.is_none() && view.is_unreaped(id) {
+        // libvirt gives up a process that it cannot kill. One that waits for a disk may still write to it, so it counts as
+        // there until it is reaped, for whatever comes next: a start, a move, a deletion, or another node.
+        report.state = GuestState::Stopping.into();
+        decision.wake(view.now_ms + REAP_MS);
         return spoken_of.then_some(report);
     }
     if domain.is_none() && believed_alive(&guest.record) {

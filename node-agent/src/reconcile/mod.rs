@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tamdao_proto::agent::v1 as wire;
 use tamdao_proto::v1::GuestStatus;
+use tamdao_seams::{Mutant, has};
 use uuid::Uuid;
 
 pub use effort::{Effort, Efforts, Subject, back_off_ms};
@@ -28,7 +29,7 @@ pub use moving::may_run_arrived;
 use crate::desired::{Desired, Digest};
 use crate::hypervisor::{Domain, Exit};
 use crate::keeper::KeeperFact;
-use crate::ledger::{End, State};
+use crate::ledger::{End, State, VmRecord};
 
 /// What a pool's directory was found to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +85,21 @@ pub struct View<'a> {
     pub efforts: &'a Efforts,
     /// Subjects on which a step is at work.
     pub busy: &'a BTreeMap<Subject, Step>,
+}
+
+impl View<'_> {
+    /// Whether a guest's process may be there although libvirt lists it no more. Of a keeper that has not answered this
+    /// agent yet, whatever ran under its guard in this boot is taken to be.
+    fn is_unreaped(&self, vm: Uuid) -> bool {
+        if has(Mutant::GoneBeforeReaped) {
+            return false;
+        }
+        if let Some(unreaped) = &self.keeper.unreaped {
+            return unreaped.contains(&vm);
+        }
+        let ran = |record: &VmRecord| record.boot_id == self.boot_id && !record.leases.is_empty();
+        self.keeper.away.is_some() && self.ledger.vms.get(&vm).is_some_and(ran)
+    }
 }
 
 /// Why a paused guest may go on.

@@ -13,7 +13,7 @@ use crate::binaries::Version;
 use crate::cli::Cli;
 use crate::controller::Controller;
 use crate::etcd::Etcd;
-use crate::guarded::{self, Guarded, LEASE_MS, SHARED};
+use crate::guarded::{self, Guarded, Hang, LEASE_MS, SHARED};
 use crate::island::Island;
 use crate::slot::Slot;
 use crate::testbed::{self, Testbed};
@@ -27,6 +27,7 @@ pub struct Builder {
     furnished: bool,
     /// The storage lease, ms, of nodes that share a pool.
     shared: Option<u64>,
+    hang: Option<Hang>,
     etcd: bool,
     believing: bool,
     version: Version,
@@ -40,6 +41,7 @@ impl Builder {
             apart: false,
             furnished: true,
             shared: None,
+            hang: None,
             etcd: false,
             believing: false,
             version: Version::Present,
@@ -77,6 +79,13 @@ impl Builder {
     pub fn leases_of(mut self, ms: u64) -> Self {
         self.shared = Some(ms);
         self
+    }
+
+    /// With a shared directory on each host that can be made to hang there.
+    #[must_use]
+    pub fn may_hang(mut self, hang: Hang) -> Self {
+        self.hang = Some(hang);
+        self.shared()
     }
 
     /// With the records on an etcd of three members.
@@ -169,7 +178,7 @@ impl Builder {
             done: false,
         };
         cloud.gather().await?;
-        cloud.settle(self.nodes, self.shared, self.version).await?;
+        cloud.settle(self.nodes, self.shared, self.hang, self.version).await?;
         if self.furnished {
             cloud.furnish(self.nodes > 0).await?;
         }
@@ -182,7 +191,13 @@ impl Builder {
 
 impl Cloud {
     /// Boots the nodes and joins them.
-    async fn settle(&mut self, nodes: u8, shared: Option<u64>, version: Version) -> Result<()> {
+    async fn settle(
+        &mut self,
+        nodes: u8,
+        shared: Option<u64>,
+        hang: Option<Hang>,
+        version: Version,
+    ) -> Result<()> {
         if nodes == 0 {
             return Ok(());
         }
@@ -198,7 +213,7 @@ impl Cloud {
             agent.join(&addresses, &token)?;
             if let Some(lease_ms) = shared {
                 agent.configure(&format!("storage_lease_ms = {lease_ms}"))?;
-                self.guarded.push(Guarded::start(&self.slot, &self.testbed, &name).await?);
+                self.guarded.push(Guarded::start(&self.slot, &self.testbed, &name, hang).await?);
             }
             agent.start()?;
             self.agents.push(agent);

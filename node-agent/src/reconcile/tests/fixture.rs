@@ -1,6 +1,6 @@
 //! The fixtures' text form. A line is a noun, a number where it needs one, and words or key=value pairs:
 //! `boot b1`, `now 100000`, `away`, `pool 1 free=500`, `image a`, `file 1`, `exit 1 crashed`, `busy 1`,
-//! `answered 99000`, `no-keeper`, `lease 1 since=10`, `guarded 1 i=1`, `vm 1 i=1 g=1 on run=always cut`, `volume 1 make size=100 image=a`, `domain 1 i=1 g=1 paused=io-error`,
+//! `answered 99000`, `no-keeper`, `lease 1 since=10`, `guarded 1 i=1`, `unreaped 1`, `vm 1 i=1 g=1 on run=always cut`, `volume 1 make size=100 image=a`, `domain 1 i=1 g=1 paused=io-error`,
 //! `ledger 1 i=1 running stop=5000 under=10`, `made 1 size=100`, `failed 1 start attempts=3`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,6 +137,7 @@ impl Node {
                 self.keeper.leases.insert(number(), lease);
             }
             "guarded" => drop(self.keeper.guests.insert(number(), count("i", 1))),
+            "unreaped" => drop(self.keeper.unreaped.get_or_insert_default().insert(number())),
             "busy" => {
                 let vm = number();
                 let step = if has("send") { Step::Send { vm } } else { Step::Start { vm, again: false } };

@@ -13,12 +13,12 @@ use tamdao_tests::{Cloud, Result, api, eventually, not_yet};
 
 const ON_SHARED: [&str; 2] = ["--disk", "size=256M,image=tiny,pool=shared"];
 
-async fn cloud(nodes: u8) -> Result<Cloud> {
+pub(super) async fn cloud(nodes: u8) -> Result<Cloud> {
     Cloud::builder().nodes(nodes).shared().start().await
 }
 
 /// Makes a VM on the shared pool and waits until it is guarded; the node that it runs on.
-async fn protected(cloud: &Cloud, name: &str) -> Result<String> {
+pub(super) async fn protected(cloud: &Cloud, name: &str) -> Result<String> {
     let arguments = ["vm", "create", name, "--flavor", "tiny", "--network", "lan"];
     let _: Vm = cloud.cli.json(&[&arguments[..], &ON_SHARED].concat()).await?;
     cloud.guest(name).says(READY, 1).await?;
@@ -27,7 +27,7 @@ async fn protected(cloud: &Cloud, name: &str) -> Result<String> {
     Ok(api::node(&vm).to_owned())
 }
 
-fn phase(node: &Node) -> NodePhase {
+pub(super) fn phase(node: &Node) -> NodePhase {
     node.status.as_ref().map_or(NodePhase::Unspecified, |status| status.phase())
 }
 
@@ -38,7 +38,7 @@ fn evidence(node: &Node) -> String {
 }
 
 /// Waits until the VM runs on another node than this, as the next incarnation, from the same disk.
-async fn runs_elsewhere(cloud: &Cloud, name: &str, lost: &str) -> Result<()> {
+pub(super) async fn runs_elsewhere(cloud: &Cloud, name: &str, lost: &str) -> Result<()> {
     let moved = |vm: &Vm| {
         let incarnation = vm.status.as_ref().map_or(0, |status| status.incarnation);
         api::phase(vm) == VmPhase::Running && api::node(vm) != lost && incarnation == 2
@@ -50,7 +50,7 @@ async fn runs_elsewhere(cloud: &Cloud, name: &str, lost: &str) -> Result<()> {
 }
 
 /// The kind of the proof by which the VM went, as `vm history` shows it.
-async fn proof(cloud: &Cloud, name: &str) -> Result<String> {
+pub(super) async fn proof(cloud: &Cloud, name: &str) -> Result<String> {
     let history: serde_json::Value = cloud.cli.json(&["vm", "history", name]).await?;
     let proof = &history["evacuations"][0]["proof"];
     ensure!(proof["observed_time"].is_string() && proof["observed_by"].is_string(), "{history}");

@@ -7,6 +7,7 @@ mod drains;
 mod faults;
 mod leader;
 mod life;
+mod long;
 mod loss;
 mod moves;
 mod network;

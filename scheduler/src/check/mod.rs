@@ -222,15 +222,17 @@ impl<'a> Judge<'a, '_> {
     }
 
     fn assign(&mut self, vm: &Arc<VmShape>, node: NodeId, cells: Cells) {
-        let Some(shape) = self.on(node).shape.filter(|shape| !(self.is_lost)(shape)) else {
+        let is_lost = self.is_lost;
+        let there = self.on(node);
+        let Some(shape) = there.shape.filter(|shape| !is_lost(shape)) else {
             return self.say(vm.id, node, Broken::NodeUnknown);
         };
-        if self.on(node).find(vm.id).is_some() {
+        if there.find(vm.id).is_some() {
             return self.say(vm.id, node, Broken::AlreadyThere);
         }
         let mut broken = Vec::new();
         state(shape, vm, &mut broken);
-        if self.on(node).vms().any(|held| held.isolation != vm.isolation) {
+        if there.isolates(vm) {
             broken.push(Broken::Isolation);
         }
         self.groups(vm, shape, &mut broken);

@@ -1,7 +1,7 @@
 //! What must be judged of the plans before a decision is committed: the restarts that it came near to. Deliberately
 //! absent: the judging, which is [`crate::check::plans`]'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tamdao_model::{NodeId, VmId};
@@ -13,6 +13,9 @@ use crate::cells::Cells;
 use crate::check::Step;
 use crate::shape::{GroupId, VmShape};
 
+/// What of a loss is to be judged, by its number: a slot with all restarts on it; none where groups alone are.
+type Near = (u32, Option<u32>);
+
 impl Guarantee {
     /// Whether a VM has its restart after a loss or is known to have none; none if the loss is not guarded.
     pub fn answers_for(&self, loss: &Loss, vm: VmId) -> Option<bool> {
@@ -23,51 +26,43 @@ impl Guarantee {
     /// The restarts that may have come to be wrong since `before`, in their order and by their losses: those on nodes
     /// that one of these VMs came to or that a plan has changed on, and of members of groups that were touched with them.
     pub fn touched(&self, before: &Self, gained: &[(VmId, NodeId)]) -> Vec<(Arc<Loss>, Vec<Step>)> {
-        let mut slots: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut near: Vec<Near> = Vec::new();
         let mut groups: BTreeSet<GroupId> = BTreeSet::new();
         for (vm, node) in gained {
             let Some(slot) = self.view.slot(*node) else { continue };
-            for number in &self.backing(slot).from {
-                slots.entry(*number).or_default().insert(slot);
-            }
+            near.extend(self.backing(slot).from.iter().map(|number| (*number, Some(slot))));
             let vm = self.view.vms_on(*node).iter().find(|held| held.id == *vm);
             groups.extend(vm.iter().flat_map(|vm| &vm.groups));
         }
-        for number in self.losses_near(&groups) {
-            slots.entry(number).or_default();
-        }
+        near.extend(self.losses_near(&groups).into_iter().map(|number| (number, None)));
         for (number, lost, was) in self.changed(before) {
-            let is_new = |stock: &&Stock| {
-                let was = was.and_then(|was| was.held(stock.slot));
-                was.is_none_or(|was| !Arc::ptr_eq(&was.held, &stock.held))
-            };
-            let new = lost.stocks().iter().filter(is_new).map(|stock| stock.slot);
-            slots.entry(number).or_default().extend(new);
+            near.push((number, None));
+            near.extend(renewed(lost, was).map(|slot| (number, Some(slot))));
         }
-        slots.into_iter().map(|(number, slots)| self.restarts_on(number, &slots, &groups)).collect()
+        near.sort_unstable();
+        near.dedup();
+        near.chunk_by(|one, other| one.0 == other.0).map(|near| self.restarts_on(near, &groups)).collect()
     }
 
-    /// The restarts of a loss on these nodes, and those of all who share a group with them or are in one of these.
-    fn restarts_on(
-        &self,
-        number: u32,
-        slots: &BTreeSet<u32>,
-        groups: &BTreeSet<GroupId>,
-    ) -> (Arc<Loss>, Vec<Step>) {
+    /// The restarts of one loss on these nodes, and those of all who share a group with them or are in one of these.
+    fn restarts_on(&self, near: &[Near], groups: &BTreeSet<GroupId>) -> (Arc<Loss>, Vec<Step>) {
+        let number = near[0].0;
         let lost = self.lost(number);
-        let stocks = || slots.iter().filter_map(|slot| lost.held(*slot));
+        let stocks = || near.iter().filter_map(|(_, slot)| lost.held((*slot)?));
         let mut groups = groups.clone();
         groups.extend(stocks().flat_map(|stock| stock.held.vms.iter()).flat_map(|(vm, _)| &vm.groups));
-        // Without groups only these nodes are looked at, since a rack's plan has hundreds.
-        let near: Vec<&Stock> = match groups.is_empty() {
-            true => stocks().collect(),
-            false => lost.stocks().iter().collect(),
-        };
-        let is_near = |slot: u32, vm: &VmShape| slots.contains(&slot) || !vm.groups.is_disjoint(&groups);
         let mut vms: Vec<(&Arc<VmShape>, u32, Cells)> = Vec::new();
-        for stock in near {
-            let held = stock.held.vms.iter().filter(|(vm, _)| is_near(stock.slot, vm));
-            vms.extend(held.map(|(vm, cells)| (vm, stock.slot, *cells)));
+        if groups.is_empty() {
+            // Only these nodes are looked at, since a rack's plan has hundreds.
+            for stock in stocks() {
+                vms.extend(stock.held.vms.iter().map(|(vm, cells)| (vm, stock.slot, *cells)));
+            }
+        } else {
+            for stock in lost.stocks() {
+                let all = near.binary_search(&(number, Some(stock.slot))).is_ok();
+                let held = stock.held.vms.iter().filter(|(vm, _)| all || !vm.groups.is_disjoint(&groups));
+                vms.extend(held.map(|(vm, cells)| (vm, stock.slot, *cells)));
+            }
         }
         (lost.loss.clone(), self.steps(vms))
     }
@@ -82,6 +77,18 @@ impl Guarantee {
         both.filter(|((_, lost), was)| was.is_none_or(|was| !Arc::ptr_eq(was, lost)))
             .map(|((number, lost), was)| (number, &**lost, was.map(|was| &**was)))
     }
+}
+
+/// The slots on which a loss does not hold the very same as before, by one walk along both lists, which are in the order
+/// of slots.
+fn renewed<'a>(lost: &'a Lost, was: Option<&'a Lost>) -> impl Iterator<Item = u32> + 'a {
+    let mut old = was.map(Lost::stocks).unwrap_or_default().iter().peekable();
+    let is_new = move |stock: &&Stock| {
+        while old.next_if(|old| old.slot < stock.slot).is_some() {}
+        let same = |old: &&Stock| old.slot == stock.slot && Arc::ptr_eq(&old.held, &stock.held);
+        !old.peek().is_some_and(same)
+    };
+    lost.stocks().iter().filter(is_new).map(|stock| stock.slot)
 }
 
 #[cfg(test)]
@@ -111,6 +118,44 @@ mod tests {
             let faults = check_plans(&before, &after, &[]).unwrap_err();
             let breach = Breach { step: 0, vm: x.id, node: n1, broken: Broken::NodeUnknown };
             assert_eq!(faults, [Fault::Breach { loss, breach }]);
+        }
+    }
+
+    /// What is new on a slot is found wherever the slot stands in both lists: with slots before it that came, went or
+    /// stayed.
+    #[test]
+    fn what_a_loss_holds_anew_is_found() {
+        let mut text = "tamdao-cluster 1".to_owned();
+        for n in 1..=6 {
+            text +=
+                &format!("\nnode n{n} vcpus=64 memory=65536\nvm v{n} on=n1 vcpus=1 memory=1024 protected");
+        }
+        let cluster = Cluster::parse(&text).unwrap();
+        let mut was = Guarantee::new(cluster.view().unwrap(), &[By::Node]);
+        let number = was.numbers[&Loss::Node(cluster.nodes[0].id)];
+        let slots: Vec<u32> = cluster.nodes.iter().filter_map(|node| was.view.slot(node.id)).collect();
+        let vms: Vec<_> = cluster.vms.iter().map(|(vm, _)| vm.clone()).collect();
+        let put = |guarantee: &mut Guarantee, vm: usize, node: usize| {
+            guarantee.forget(number, vms[vm].id);
+            guarantee.hold(number, slots[node], Cells::NONE, vms[vm].clone());
+        };
+        (0..6).for_each(|vm| put(&mut was, vm, 1 + vm % 3));
+        // Every restart goes to every node, which leaves lists of all lengths.
+        for vm in 0..6 {
+            for node in 1..6 {
+                let mut is = was.clone();
+                put(&mut is, vm, node);
+                put(&mut is, (vm + 1) % 6, 5);
+                let (lost, old) = (is.lost(number), was.lost(number));
+                let is_new = |stock: &&Stock| {
+                    old.held(stock.slot).is_none_or(|old| !Arc::ptr_eq(&old.held, &stock.held))
+                };
+                let expected: Vec<u32> =
+                    lost.stocks().iter().filter(is_new).map(|stock| stock.slot).collect();
+                assert!(expected.len() > 1, "{vm} to {node}");
+                assert_eq!(renewed(lost, Some(old)).collect::<Vec<_>>(), expected, "{vm} to {node}");
+                assert_eq!(renewed(lost, None).count(), lost.stocks().len());
+            }
         }
     }
 

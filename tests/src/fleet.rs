@@ -1,6 +1,6 @@
 //! A fleet of nodes that exist only as sessions: each enrols, opens its session and answers every assignment at once.
 //! It is for scale, where real agents would measure the machine that all of them share. Guests move as soon as they are
-//! told to, and hosts are updated and boot anew at a word. Deliberately absent: all that a real agent refuses, retries or
+//! told to, and hosts are updated, lost and boot anew at a word. Deliberately absent: all that a real agent refuses, retries or
 //! remembers, and a guest that a move leaves where it is.
 
 use std::collections::BTreeMap;
@@ -50,6 +50,7 @@ pub struct Fleet {
 struct Host {
     boot_id: Uuid,
     qemu: String,
+    lost: bool,
 }
 
 impl Fleet {
@@ -67,7 +68,8 @@ impl Fleet {
         let enrolled = (0..count).map(|at| Node::enrol(controllers, ca, token, format!("{name}-{at}"), size));
         let (mut hosts, mut sessions) = (BTreeMap::new(), JoinSet::new());
         for (at, node) in join_all(enrolled).await.into_iter().enumerate() {
-            let (changes, host) = watch::channel(Host { boot_id: Uuid::new_v4(), qemu: "7.2.0".into() });
+            let booted = Host { boot_id: Uuid::new_v4(), qemu: "7.2.0".into(), lost: false };
+            let (changes, host) = watch::channel(booted);
             hosts.insert(format!("{name}-{at}"), changes);
             sessions.spawn(node?.run(host));
         }
@@ -79,8 +81,28 @@ impl Fleet {
     /// # Errors
     /// When there is no such node.
     pub fn update(&self, node: &str, qemu: &str) -> Result<()> {
+        self.change(node, |host| *host = Host { boot_id: Uuid::new_v4(), qemu: qemu.to_owned(), lost: false })
+    }
+
+    /// The power of a node goes, with all that runs there.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn lose(&self, node: &str) -> Result<()> {
+        self.change(node, |host| host.lost = true)
+    }
+
+    /// A node that was lost boots.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn boot(&self, node: &str) -> Result<()> {
+        self.change(node, |host| (host.boot_id, host.lost) = (Uuid::new_v4(), false))
+    }
+
+    fn change(&self, node: &str, change: impl FnOnce(&mut Host)) -> Result<()> {
         let host = self.hosts.get(node).with_context(|| format!("there is no node {node:?}"))?;
-        host.send_replace(Host { boot_id: Uuid::new_v4(), qemu: qemu.to_owned() });
+        host.send_modify(change);
         Ok(())
     }
 }
@@ -132,6 +154,13 @@ impl Node {
         loop {
             // A session that breaks is the normal end of one: the next controller knows who leads.
             let now = host.borrow_and_update().clone();
+            if now.lost {
+                self.vms.clear();
+                if host.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
             let ended = tokio::select! {
                 ended = self.session(&at, &now) => ended,
                 Ok(()) = host.changed() => Ok(None),
@@ -225,7 +254,11 @@ impl Node {
         };
         agent::Report {
             complete,
-            vms: if complete { self.vms.values().cloned().collect() } else { vms },
+            vms: if complete {
+                self.vms.values().chain(vms.iter().filter(|vm| vm.gone)).cloned().collect()
+            } else {
+                vms
+            },
             volumes: if complete { self.volumes.values().cloned().collect() } else { volumes },
             pools: self.pools.iter().map(pool).collect(),
             ..agent::Report::default()

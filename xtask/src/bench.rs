@@ -18,9 +18,12 @@ pub fn start(json: Option<PathBuf>) -> Result<()> {
     run("bench-start", json)
 }
 
-/// Measures how long a VM is away when its node is lost.
-pub fn availability(json: Option<PathBuf>, lease_ms: u64) -> Result<()> {
-    run_with("bench-availability", json, &["--lease-ms", &lease_ms.to_string()])
+/// Measures what maintenance and losses of nodes cost.
+pub fn availability(json: Option<PathBuf>, only: &[String], lease_ms: u64) -> Result<()> {
+    let lease_ms = lease_ms.to_string();
+    let cases = only.iter().flat_map(|case| ["--only", case]);
+    let more: Vec<&str> = ["--lease-ms", &lease_ms].into_iter().chain(cases).collect();
+    run_with("bench-availability", json, &more)
 }
 
 /// Measures plans and applies of manifests.
@@ -34,7 +37,7 @@ fn run(bench: &str, json: Option<PathBuf>) -> Result<()> {
 }
 
 fn run_with(bench: &str, json: Option<PathBuf>, more: &[&str]) -> Result<()> {
-    let packages = ["tamdao-controller", "tamdao-node-agent", "tamdao-cli", "tamdao-tests"];
+    let packages = ["tamdao-controller", "tamdao-node-agent", "tamdao-keeper", "tamdao-cli", "tamdao-tests"];
     let mut build = vec!["build", "--release", "--bins"];
     build.extend(packages.iter().flat_map(|package| ["-p", package]));
     command("cargo", &build)?;

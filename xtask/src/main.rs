@@ -52,11 +52,14 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Availability: how long a VM is away when its node is lost
+    /// Availability: nodes that are lost, moves beside bare `virsh migrate`, a drain, an evacuation; needs root
     Availability {
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Run only these cases: losses, migration, drain, evacuation
+        #[arg(long, value_name = "CASE")]
+        only: Vec<String>,
         /// The nodes' storage lease
         #[arg(long, value_name = "MS", default_value_t = 60_000)]
         lease_ms: u64,
@@ -93,7 +96,9 @@ fn main() -> ExitCode {
         Chore::Ci { long } => ci::run(long),
         Chore::Upgrade => upgrade::run(),
         Chore::Bench { what: Bench::Api { json } } => bench::api(json),
-        Chore::Bench { what: Bench::Availability { json, lease_ms } } => bench::availability(json, lease_ms),
+        Chore::Bench { what: Bench::Availability { json, only, lease_ms } } => {
+            bench::availability(json, &only, lease_ms)
+        }
         Chore::Bench { what: Bench::Manifests { json } } => bench::manifests(json),
         Chore::Bench { what: Bench::Scheduler { json, only, rebalance_seconds } } => {
             bench::scheduler(json, &only, rebalance_seconds)

@@ -143,6 +143,11 @@ async fn a_start_leaves_the_guest_paused(fixture: &dyn Fixture) {
         assert_eq!((running.platform, running.started), (started.platform.clone(), started.started));
     }
     wait_for_change(&mut events, spec.vm, Change::Resumed).await;
+    // Several at once, each of which has found it paused.
+    hypervisor.pause(spec.vm, 1).await.expect("pause");
+    for resumed in futures::future::join_all((0..8).map(|_| hypervisor.resume(spec.vm, 1))).await {
+        resumed.expect("a guest that runs already is no error");
+    }
     end(hypervisor, &spec).await;
 }
 

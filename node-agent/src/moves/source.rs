@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tamdao_proto::agent::v1::{Greeting, GreetingAnswer, MachinePaths, Purpose};
 use tamdao_proto::v1::MoveProgress;
-use tokio::net::{TcpStream, UnixListener};
+use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -48,7 +48,7 @@ impl Moves {
         &self,
         moving: &WantedMove,
         hello: &Greeting,
-    ) -> Result<(TlsStream<TcpStream>, GreetingAnswer)> {
+    ) -> Result<(TlsStream<wire::Line>, GreetingAnswer)> {
         let mut stream = wire::connect(&self.files.load()?, &moving.address, moving.peer).await?;
         let peer = |error: std::io::Error| MoveError::Peer {
             peer: moving.address.clone(),

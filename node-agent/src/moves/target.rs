@@ -63,8 +63,7 @@ async fn attend(operator: &Arc<Operator>, stream: TcpStream) -> Result<(), Strin
     let identity = operator.moves.files.load().map_err(|error| text(&error))?;
     let acceptor = wire::acceptor(&identity).map_err(|error| text(&error))?;
     let beginning = async {
-        stream.set_nodelay(true)?;
-        let mut stream = acceptor.accept(stream).await?;
+        let mut stream = acceptor.accept(wire::line(stream)?).await?;
         let greeting: Greeting = wire::hear(&mut stream).await?;
         Ok::<_, std::io::Error>((stream, greeting))
     };
@@ -110,7 +109,7 @@ async fn welcome(
     vm: Uuid,
     arrival: &Arc<Arrival>,
     purpose: Purpose,
-    mut stream: TlsStream<TcpStream>,
+    mut stream: TlsStream<wire::Line>,
 ) -> Result<(), String> {
     let mut answer = GreetingAnswer::default();
     let mut local = None;

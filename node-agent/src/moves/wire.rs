@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 use x509_parser::extensions::GeneralName;
@@ -26,6 +26,20 @@ use crate::pki::Identity;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A message of a connection's beginning, bytes.
 const MESSAGE: u32 = 64 * 1024;
+/// What is read of a connection at once, bytes: rustls by itself asks for 4 KiB each time.
+const READ: usize = 256 * 1024;
+
+/// What TLS runs on.
+pub type Line = BufReader<TcpStream>;
+
+/// A connection as TLS shall use it.
+///
+/// # Errors
+/// It is closed already.
+pub fn line(stream: TcpStream) -> std::io::Result<Line> {
+    stream.set_nodelay(true)?;
+    Ok(BufReader::with_capacity(READ, stream))
+}
 
 fn tls(error: impl std::fmt::Display) -> MoveError {
     MoveError::Tls(error.to_string())
@@ -70,7 +84,7 @@ pub async fn connect(
     identity: &Identity,
     address: &str,
     node: Uuid,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> Result<tokio_rustls::client::TlsStream<Line>> {
     let own = own(identity)?;
     let verifier =
         OneNode { node, roots: own.roots, algorithms: own.provider.signature_verification_algorithms };
@@ -85,9 +99,8 @@ pub async fn connect(
     // The verifier looks for the node and not for a name.
     let name = ServerName::try_from("tamdao-node").map_err(tls)?;
     let connecting = async {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        let line = line(TcpStream::connect(address).await?)?;
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, line).await
     };
     let connected = tokio::time::timeout(PATIENCE, connecting).await;
     connected.map_err(|_| peer("no answer".to_owned()))?.map_err(|error| peer(error.to_string()))

@@ -214,7 +214,11 @@ impl Hypervisor for Libvirt {
             if domain.state == DomainState::Running {
                 return Ok(());
             }
-            handle.resume()?;
+            if let Err(error) = handle.resume() {
+                // Somebody else of this agent may have let it run since it was looked at.
+                let runs = look(handle)?.is_some_and(|now| now.state == DomainState::Running);
+                return if runs { Ok(()) } else { Err(error.into()) };
+            }
             // The mark comes after the deed: a guest that runs and is marked as never run is put right by the
             // next pause; one marked as having run that never did would look paused on demand for ever.
             if domain.state == DomainState::Paused(PauseReason::NotYetRun) {

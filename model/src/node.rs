@@ -219,6 +219,9 @@ pub struct PoolSeen {
     /// The node's storage lease; none if it holds none.
     #[serde(default, skip_serializing_if = "crate::record::is_default")]
     pub lease: Option<LeaseSeen>,
+    /// Since when it is not ready; none while it is.
+    #[serde(default, skip_serializing_if = "crate::record::is_default")]
+    pub lost_time: Option<TimeMs>,
 }
 
 /// A storage lease that is held and was renewed in time.

@@ -52,7 +52,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::EvacuateWithoutProof,
         Self::SilenceWithoutWatchdog,
         Self::LeaseCountedFromReceipt,

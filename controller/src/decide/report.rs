@@ -38,7 +38,7 @@ pub fn take(draft: &mut Draft, moment: &mut Moment, node: NodeId, session: Sessi
     if current != Some(session) {
         return;
     }
-    take_node(draft, node, part);
+    take_node(draft, moment, node, part);
     recovery::hear(draft, node, session, part.whole.as_ref(), &part.vms);
     for seen in &part.volumes {
         take_volume(draft, moment, node, seen);
@@ -48,7 +48,7 @@ pub fn take(draft: &mut Draft, moment: &mut Moment, node: NodeId, session: Sessi
     }
 }
 
-fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
+fn take_node(draft: &mut Draft, moment: &Moment, id: NodeId, part: &Part) {
     let Some(row) = draft.view().nodes.get(id) else { return };
     let mut node = (*row.value).clone();
     for (pool, seen) in &part.pools {
@@ -61,7 +61,9 @@ fn take_node(draft: &mut Draft, id: NodeId, part: &Part) {
                 && old.used_mib.abs_diff(seen.used_mib) < step
         });
         if !same {
-            node.status.pools.insert(*pool, seen.clone());
+            let lost = old.and_then(|old| old.lost_time).unwrap_or(moment.now);
+            let lost_time = (!seen.ready).then_some(lost);
+            node.status.pools.insert(*pool, PoolSeen { lost_time, ..seen.clone() });
         }
     }
     if let Some(foreign) = part.foreign {

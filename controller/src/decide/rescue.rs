@@ -22,6 +22,8 @@ use crate::refusal::Refusal;
 /// Who asks for these moves.
 pub const RESCUER: &str = "rescuer";
 
+/// How long a pool may be away before VMs go elsewhere for it: a host that has just booted is mounting it, ms.
+const PATIENCE_MS: u64 = 30_000;
 /// How long a VM rests after a rescue that failed, ms.
 const REST_MS: u64 = 60_000;
 
@@ -44,7 +46,7 @@ pub fn due(view: &View, now: TimeMs) -> Vec<Stranded> {
         let vms = fence::taken_over(view, node.id()).filter(|vm| !rests(view, vm.id(), now));
         due.extend(vms.filter_map(|vm| {
             let size = std::cmp::Reverse((vm.spec.priority, vm.spec.memory_mib, vm.spec.vcpus));
-            let pool = lost_pool(view, node, vm).filter(|_| vm.status.moving.is_none() && is_off(vm))?;
+            let pool = lost_pool(view, node, vm, now).filter(|_| vm.status.moving.is_none() && is_off(vm))?;
             Some((size, Stranded { node: node.id(), vm: vm.id(), pool }))
         }));
     }
@@ -52,9 +54,12 @@ pub fn due(view: &View, now: TimeMs) -> Vec<Stranded> {
     due.into_iter().map(|(_, stranded)| stranded).collect()
 }
 
-/// A shared pool of the VM that its node has lost.
-fn lost_pool(view: &View, node: &Node, vm: &Vm) -> Option<PoolId> {
-    let lost = |pool: &PoolId| node.status.pools.get(pool).is_some_and(|pool| !pool.ready);
+/// A shared pool of the VM that its node has lost, and not just now.
+fn lost_pool(view: &View, node: &Node, vm: &Vm, now: TimeMs) -> Option<PoolId> {
+    let lost = |pool: &PoolId| {
+        let since = node.status.pools.get(pool).and_then(|pool| pool.lost_time);
+        since.is_some_and(|since| now.since(since) >= PATIENCE_MS)
+    };
     fence::shared_pools(view, vm).into_iter().find(lost)
 }
 

@@ -36,6 +36,8 @@ impl Scene {
         scene.says(GuestState::Running);
         scene.pool(false);
         scene.says(GuestState::Preparing);
+        assert_eq!(scene.due(), [], "it may be being mounted");
+        scene.moment.now = scene.moment.now.plus_ms(30_000);
         scene
     }
 
@@ -108,6 +110,11 @@ fn a_vm_is_due_while_it_is_off_for_want_of_its_pool_on_a_node_that_is_heard() {
     scene.pool(true);
     assert_eq!(scene.due(), [], "the pool is back");
     scene.pool(false);
+    assert_eq!(scene.due(), [], "it is away only now");
+    scene.moment.now = scene.moment.now.plus_ms(29_999);
+    scene.pool(false);
+    assert_eq!(scene.due(), []);
+    scene.moment.now = scene.moment.now.plus_ms(1);
     assert_eq!(scene.due().len(), 1);
     node::lose(&mut scene.draft, &mut scene.moment, node_id(0), "silent");
     assert_eq!(scene.due(), [], "of a node that is not heard others have to prove it");

@@ -167,6 +167,7 @@ pub fn read_pool(report: &agent::v1::PoolReport) -> Result<(PoolId, PoolSeen), R
         used_mib: report.used_mib,
         message: clean(&report.message),
         lease: report.lease.as_ref().map(read_lease),
+        lost_time: None,
     };
     Ok((id("pool_id", &report.pool_id)?, seen))
 }

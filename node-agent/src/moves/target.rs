@@ -150,7 +150,7 @@ async fn take_file(
     vm: Uuid,
     arrival: &Arrival,
     greeting: &Greeting,
-    mut stream: TlsStream<TcpStream>,
+    mut stream: TlsStream<wire::Line>,
 ) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
     let begun = operator.begin_taking(vm, arrival, &greeting.volume_id);

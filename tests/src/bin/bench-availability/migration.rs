@@ -203,7 +203,7 @@ impl<'a> Bench<'a> {
                 let event = self.events.recv().await.context("virsh event has ended")?;
                 match (event.node == from, event.line.contains(&domain)) {
                     (true, true) if event.line.contains("Suspended") => {
-                        drop(stopped.get_or_insert(event.when))
+                        stopped.get_or_insert(event.when);
                     }
                     (false, true) if event.line.contains("Resumed") => ran = Some(event.when),
                     _ => {}

@@ -24,7 +24,7 @@ async fn pool_becomes(cloud: &Cloud, phase: &str) -> Result<()> {
 /// Its node is heard throughout, and another guest there, whose disk is its own, does not notice.
 #[tokio::test]
 async fn a_guest_whose_node_is_heard_and_whose_storage_hangs_is_killed_and_runs_elsewhere() -> Result<()> {
-    let mut cloud = Cloud::builder().nodes(2).may_hang(Hang::Dies).start().await?;
+    let cloud = Cloud::builder().nodes(2).may_hang(Hang::Dies).start().await?;
     let node = protected(&cloud, "web").await?;
     cloud.create_tiny("own", &["--pin-node", &node]).await?;
     cloud.guest("own").says(READY, 1).await?;

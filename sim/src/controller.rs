@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
-use futures::stream::{FuturesUnordered, StreamExt};
 use tamdao_controller::admission::Writer;
 use tamdao_controller::clock::Clock;
 use tamdao_controller::config::ImagesConfig;
@@ -159,11 +159,16 @@ impl Process {
                 return;
             }
             office.send_replace(Some(leadership.clone()));
-            let duties: FuturesUnordered<_> = office::duties(&shared, &leadership).into_iter().collect();
+            let mut duties = office::duties(&shared, &leadership);
+            // Each time all of them are looked at, in one order: tokio's watch wakes its waiters in one that it draws.
+            let ended = std::future::poll_fn(|context| {
+                duties.retain_mut(|duty| duty.as_mut().poll(context).is_pending());
+                if duties.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            });
             tokio::select! {
                 biased;
                 () = leadership.lost() => {}
-                _ = duties.collect::<Vec<()>>() => {}
+                () = ended => {}
             }
             office.send_replace(None);
             shared.sessions.end_all();

@@ -1,5 +1,6 @@
 //! One controller's tasks and clock, on one thread and in one order: what the product awaits is polled here, when it is
-//! woken, first come first served. A controller that is paused is simply not run.
+//! woken, first come first served, and of those that are woken together the first that began. A controller that is paused
+//! is simply not run.
 //!
 //! Invariant: what happens follows from the order of wakes alone; no clock of the machine and no other thread has a part
 //! in it.
@@ -22,7 +23,7 @@ const DAWN_MS: u64 = 1_700_000_000_000;
 /// Polls at one moment; more is a task that wakes itself for ever.
 const POLLS: usize = 200_000;
 
-type Woken = Arc<Mutex<VecDeque<u64>>>;
+type Woken = Arc<Mutex<Vec<u64>>>;
 
 struct Bell {
     task: u64,
@@ -33,7 +34,7 @@ struct Bell {
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
         if !self.rung.swap(true, Ordering::Relaxed) {
-            self.woken.lock().expect("no holder of the lock panics").push_back(self.task);
+            self.woken.lock().expect("no holder of the lock panics").push(self.task);
         }
     }
 }
@@ -66,9 +67,13 @@ impl Tasks {
 
     /// Polls until nobody is woken any more. Says whether anybody was.
     pub fn run(&mut self) -> bool {
+        let mut queue = VecDeque::new();
         for polls in 0..POLLS {
-            let woken = self.woken.lock().expect("no holder of the lock panics").pop_front();
-            let Some(id) = woken else { return polls > 0 };
+            // What one poll woke is put in order: tokio's watch wakes its many waiters in an order that it draws.
+            let mut woken = std::mem::take(&mut *self.woken.lock().expect("no holder of the lock panics"));
+            woken.sort_unstable();
+            queue.extend(woken);
+            let Some(id) = queue.pop_front() else { return polls > 0 };
             let Some((task, bell)) = self.tasks.get_mut(&id) else { continue };
             bell.rung.store(false, Ordering::Relaxed);
             let waker = Waker::from(bell.clone());

@@ -64,7 +64,7 @@ fn absence_is_a_command() {
 
 #[test]
 fn missing_disk_made_again() {
-    found(Mutant::MissingDiskMadeAgain, 5, &["volumes"]);
+    found(Mutant::MissingDiskMadeAgain, 20, &["volumes"]);
 }
 
 #[test]

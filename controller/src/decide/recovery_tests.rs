@@ -446,7 +446,8 @@ fn only_what_starts_and_stops_nothing_is_decided() {
     }
     let verbs = [
         "Create", "Update", "Delete", "Start", "Stop", "Reboot", "Reset", "Pause", "Resume", "Resize",
-        "Migrate", "Drain", "Return", "Cancel", "Uncordon", "Open", "Drill", "Record", "Preview",
+        "Migrate", "Drain", "Return", "Cancel", "Uncordon", "Open", "Drill", "Record", "Preview", "Rename",
+        "HandOver",
     ];
     for row in role::TABLE.iter().filter(|row| !recovery::ADMITTED.contains(&row.method)) {
         let verb = row.method.rsplit('/').next().unwrap();

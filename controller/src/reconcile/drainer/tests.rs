@@ -407,6 +407,11 @@ fn a_guest_that_another_node_cannot_run_is_told() {
 #[test]
 fn disks_of_what_is_off_go_along_where_the_drain_allows_it() {
     let mut scene = Scene::new(2, false);
+    for at in [0, 1] {
+        let mut node = (*scene.draft.view().nodes.get(node_id(at)).unwrap().value).clone();
+        node.status.inventory.tpm = true;
+        scene.draft.put(node);
+    }
     let mut off = scene.vm(0, 0, 500, Migrate).unwrap();
     off.spec.power = Power::Off;
     scene.draft.put(off.clone());

@@ -65,7 +65,9 @@ impl Agent {
     /// When it does not run.
     pub fn signal(&self, how: Signal) -> Result<()> {
         let process = self.process.as_ref().context("the agent is not started")?;
-        children(process.id())?.into_iter().try_for_each(|child| signal(child, how))
+        children(process.id())?.into_iter().try_for_each(|child| signal(child, how))?;
+        // `nsenter` stands still with what it has started, and goes on by itself only when it is told to.
+        if how == Signal::CONT { signal(process.id(), how) } else { Ok(()) }
     }
 
     /// Forgets an agent whose host's power was cut.

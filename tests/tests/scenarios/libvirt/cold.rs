@@ -13,7 +13,9 @@ async fn limit(cloud: &mut Cloud, node: &str, mib: u32) -> Result<()> {
     cloud.agent(node)?.limit_moves(mib)?;
     cloud.agent_mut(node)?.stop().await?;
     cloud.agent_mut(node)?.start()?;
-    cloud.nodes_ready().await
+    cloud.nodes_ready().await?;
+    // While its node was not heard nobody knew.
+    cloud.reaches("web", VmPhase::Stopped).await.map(drop)
 }
 
 /// It is off there, and its files are nowhere else.

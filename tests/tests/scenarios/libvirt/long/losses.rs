@@ -110,7 +110,7 @@ async fn the_whole_network_goes_and_comes_back() -> Result<()> {
         cloud.guarded(node)?.link(false)?;
     }
     for node in ["n1", "n2"] {
-        cloud.node_becomes(node, "lost", |node| phase(node) == NodePhase::Fencing).await?;
+        cloud.node_becomes(node, "lost", |node| is_lost(phase(node))).await?;
     }
     for node in ["n1", "n2"] {
         cloud.guarded(node)?.link(true)?;
